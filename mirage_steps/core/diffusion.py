@@ -1,0 +1,111 @@
+"""The diffusion process: schedule, training objective, deterministic sampler (section 3.2)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = 1000
+
+
+def cumulative_alphas() -> Tensor:
+    """alpha_t of equations 3 and 4, (T,) float64: the cumulative product of 1 - beta_t.
+
+    The linear schedule of DDPM and DDIM, beta from 1e-4 to 0.02. DDIM writes alpha for what DDPM
+    calls alpha-bar; the paper follows DDIM.
+    """
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64), dim=0)
+
+
+def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """Equation 3.
+
+    Args:
+        x0: (n, ...) clean images.
+        noise: of the same shape, standard normal.
+        alpha: (n,) alpha_t of each image.
+    """
+    alpha = alpha.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+    return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+
+
+def antithetic_steps(count: int) -> Tensor:
+    """Random time steps in pairs t, T - 1 - t, as DDIM draws them, (count,) on the CPU."""
+    half = torch.randint(0, T, (count // 2 + 1,))
+    return torch.cat([half, T - 1 - half])[:count]
+
+
+def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
+    """Equation 2: squared error summed over an image, averaged over the batch, as in DDIM."""
+    return (predicted.float() - noise).square().flatten(1).sum(1).mean()
+
+
+def ddim_steps(count: int) -> list[tuple[int, int]]:
+    """Pairs (t, next t) of a sampler with evenly spaced steps, from noise to image.
+
+    DDIM's "uniform" spacing: for 50 steps t = 980, 960, ..., 0. After the last comes -1, the clean
+    image, at which alpha is 1.
+    """
+    stride = T // count
+    times = list(range(0, stride * count, stride))
+    return list(zip(reversed(times), reversed([-1, *times[:-1]]), strict=True))
+
+
+def ddim_step(x: Tensor, noise: Tensor, alpha: float, alpha_next: float) -> Tensor:
+    """Equation 4: from x_t to x at the next step, given the predicted noise.
+
+    Args:
+        x: images at the present step.
+        noise: predicted, of the same shape.
+        alpha: alpha_t, in (0, 1).
+        alpha_next: alpha of the next step, 1 for the clean image.
+    """
+    x0 = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+    return alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * noise
+
+
+def ddim_sample(
+    denoise: Callable[[Tensor, int], Tensor],
+    noise: Tensor,
+    steps: int,
+    progress: Callable = lambda steps: steps,
+) -> Tensor:
+    """Deterministic DDIM from noise to images.
+
+    Args:
+        denoise: from images (n, ...) and the number of the step, 0..steps-1, to predicted noise.
+        noise: x_T, standard normal.
+        steps: number of steps.
+        progress: wraps the list of steps, such as ``tqdm``.
+
+    Returns:
+        Images of the same shape, not clamped.
+    """
+    alphas = cumulative_alphas().tolist()
+    x = noise
+    for number, (t, t_next) in enumerate(progress(ddim_steps(steps))):
+        alpha_next = alphas[t_next] if t_next >= 0 else 1.0
+        x = ddim_step(x, denoise(x, number).to(x.dtype), alphas[t], alpha_next)
+    return x
+
+
+def keyed_noise(seed: int, indices: list[int], shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise that depends on the seed and each object's index alone.
+
+    Returns:
+        (len(indices), *shape) float32 on the CPU.
+    """
+    rows = [np.random.default_rng([seed, index]).standard_normal(shape) for index in indices]
+    return torch.from_numpy(np.stack(rows).astype(np.float32))
+
+
+def to_pixels(x: Tensor) -> np.ndarray:
+    """Images (n, 3, H, W) in [-1, 1] as (n, H, W, 3) uint8."""
+    x = (x.float().clamp(-1, 1) + 1) * 127.5
+    return x.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def from_pixels(images: np.ndarray) -> Tensor:
+    """(n, H, W, 3) uint8 as (n, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)

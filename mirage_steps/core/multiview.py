@@ -1,0 +1,113 @@
+"""Views of one object: shared noise, cross-frame attention, hard-attention guidance (section 3.3).
+
+Written for speed, with the literal equations as its test:
+
+- all views of an object and its reference are one batch, and the reference attends to itself as any
+  view attends to it, so it needs no pass of its own;
+- the soft and the hard pass of equation 7 differ only from the first cross-frame attention on;
+  what lies before it is computed once, what lies behind it runs as one batch;
+- embeddings of all steps and poses are computed before the loop.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mirage_steps.core.diffusion import ddim_sample, ddim_steps
+from mirage_steps.core.unet import Frames, UNet
+
+
+def denoise_views(model: UNet, x: Tensor, embedding: Tensor, gamma: float) -> Tensor:
+    """Predicted noise of references and their views at one step.
+
+    The reference runs plain self-attention, unguided. Every view attends to the reference's keys
+    and values of the same step and layer, in bottleneck and decoder (equation 6); its soft and hard
+    predictions combine as in equation 7.
+
+    Args:
+        model: the network, in evaluation mode.
+        x: (objects, 1 + views, 3, S, S), the reference first.
+        embedding: (objects, 1 + views, embedding).
+        gamma: weight of the soft pass; at 1 the hard pass is left out.
+
+    Returns:
+        Of the shape of ``x``.
+    """
+    views = x.shape[1] - 1
+    frames = Frames(views, hard=gamma != 1 and views > 0)
+    embedding = embedding.flatten(0, 1)
+    h, skips = model.encode(x.flatten(0, 1), embedding)
+    noise = model.decode(
+        frames.spread(h), [frames.spread(skip) for skip in skips], frames.spread(embedding), frames
+    ).unflatten(0, (-1, frames.count))
+    if not frames.hard:
+        return noise
+    reference, soft, hard = noise.split([1, views, views], dim=1)
+    return torch.cat([reference, (1 - gamma) * hard + gamma * soft], dim=1)  # equation 7
+
+
+@torch.inference_mode()
+def sample_views(
+    model: UNet,
+    noise: Tensor,
+    poses: Tensor,
+    steps: int,
+    gamma: float,
+    progress: Callable = lambda steps: steps,
+) -> Tensor:
+    """Generate objects, each in its reference pose and in other poses, from shared noise.
+
+    Args:
+        model: the network, in evaluation mode.
+        noise: (objects, 3, S, S), the same x_T for all frames of an object.
+        poses: (objects, 1 + views) int, the reference's first.
+        steps: DDIM steps.
+        gamma: as in :func:`denoise_views`.
+        progress: wraps the list of steps.
+
+    Returns:
+        (objects, 1 + views, 3, S, S), not clamped.
+    """
+    embeddings = step_embeddings(model, poses.flatten(), steps).unflatten(1, tuple(poses.shape))
+    x = noise[:, None].expand(-1, poses.shape[1], -1, -1, -1)
+    return ddim_sample(
+        lambda x, number: denoise_views(model, x, embeddings[number], gamma), x, steps, progress
+    )
+
+
+@torch.inference_mode()
+def sample_single(
+    model: UNet,
+    noise: Tensor,
+    poses: Tensor,
+    steps: int,
+    progress: Callable = lambda steps: steps,
+) -> Tensor:
+    """Generate single images with plain self-attention.
+
+    Args:
+        model: the network, in evaluation mode.
+        noise: (n, 3, S, S).
+        poses: (n,) int.
+        steps: DDIM steps.
+        progress: wraps the list of steps.
+
+    Returns:
+        (n, 3, S, S), not clamped.
+    """
+    embeddings = step_embeddings(model, poses, steps)
+
+    def denoise(x: Tensor, number: int) -> Tensor:
+        embedding = embeddings[number]
+        return model.decode(*model.encode(x, embedding), embedding)
+
+    return ddim_sample(denoise, noise, steps, progress)
+
+
+def step_embeddings(model: UNet, poses: Tensor, steps: int) -> Tensor:
+    """Embeddings of all DDIM steps, (steps, n, embedding), for poses (n,)."""
+    times = torch.tensor([t for t, _ in ddim_steps(steps)], device=poses.device)
+    count = len(poses)
+    flat = model.embed(times.repeat_interleave(count), poses.repeat(steps))
+    return flat.unflatten(0, (steps, count))

@@ -1,0 +1,118 @@
+"""Principal components from streamed exact moments.
+
+The paper uses incremental PCA "at the batch level" to avoid holding the data set (section 3.1).
+Summing the first two moments does the same exactly: the covariance depends on the data only
+through the count, the sum and the sum of outer products, which add up over batches, shards and
+machines. One matrix product a batch, memory of one (dim, dim) matrix.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Moments:
+    """Count, mean and scatter of vectors seen so far, in float64.
+
+    Args:
+        dim: length of a vector.
+    """
+
+    dim: int
+    count: int = 0
+    mean: np.ndarray = field(init=False)
+    scatter: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mean = np.zeros(self.dim)
+        self.scatter = np.zeros((self.dim, self.dim))
+
+    def add(self, vectors: np.ndarray) -> None:
+        """Take in a batch of vectors.
+
+        Args:
+            vectors: (n, dim), any float type; n may be 0.
+        """
+        if len(vectors) == 0:
+            return
+        batch = Moments(self.dim)
+        # The scatter about the batch's own mean: no cancellation where the mean is large.
+        batch.count = len(vectors)
+        batch.mean = vectors.mean(axis=0, dtype=np.float64)
+        centred = vectors.astype(np.float64) - batch.mean
+        batch.scatter = centred.T @ centred
+        self.merge(batch)
+
+    def merge(self, other: "Moments") -> None:
+        """Take in everything ``other`` has seen (Chan, Golub and LeVeque 1983)."""
+        if other.count == 0:
+            return
+        total = self.count + other.count
+        delta = other.mean - self.mean
+        self.scatter += other.scatter + np.outer(delta, delta) * (self.count * other.count / total)
+        self.mean += delta * (other.count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance, (dim, dim).
+
+        Raises:
+            ValueError: fewer than two vectors were seen.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two vectors, {self.count} seen")
+        return self.scatter / (self.count - 1)
+
+
+@dataclass(frozen=True)
+class Pca:
+    """A fitted PCA.
+
+    Args:
+        mean: (dim,) float64.
+        components: (c, dim) float64, orthonormal rows in order of falling variance, each with its
+            entry of largest magnitude positive, so that equal data give equal signs.
+        variance: (c,) variance along each component.
+        variance_ratio: (c,) share of the total variance.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+    variance: np.ndarray
+    variance_ratio: np.ndarray
+
+    @classmethod
+    def fit(cls, moments: Moments, components: int) -> "Pca":
+        """The leading ``components`` principal components of what ``moments`` has seen."""
+        covariance = moments.covariance
+        values, vectors = np.linalg.eigh(covariance)
+        values = np.clip(values[::-1][:components], 0.0, None)
+        rows = vectors.T[::-1][:components]
+        largest = np.abs(rows).argmax(axis=1)
+        rows = rows * np.where(rows[np.arange(len(rows)), largest] < 0, -1.0, 1.0)[:, None]
+        total = max(np.trace(covariance), np.finfo(float).tiny)
+        return cls(moments.mean.copy(), rows, values, values / total)
+
+    def project(self, vectors: np.ndarray) -> np.ndarray:
+        """Coordinates of vectors along the components.
+
+        Args:
+            vectors: (..., dim).
+
+        Returns:
+            (..., c) float32.
+        """
+        rows = self.components.astype(np.float32)
+        offset = (self.components @ self.mean).astype(np.float32)
+        return vectors.astype(np.float32) @ rows.T - offset
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fitted arrays by name, for saving."""
+        return {
+            "mean": self.mean,
+            "components": self.components,
+            "variance": self.variance,
+            "variance_ratio": self.variance_ratio,
+        }

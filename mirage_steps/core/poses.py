@@ -1,0 +1,137 @@
+"""Poses as clusters of maps in pose space (paper, section 3.1)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.cluster import KMeans
+
+from mirage_steps.core.circle import circular_distance, circular_mean, shortest_cycle
+
+
+def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Mean of the valid entries at each position of the maps.
+
+    Args:
+        maps: (n, T, c).
+        valid: bool (n, T).
+
+    Returns:
+        (T, c) float32; the overall mean where a position is valid in no map.
+    """
+    sums = np.zeros(maps.shape[1:])
+    counts = valid.sum(0)
+    for one, usable in zip(maps, valid, strict=True):
+        sums[usable] += one[usable]
+    overall = sums.sum(0) / max(counts.sum(), 1)
+    means = sums / np.maximum(counts, 1)[:, None]
+    return np.where(counts[:, None] > 0, means, overall).astype(np.float32)
+
+
+def fill_padding(maps: np.ndarray, valid: np.ndarray, means: np.ndarray) -> None:
+    """Set padding to its position's mean, in place, so that it says nothing about the pose."""
+    for one, usable in zip(maps, valid, strict=True):
+        one[~usable] = means[~usable]
+
+
+@dataclass(frozen=True)
+class PoseModel:
+    """Poses in circular order.
+
+    Args:
+        centroids: (k, T * c) float32 mean maps.
+        means: (T, c) float32, what stands in for padding.
+    """
+
+    centroids: np.ndarray
+    means: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, maps: np.ndarray, means: np.ndarray, k: int, starts: int, seed: int
+    ) -> "PoseModel":
+        """Cluster maps by Euclidean K-Means and number the clusters around the circle.
+
+        Args:
+            maps: (n, T, c) float32, padding filled.
+            means: (T, c).
+            k: number of poses.
+            starts: K-Means runs, of which the one with the least inertia is kept.
+            seed: of the starts.
+        """
+        flat = maps.reshape(len(maps), -1)
+        kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
+        centroids = kmeans.cluster_centers_
+        gaps = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
+        return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)
+
+    def assign(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest pose of each map.
+
+        Args:
+            maps: (n, T, c), padding filled.
+
+        Returns:
+            (n,) int pose and (n,) float Euclidean distance to its centroid.
+        """
+        poses = np.empty(len(maps), np.int64)
+        distances = np.empty(len(maps))
+        for index, one in enumerate(maps.reshape(len(maps), -1)):
+            gaps = np.linalg.norm(self.centroids - one, axis=1)
+            poses[index] = gaps.argmin()
+            distances[index] = gaps.min()
+        return poses, distances
+
+    def save(self, path: Path) -> None:
+        """Write the model as an ``.npz`` file of plain arrays."""
+        np.savez(path, centroids=self.centroids, means=self.means)
+
+    @classmethod
+    def load(cls, path: Path) -> "PoseModel":
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as arrays:
+            return cls(arrays["centroids"], arrays["means"])
+
+
+def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int) -> dict:
+    """How well poses agree with true azimuths.
+
+    Args:
+        poses: (n,) pose of each image, 0..k-1 in circular order.
+        azimuths: (n,) true azimuth in degrees.
+        k: number of poses.
+
+    Returns:
+        ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of
+        the image's pose; ``order_errors``, steps around the circle that go against its direction by
+        15 degrees or more; and the mean and count of every pose.
+    """
+    members = [azimuths[poses == pose] for pose in range(k)]
+    means = [circular_mean(found) if len(found) else None for found in members]
+    errors = np.concatenate(
+        [circular_distance(a, m) for a, m in zip(members, means, strict=True) if m is not None]
+    )
+    return {
+        "images": len(azimuths),
+        "median_error_deg": float(np.median(errors)),
+        "share_within_30_deg": float((errors <= 30).mean()),
+        "order_errors": order_errors([mean for mean in means if mean is not None]),
+        "poses": [
+            {"pose": pose, "images": len(found), "mean_azimuth_deg": mean}
+            for pose, (found, mean) in enumerate(zip(members, means, strict=True))
+        ],
+    }
+
+
+def order_errors(means: list[float], tolerance: float = 15.0) -> int:
+    """Steps that break a circular order, in the better of the two directions.
+
+    Walking once around, every step should go forward; the steps of a right order add up to one
+    turn. Poses closer than the tolerance are interchangeable.
+
+    Args:
+        means: mean azimuth of the poses in their order, in degrees.
+        tolerance: steps back by less than this many degrees are no error.
+    """
+    steps = (np.roll(means, -1) - np.array(means) + 180) % 360 - 180
+    return int(min((steps <= -tolerance).sum(), (steps >= tolerance).sum()))

@@ -1,0 +1,360 @@
+"""The denoising U-Net, conditioned on time and pose (paper, section 3.2 and appendix A).
+
+The paper names the U-Net of simple-diffusion and adds "learnable pose embeddings into the time
+embedding"; it is built here from the same parts: two residual blocks a level, space-to-depth on
+the way down, nearest-neighbour on the way up, attention at low resolution and in the middle. The
+embedding scales and shifts the normalised features of every residual block, as in AdaIN.
+
+The network is split at the first attention of the bottleneck: :meth:`UNet.encode` runs up to it,
+:meth:`UNet.decode` from it on. Cross-frame attention (equation 6) acts only in the second half.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Queries that hard attention compares with all keys at once; bounds the memory of its logits.
+_QUERY_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a network.
+
+    Args:
+        image_size: side of the images in pixels.
+        poses: number of poses.
+        widths: channels of each level; all but the last end in a halving of the resolution.
+        blocks: residual blocks a level (one more on the way up).
+        attention_below: attention after each residual block at resolutions up to this.
+        head_dim: channels of an attention head.
+        heads: attention heads; their channels together need not equal the level's.
+        stem: factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none.
+        dropout: in residual blocks, while training.
+    """
+
+    image_size: int
+    poses: int
+    widths: tuple[int, ...]
+    blocks: int = 2
+    attention_below: int = 32
+    head_dim: int = 32
+    heads: int = 4
+    stem: int = 1
+    dropout: float = 0.0
+
+    @property
+    def embedding(self) -> int:
+        """Length of the joint embedding of time and pose."""
+        return 4 * self.widths[0]
+
+    def as_dict(self) -> dict:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "UNetConfig":
+        """From what :meth:`as_dict` gave."""
+        return cls(**{**values, "widths": tuple(values["widths"])})
+
+
+def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig:
+    """The two networks on offer.
+
+    ``paper``: levels 64 to 512, attention up to 32 x 32 (our reading of appendix A).
+    ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels.
+    """
+    if name == "paper":
+        return UNetConfig(image_size, poses, (64, 128, 256, 512), dropout=dropout)
+    return UNetConfig(
+        image_size, poses, (128, 256), blocks=1, attention_below=8, stem=4, dropout=dropout
+    )
+
+
+@dataclass(frozen=True)
+class Frames:
+    """How a batch divides into objects, each a row of frames: reference, views, hard views.
+
+    Args:
+        views: views of each object beside the reference.
+        hard: whether the views follow once more, to be attended to with arg-max.
+    """
+
+    views: int
+    hard: bool
+
+    @property
+    def count(self) -> int:
+        """Frames of an object."""
+        return 1 + self.views * (2 if self.hard else 1)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Repeat the views of (objects * (1 + views), ...) as hard views, if there are any."""
+        if not self.hard:
+            return x
+        rows = x.unflatten(0, (-1, 1 + self.views))
+        spread = torch.cat([rows, rows[:, 1:]], dim=1).flatten(0, 1)
+        return spread.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else spread
+
+
+class UNet(nn.Module):
+    """Predicts the noise in an image, given the time step and the pose."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        widths, embedding = config.widths, config.embedding
+        self.time = nn.Sequential(
+            nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.pose = nn.Embedding(config.poses, embedding)
+        pixels = 3 * config.stem**2
+        self.stem_in = nn.PixelUnshuffle(config.stem)
+        self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
+
+        resolution, channels = config.image_size // config.stem, widths[0]
+        self.down, skips = nn.ModuleList(), [channels]
+        for level, width in enumerate(widths):
+            attention = resolution <= config.attention_below
+            for _ in range(config.blocks):
+                self.down.append(_Stage(config, channels, width, attention))
+                channels = width
+                skips.append(channels)
+            if level < len(widths) - 1:
+                self.down.append(_Down(channels))
+                skips.append(channels)
+                resolution //= 2
+
+        self.middle_in = ResidualBlock(config, channels, channels)
+        self.middle_attention = SelfAttention(config, channels)
+        self.middle_out = ResidualBlock(config, channels, channels)
+
+        self.up = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            attention = resolution <= config.attention_below
+            for _ in range(config.blocks + 1):
+                self.up.append(_Stage(config, channels + skips.pop(), width, attention))
+                channels = width
+            if level > 0:
+                self.up.append(_Up(channels))
+                resolution *= 2
+
+        self.norm_out = nn.GroupNorm(32, channels)
+        self.conv_out = nn.Conv2d(channels, pixels, 3, padding=1)
+        self.stem_out = nn.PixelShuffle(config.stem)
+        # The untrained network predicts no noise at all, the usual start of such networks.
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    def embed(self, t: Tensor, pose: Tensor) -> Tensor:
+        """Joint embedding of time and pose.
+
+        Args:
+            t: (n,) time steps in [0, T).
+            pose: (n,) poses in [0, poses).
+
+        Returns:
+            (n, embedding).
+        """
+        waves = sinusoidal(t, self.config.widths[0]).to(self.pose.weight.dtype)
+        return functional.silu(self.time(waves) + self.pose(pose))
+
+    def forward(self, x: Tensor, t: Tensor, pose: Tensor) -> Tensor:
+        """Predicted noise (n, 3, S, S) of images (n, 3, S, S) at time steps (n,) in poses (n,)."""
+        embedding = self.embed(t, pose)
+        return self.decode(*self.encode(x, embedding), embedding)
+
+    def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Everything up to the first attention of the bottleneck.
+
+        Args:
+            x: (n, 3, S, S).
+            embedding: (n, embedding).
+
+        Returns:
+            The bottleneck's features and the skip connections, first to last.
+        """
+        h = self.stem_in(x).contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(h)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding)
+            skips.append(h)
+        return self.middle_in(h, embedding), skips
+
+    def decode(
+        self, h: Tensor, skips: list[Tensor], embedding: Tensor, frames: Frames | None = None
+    ) -> Tensor:
+        """From the first attention of the bottleneck to the predicted noise.
+
+        Args:
+            h: features of the bottleneck.
+            skips: skip connections, first to last.
+            embedding: (n, embedding).
+            frames: how the batch divides into objects, for cross-frame attention (equation 6);
+                None for plain self-attention (equation 5).
+
+        Returns:
+            (n, 3, S, S).
+        """
+        h = self.middle_out(self.middle_attention(h, frames), embedding)
+        skips = list(skips)
+        for layer in self.up:
+            if isinstance(layer, _Stage):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = layer(h, embedding, frames)
+        h = self.conv_out(functional.silu(self.norm_out(h)))
+        return self.stem_out(h)
+
+
+def build(config: UNetConfig, seed: int) -> UNet:
+    """A network with its weights drawn from the seed, on the CPU: what training starts from."""
+    torch.manual_seed(seed)
+    return UNet(config).to(memory_format=torch.channels_last)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions; the embedding scales and shifts the features normalised in between."""
+
+    def __init__(self, config: UNetConfig, channels: int, width: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(32, channels)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.modulation = nn.Linear(config.embedding, 2 * width)
+        self.norm2 = nn.GroupNorm(32, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(n, channels, H, W) and (n, embedding) to (n, width, H, W)."""
+        h = self.conv1(functional.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention (equation 5), or cross-frame attention to a reference (equation 6)."""
+
+    def __init__(self, config: UNetConfig, channels: int):
+        super().__init__()
+        inner = config.heads * config.head_dim
+        self.heads = config.heads
+        self.norm = nn.GroupNorm(32, channels)
+        self.query = nn.Linear(channels, inner, bias=False)
+        self.key_value = nn.Linear(channels, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, frames: Frames | None = None) -> Tensor:
+        """(n, channels, H, W) to the same shape, added to the input.
+
+        With ``frames`` keys and values are projected for the references only, and all queries of
+        an object are folded into one row of tokens, so that one product serves all its views.
+        """
+        _, _, height, width = x.shape
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (n, HW, channels)
+        query = self.query(tokens)
+        if frames is not None:
+            tokens = tokens.unflatten(0, (-1, frames.count))[:, 0]  # references
+            query = query.unflatten(0, (-1, frames.count)).flatten(1, 2)  # (objects, frames HW, .)
+        key, value = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
+        query = self._split(query)  # (., heads, queries, head_dim)
+        if frames is not None and frames.hard:
+            soft = (1 + frames.views) * height * width
+            attended = torch.cat(
+                [
+                    functional.scaled_dot_product_attention(query[:, :, :soft], key, value),
+                    hard_attention(query[:, :, soft:], key, value),
+                ],
+                dim=2,
+            )
+        else:
+            attended = functional.scaled_dot_product_attention(query, key, value)
+        attended = self.out(attended.transpose(1, 2).flatten(2))  # (., queries, channels)
+        attended = attended.reshape(-1, height, width, attended.shape[-1]).permute(0, 3, 1, 2)
+        return x + attended
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        """(n, L, heads * d) to (n, heads, L, d)."""
+        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Equation 6 with arg-max in place of soft-max: each query takes its best key's value.
+
+    The scale of the logits does not change their arg-max, and a product with a one-hot matrix is a
+    gather, so neither soft-max nor the product with the values is computed.
+
+    Args:
+        query: (n, heads, queries, d).
+        key: (n, heads, keys, d).
+        value: (n, heads, keys, d).
+
+    Returns:
+        (n, heads, queries, d).
+    """
+    chunks = []
+    for part in query.split(_QUERY_CHUNK, dim=2):
+        best = (part @ key.transpose(2, 3)).argmax(dim=3, keepdim=True)
+        chunks.append(value.gather(2, best.expand(-1, -1, -1, value.shape[3])))
+    return torch.cat(chunks, dim=2)
+
+
+def sinusoidal(t: Tensor, dim: int) -> Tensor:
+    """Sines and cosines of time steps at geometric frequencies (Vaswani et al. 2017).
+
+    Args:
+        t: (n,).
+        dim: even length of the result.
+
+    Returns:
+        (n, dim) in [-1, 1], float32 (float64 for float64 time steps).
+    """
+    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    steps = torch.arange(dim // 2, device=t.device, dtype=dtype)
+    angles = t.to(dtype)[:, None] * torch.exp(-math.log(10_000) * steps / (dim // 2 - 1))
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class _Stage(nn.Module):
+    """A residual block, followed by attention at low resolution."""
+
+    def __init__(self, config: UNetConfig, channels: int, width: int, attention: bool):
+        super().__init__()
+        self.block = ResidualBlock(config, channels, width)
+        self.attention = SelfAttention(config, width) if attention else None
+
+    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
+        h = self.block(x, embedding)
+        return h if self.attention is None else self.attention(h, frames)
+
+
+class _Down(nn.Module):
+    """Halve the resolution: space to depth, then 1 x 1."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.unshuffle = nn.PixelUnshuffle(2)
+        self.conv = nn.Conv2d(4 * channels, channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
+        return self.conv(self.unshuffle(x))
+
+
+class _Up(nn.Module):
+    """Double the resolution: nearest neighbour, then 3 x 3."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,48 @@
+"""Step 4a: the crops that the diffusion model learns from.
+
+Writes ``crops.h5``: ``images`` (n, S, S, 3) uint8 and ``image`` (n,) names, for the images in which
+an object was found, in the manifest's order.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mirage_steps.core.boxes import crop
+from mirage_steps.support.h5 import by_image, create_h5, write_names
+from mirage_steps.support.loading import image_batches
+from mirage_steps.support.manifest import read_manifest
+from mirage_steps.support.step import run
+from mirage_steps.support.windows import read_windows
+
+_BATCH = 64
+
+
+def main(*, manifest: Path, windows: Path, out: Path, image_size: int = 64) -> None:
+    """Cut out the objects at the diffusion model's size.
+
+    Args:
+        manifest: The data set's manifest.csv.
+        windows: The foreground step's foreground.csv.
+        out: Folder for crops.h5.
+        image_size: Side of a crop in pixels.
+    """
+    found = read_windows(windows, read_manifest(manifest))
+    entries = [entry for entry, _ in found]
+    with create_h5(out / "crops.h5") as file:
+        images = by_image(file, "images", len(found), (image_size, image_size, 3), np.uint8)
+        write_names(file, [entry.image for entry in entries])
+        start = 0
+        with tqdm(total=len(found), unit="image", mininterval=1.0) as progress:
+            batches = image_batches(
+                entries, lambda image, index: crop(image, found[index][1], image_size), _BATCH
+            )
+            for batch in batches:
+                images[start : start + len(batch)] = batch
+                start += len(batch)
+                progress.update(len(batch))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,198 @@
+"""Features of an image set for the distances: the backbone's and, if configured, Inception's.
+
+FID means one Inception network and one way of scaling images to it; clean-fid (Parmar et al. 2022)
+fixes both, and its file and its resizer are used here. Writes ``features.h5``:
+
+- ``backbone`` (n, dim) float32, the CLS token or the mean over the patch tokens;
+- ``inception`` (n, 2048) float32, absent where the attribute ``inception_absent`` says why;
+- attributes that name the networks, the token, and the images' size and number.
+"""
+
+import hashlib
+import urllib.error
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from cleanfid.resize import build_resizer
+from tqdm import tqdm
+
+from mirage_steps import settings
+from mirage_steps.support.backbone import Backbone
+from mirage_steps.support.device import choose_device
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.h5 import create_h5, open_h5, slices
+from mirage_steps.support.loading import ahead
+from mirage_steps.support.step import log, run
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+# What features of the published file are called; any other file is called by its own name.
+INCEPTION = "clean-fid Inception"
+INCEPTION_URL = (
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/" + INCEPTION_FILE
+)
+_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+INCEPTION_DIM = 2048
+
+Extractor = Callable[[np.ndarray], np.ndarray]
+
+
+def main(
+    *,
+    images: Path,
+    out: Path,
+    backbone: settings.Backbone = settings.Backbone(),
+    embed: settings.Embed = settings.Embed(),
+    device: str = "auto",
+) -> None:
+    """Write features.h5: one row of each network's features for each image of a set.
+
+    Args:
+        images: HDF5 file of the set.
+        out: Folder for features.h5.
+        backbone: The vision transformer.
+        embed: Which features.
+        device: auto, cpu or cuda.
+    """
+    chosen = choose_device(device)
+    network = Backbone.load(backbone.model, backbone.resolution, chosen)
+    extractors: dict[str, tuple[int, Extractor]] = {
+        "backbone": (network.dim, lambda pixels: backbone_features(network, pixels, embed.token))
+    }
+    if embed.inception == "none":
+        about = {"inception_absent": "not configured (embed.inception is none)"}
+    else:
+        inception = Inception(inception_file(embed.inception), chosen)
+        extractors["inception"] = (INCEPTION_DIM, inception.features)
+        about = {"inception": inception.name}
+    with open_h5(images, "images") as source, create_h5(out / "features.h5") as features:
+        features.attrs.update(
+            count=len(source["images"]),
+            image_size=source["images"].shape[1],
+            sam=source.attrs.get("sam", ""),
+            backbone=network.name,
+            resolution=network.resolution,
+            token=embed.token,
+            **about,
+        )
+        extract(source["images"], features, extractors, backbone.batch_size)
+    log.info("features of %s: %s", images, ", ".join(extractors))
+
+
+def extract(
+    images: h5py.Dataset,
+    features: h5py.File,
+    extractors: dict[str, tuple[int, Extractor]],
+    batch_size: int,
+) -> None:
+    """Run every network over a set, batch by batch.
+
+    Args:
+        images: (n, S, S, 3) uint8.
+        features: gets a dataset (n, d) float32 for each extractor.
+        extractors: name -> (d, function from a batch of images to (b, d)).
+        batch_size: images at once.
+    """
+    for name, (dim, _) in extractors.items():
+        features.create_dataset(name, (len(images), dim), np.float32)
+    with tqdm(total=len(images), desc="features", unit="image", mininterval=1.0) as progress:
+        for rows in slices(len(images), batch_size):
+            pixels = images[rows]
+            for name, (_, function) in extractors.items():
+                features[name][rows] = function(pixels)
+            progress.update(len(pixels))
+
+
+def backbone_features(network: Backbone, images: np.ndarray, token: str) -> np.ndarray:
+    """The feature of each image by which the backbone's columns compare.
+
+    Args:
+        network: the vision transformer.
+        images: (n, S, S, 3) uint8 RGB.
+        token: ``cls``, or ``mean-patch`` for the mean over the patch tokens.
+
+    Returns:
+        (n, dim) float32.
+    """
+    patches, cls = network.tokens(images)
+    return (cls if token == "cls" else patches.mean(dim=1)).cpu().numpy()
+
+
+class Inception:
+    """The Inception network of FID, as clean-fid runs it, from a file of any name.
+
+    Args:
+        path: TorchScript file with a submodule ``layers``.
+        device: where it runs.
+
+    Raises:
+        UserError: the file is something else.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        try:
+            with warnings.catch_warnings():
+                # The network is published as TorchScript only, whatever torch thinks of that.
+                warnings.simplefilter("ignore", FutureWarning)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.layers = torch.jit.load(str(path), map_location=device).eval().layers
+        except (RuntimeError, ValueError, AttributeError):
+            raise UserError(
+                f"embed.inception {path}: not clean-fid's Inception in TorchScript; get it from "
+                f"{INCEPTION_URL}"
+            ) from None
+        with open(path, "rb") as content:
+            published = hashlib.file_digest(content, "sha256").hexdigest() == _INCEPTION_SHA256
+        self.name = INCEPTION if published else path.name
+        self.device = device
+        self._resize = build_resizer("clean")
+
+    @torch.inference_mode()
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of the last pooling layer.
+
+        Args:
+            images: (n, S, S, 3) uint8 RGB.
+
+        Returns:
+            (n, 2048) float32.
+        """
+        resized = np.stack(list(ahead(self._resize, images)))
+        pixels = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2)
+        # Values are 0..255 here; the network's own input is about -1..1.
+        return self.layers((pixels - 128) / 128).reshape(len(images), INCEPTION_DIM).cpu().numpy()
+
+
+def inception_file(inception: str) -> Path:
+    """Where the network's file is; ``auto`` fetches it on first use, whole or not at all.
+
+    Raises:
+        UserError: it is not there and cannot be fetched.
+    """
+    if inception != "auto":
+        if not Path(inception).is_file():
+            raise UserError(
+                f"embed.inception {inception}: no such file; download {INCEPTION_URL} to it, or "
+                "set embed.inception to auto or none"
+            )
+        return Path(inception)
+    target = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(
+                INCEPTION_URL, str(target), hash_prefix=_INCEPTION_SHA256
+            )
+        except (urllib.error.URLError, TimeoutError, ConnectionError, RuntimeError) as error:
+            raise UserError(
+                f"embed.inception auto: cannot fetch {INCEPTION_URL} ({error}); download it "
+                f"elsewhere and put it at {target}, or set embed.inception to its path or to none"
+            ) from None
+    return target
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,299 @@
+"""The table of distances between generated and real images (paper, tables 1 and 2).
+
+Every row compares two sets of equally many images. Columns: FID where the features are those of
+clean-fid's Inception, and the Frechet and kernel distances of the backbone's features. Writes
+``fid.txt`` to read and ``metrics.json`` with every digit.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from mirage_steps.core.metrics import frechet_from_features, kernel_distance
+from mirage_steps.embed import INCEPTION
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import atomic, write_json
+from mirage_steps.support.h5 import open_h5
+from mirage_steps.support.step import log, run
+
+# What the table says of the rows of the paper and of this project.
+MEANING = {
+    "real-vs-real": "other real images: the floor, no model can be expected below it",
+    "no-mv": "single images, without cross-frame attention",
+    "mv-bg-no-hag": "multi-view sets, without hard-attention guidance",
+    "mv-bg-hag": "multi-view sets, with hard-attention guidance",
+    "untrained": "the network before training: the ceiling",
+    "real-vs-real-nobg": "other real images, both sides without background: the floor",
+    "mv-nobg-hag": "multi-view sets with guidance, both sides without background",
+}
+STAND_IN = "stand-in"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What made the features of a file; distances compare only where all of it is equal.
+
+    Args:
+        backbone: short name of the model.
+        token: ``cls`` or ``mean-patch``.
+        resolution: side of the backbone's input in pixels.
+        image_size: side of the images in pixels.
+    """
+
+    backbone: str
+    token: str
+    resolution: int
+    image_size: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one set.
+
+    Args:
+        backbone: (n, dim) float32.
+        inception: (n, 2048) float32, or None.
+        inception_name: the network of ``inception``, or why it is absent.
+        networks: what made ``backbone``.
+        sam: model that removed the background, empty where nothing did.
+    """
+
+    backbone: np.ndarray
+    inception: np.ndarray | None
+    inception_name: str
+    networks: Networks
+    sam: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Args:
+        name: of the row.
+        n: images a side.
+        inception: Frechet distance of Inception's features, None where they are absent.
+        inception_name: the network, or why it is absent.
+        frechet: Frechet distance of the backbone's features.
+        kernel: kernel distance of the backbone's features.
+        networks: what made the backbone's features.
+        sam: model that removed both backgrounds, empty where nothing did.
+    """
+
+    name: str
+    n: int
+    inception: float | None
+    inception_name: str
+    frechet: float
+    kernel: float
+    networks: Networks
+    sam: str
+
+
+def main(
+    *,
+    row: Annotated[tuple[tuple[str, str, str], ...], tyro.conf.UseAppendAction] = (),
+    dataset: str,
+    out: Path,
+) -> None:
+    """Write the table of distances.
+
+    Args:
+        row: Name of a row, features.h5 of the generated set, features.h5 of the real set.
+        dataset: Name of the data set, for the head of the table.
+        out: Folder for fid.txt and metrics.json.
+    """
+    if not row:
+        raise UserError("--row is needed at least once: NAME GENERATED.h5 REAL.h5")
+    rows = []
+    for name, generated, real in row:
+        rows.append(compare(name, Path(generated), Path(real)))
+        log.info("%s: %s", name, rows[-1])
+    if len({result.networks for result in rows}) > 1:
+        found = "; ".join(f"{result.name}: {result.networks}" for result in rows)
+        raise UserError(f"rows of different networks do not make one table ({found})")
+    write_json(out / "metrics.json", as_json(dataset, rows))
+    text = as_text(dataset, rows)
+    with atomic(out / "fid.txt") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    log.info("\n%s", text)
+
+
+def read_features(path: Path) -> Features:
+    """Read what the embed step wrote.
+
+    Raises:
+        UserError: not there, damaged, or with values that are not finite.
+    """
+    with open_h5(path, "backbone") as file:
+        inception = file["inception"][:] if "inception" in file else None
+        backbone = file["backbone"][:]
+        about = dict(file.attrs)
+    for values in (backbone, inception):
+        if values is not None and not np.isfinite(values).all():
+            raise UserError(f"{path}: has features that are not finite; look at its images")
+    return Features(
+        backbone,
+        inception,
+        str(about["inception_absent" if inception is None else "inception"]),
+        Networks(
+            str(about["backbone"]),
+            str(about["token"]),
+            int(about["resolution"]),
+            int(about["image_size"]),
+        ),
+        str(about["sam"]),
+    )
+
+
+def compare(name: str, generated: Path, real: Path) -> Row:
+    """Distances between two sets.
+
+    Raises:
+        UserError: the sets do not compare: unequal numbers, networks or backgrounds.
+    """
+    x, y = read_features(generated), read_features(real)
+    pairs = {
+        "images": (len(x.backbone), len(y.backbone)),
+        "networks": (x.networks, y.networks),
+        "Inception": (x.inception_name, y.inception_name),
+        "background removal": (x.sam or "none", y.sam or "none"),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise UserError(
+                f"row {name}: {what} differ, {generated}: {one}, {real}: {other}; "
+                "distances compare only like with like"
+            )
+    if len(x.backbone) < 2:
+        raise UserError(f"row {name}: {generated} has {len(x.backbone)} images, 2 are needed")
+    return Row(
+        name,
+        len(x.backbone),
+        None if x.inception is None else frechet_from_features(x.inception, y.inception),
+        x.inception_name,
+        frechet_from_features(x.backbone, y.backbone),
+        kernel_distance(x.backbone, y.backbone),
+        x.networks,
+        x.sam,
+    )
+
+
+def as_json(dataset: str, rows: list[Row]) -> dict[str, object]:
+    """The table with every digit; absent distances are null and say why."""
+    networks = rows[0].networks
+    return {
+        "dataset": dataset,
+        "image_size": networks.image_size,
+        "backbone": networks.backbone,
+        "resolution": networks.resolution,
+        "token": networks.token,
+        "rows": [
+            {
+                "row": row.name,
+                "n": row.n,
+                "inception": None if row.inception is None else row.inception_name,
+                "inception_absent": row.inception_name if row.inception is None else None,
+                # Only the published network's distance may be called FID.
+                "fid": row.inception if row.inception_name == INCEPTION else None,
+                "fd_inception": row.inception,
+                "fd_backbone": row.frechet,
+                "kid_backbone": row.kernel,
+                "sam": row.sam or None,
+            }
+            for row in rows
+        ],
+        "notes": notes(rows),
+    }
+
+
+def as_text(dataset: str, rows: list[Row]) -> str:
+    """The table as a person reads it."""
+    networks = rows[0].networks
+    counts = sorted({row.n for row in rows})
+    numbers = " or ".join(map(str, counts))
+    backbone = f"{networks.backbone} {networks.token}"
+    table = [("row", "n", _inception_column(rows), f"FD {backbone}", f"KID {backbone}", "")]
+    for row in rows:
+        inception = "-" if row.inception is None else f"{row.inception:.3f}"
+        table.append(
+            (
+                row.name,
+                str(row.n),
+                inception,
+                f"{row.frechet:.3f}",
+                f"{row.kernel:.4g}",
+                MEANING.get(row.name, ""),
+            )
+        )
+    head = [
+        f"{dataset}: distances to real images, smaller is better",
+        f"{numbers} images a side, {networks.image_size} x {networks.image_size} pixels; "
+        f"{networks.backbone} at {networks.resolution} pixels, {networks.token} token",
+    ]
+    return "\n".join([*head, "", *_aligned(table), "", *notes(rows)]) + "\n"
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What a reader must know before comparing the numbers with others, a line each."""
+    networks = rows[0].networks
+    lines = [f"- in {_inception_column(rows)}: {reason}" for reason in _absences(rows)]
+    lines += [
+        f"{name} is not the Inception network of published FIDs, so its column is not called FID."
+        for name in sorted({r.inception_name for r in rows if r.inception is not None})
+        if name != INCEPTION
+    ]
+    if len({row.n for row in rows}) > 1:
+        lines.append("Frechet distances fall with n: compare rows of equal n only.")
+    if networks.backbone.startswith(STAND_IN):
+        lines.append(
+            f"{networks.backbone} is the embedded stand-in for DINOv2: FD and KID of its features "
+            "are not comparable with published numbers."
+        )
+    else:
+        lines.append(f"FD and KID of {networks.backbone} are not FID; compare them with their own.")
+    for sam in sorted({row.sam for row in rows if row.sam}):
+        note = "the embedded stand-in for SAM" if sam.startswith(STAND_IN) else "segment-anything"
+        lines.append(f"Backgrounds were removed by {sam}, {note}.")
+    return lines
+
+
+def _absences(rows: list[Row]) -> list[str]:
+    """Each reason why Inception's distance is absent, with its rows if not all share it."""
+    absent: dict[str, list[str]] = {}
+    for row in rows:
+        if row.inception is None:
+            absent.setdefault(row.inception_name, []).append(row.name)
+    return [
+        reason if len(names) == len(rows) else f"{reason} ({', '.join(names)})"
+        for reason, names in absent.items()
+    ]
+
+
+def _inception_column(rows: list[Row]) -> str:
+    """Name of the first column of distances: FID only where the network is the published one."""
+    names = {row.inception_name for row in rows if row.inception is not None}
+    if names <= {INCEPTION}:
+        return "FID"
+    if len(names) > 1:
+        raise UserError(f"rows of different Inception networks: {', '.join(sorted(names))}")
+    return f"FD {names.pop()}"
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    """Lines of a table: the first and the last column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for cells in table:
+        first, *numbers, last = cells
+        right = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *right, last]).rstrip())
+    lines.insert(1, "-" * len(lines[0]))
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)

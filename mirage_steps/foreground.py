@@ -1,0 +1,160 @@
+"""Step 3: separate the object from its surroundings and find its crop (paper, section 3.1).
+
+PCA 1 over the patch tokens of all images; one side of one component is the object. Writes
+``pca1.npz`` (the stored model), ``foreground.csv`` (box, crop window, padded share of every image),
+``foreground.json`` (what was chosen and how clearly) and ``foreground.png``.
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from mirage_steps import settings
+from mirage_steps.core import foreground as core
+from mirage_steps.core.boxes import (
+    from_letterbox,
+    padded_share,
+    square_window,
+    valid_patches,
+)
+from mirage_steps.core.pca import Moments, Pca
+from mirage_steps.support import pictures
+from mirage_steps.support.files import atomic, write_json
+from mirage_steps.support.h5 import open_h5, slices
+from mirage_steps.support.manifest import Entry, read_manifest
+from mirage_steps.support.step import log, run
+from mirage_steps.support.windows import write_windows
+
+_BATCH = 64
+_COMPONENTS = 3
+_BINS = 1024
+
+
+def main(
+    *,
+    manifest: Path,
+    tokens: Path,
+    out: Path,
+    foreground: settings.Foreground = settings.Foreground(),
+) -> None:
+    """Separate the object from its surroundings and find its crop.
+
+    Args:
+        manifest: The data set's manifest.csv.
+        tokens: tokens.h5 of the whole images.
+        out: Folder for pca1.npz, foreground.csv, foreground.json and foreground.png.
+        foreground: How the component is chosen and cut.
+    """
+    entries = read_manifest(manifest)
+    with open_h5(tokens, "patch_tokens", "content") as file:
+        everything, border, inside = token_moments(file)
+        pca = Pca.fit(everything, _COMPONENTS)
+        contrasts = core.contrast(pca, border, inside)
+        choice = core.choose(contrasts, foreground.rule, foreground.fallback_sign)
+        _report(choice, foreground)
+        model = core.ForegroundModel(pca, choice.component, choice.sign, 0.0)
+        if foreground.threshold == "otsu":
+            model = core.ForegroundModel(
+                pca, choice.component, choice.sign, _otsu(file, model, everything)
+            )
+        rows, examples = _locate(file, entries, model, foreground.margin)
+    with atomic(out / "pca1.npz") as path:
+        model.save(path)
+    found = sum(row[1] for row in rows)
+    write_json(
+        out / "foreground.json",
+        {
+            "rule": foreground.rule,
+            "component": choice.component + 1,
+            "sign": choice.sign,
+            "sign_decided_by": "border" if choice.decided else "foreground.fallback_sign",
+            "contrast_of_components": [round(float(value), 4) for value in contrasts],
+            "variance_ratio": [round(float(value), 4) for value in pca.variance_ratio],
+            "threshold": model.threshold,
+            "images": len(rows),
+            "images_without_object": len(rows) - found,
+            "images_with_padded_crop": sum(bool(row[1]) and row[-2] > 0 for row in rows),
+        },
+    )
+    pictures.foreground(out / "foreground.png", examples, model.threshold)
+    write_windows(out / "foreground.csv", rows)
+    log.info("object found in %d of %d images", found, len(rows))
+
+
+def token_moments(file: h5py.File) -> tuple[Moments, Moments, Moments]:
+    """Moments of all valid patch tokens, of those at the border, and of the others."""
+    count, patches, dim = file["patch_tokens"].shape
+    grid = round(patches**0.5)
+    border, inside = Moments(dim), Moments(dim)
+    for rows in tqdm(list(slices(count, _BATCH)), desc="moments", mininterval=1.0):
+        values = file["patch_tokens"][rows].astype(np.float32)
+        valid = valid_patches(file["content"][rows], grid)
+        edge = core.border_patches(valid)
+        border.add(values[edge.reshape(len(values), -1)])
+        inside.add(values[(valid & ~edge).reshape(len(values), -1)])
+    everything = Moments(dim)
+    everything.merge(border)
+    everything.merge(inside)
+    return everything, border, inside
+
+
+def _report(choice: core.Choice, foreground: settings.Foreground) -> None:
+    log.info(
+        "component %d, sign %+d, contrast with the border %.2f",
+        choice.component + 1, choice.sign, choice.contrast,
+    )  # fmt: skip
+    if not choice.decided:
+        log.warning(
+            "the border does not decide the sign (contrast %.2f, needed %.2f): "
+            "foreground.fallback_sign = %+d is used; check foreground.png",
+            choice.contrast, core.DECIDABLE, foreground.fallback_sign,
+        )  # fmt: skip
+
+
+def _otsu(file: h5py.File, model: core.ForegroundModel, everything: Moments) -> float:
+    """Otsu's threshold over the scores of all valid patches, from a streamed histogram."""
+    row = model.pca.components[model.component]
+    reach = 6 * float(np.sqrt(row @ everything.covariance @ row))
+    edges = np.linspace(-reach, reach, _BINS + 1)
+    counts = np.zeros(_BINS)
+    for rows in slices(len(file["patch_tokens"]), _BATCH):
+        scores = model.scores(file["patch_tokens"][rows])
+        valid = valid_patches(file["content"][rows], scores.shape[1])
+        counts += np.histogram(np.clip(scores[valid], -reach, reach), edges)[0]
+    return core.otsu_threshold(counts, edges)
+
+
+def _locate(
+    file: h5py.File, entries: list[Entry], model: core.ForegroundModel, margin: float
+) -> tuple[list[tuple], list[pictures.ForegroundExample]]:
+    """Rows of ``foreground.csv``, and evenly spaced examples for the picture."""
+    rows: list[tuple] = []
+    examples: list[pictures.ForegroundExample] = []
+    shown = set(np.linspace(0, len(entries) - 1, 16).astype(int).tolist())
+    for part in tqdm(list(slices(len(entries), _BATCH)), desc="objects", mininterval=1.0):
+        scores = model.scores(file["patch_tokens"][part])
+        valid = valid_patches(file["content"][part], scores.shape[1])
+        regions = core.find_objects(scores, model.threshold, valid)
+        for index, region in zip(range(part.start, part.stop), regions, strict=True):
+            row = _row(entries[index], region, margin)
+            rows.append(row)
+            if index in shown:
+                masked = np.where(valid[index - part.start], scores[index - part.start], np.nan)
+                examples.append(pictures.ForegroundExample(entries[index], masked, row))
+    return rows, examples
+
+
+def _row(entry: Entry, region: core.Region | None, margin: float) -> tuple:
+    if region is None:
+        return (entry.image, 0, *[""] * 8, "", "")
+    width, height = entry.width, entry.height
+    box = from_letterbox(region.box, width, height)
+    window = square_window(box, width, height, margin)
+    share = float(region.mask.mean()) * max(width, height) ** 2 / (width * height)
+    return (entry.image, 1, *box, *window, padded_share(window, width, height), min(share, 1.0))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,91 @@
+"""Step 5b: poses against true azimuths, where they are known. Nothing else ever reads the truth.
+
+Writes ``pose_eval.json`` and ``pose_eval.png``; both say so where no azimuth is known.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from mirage_steps.core.poses import score_azimuths
+from mirage_steps.support import pictures
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import read_csv, write_json
+from mirage_steps.support.manifest import read_manifest
+from mirage_steps.support.step import log, run
+
+
+def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) -> None:
+    """Compare poses with true azimuths.
+
+    Args:
+        manifest: The data set's manifest.csv.
+        poses: poses.csv.
+        out: Folder for pose_eval.json and pose_eval.png.
+        labels: CSV file with image and azimuth_deg; its image is a path or a file name.
+    """
+    truth = {
+        entry.image: entry.azimuth_deg
+        for entry in read_manifest(manifest)
+        if entry.azimuth_deg is not None
+    }
+    if labels is not None:
+        truth.update(match_labels(labels, [entry.image for entry in read_manifest(manifest)]))
+    rows = read_csv(poses)
+    k = 1 + max(int(row["pose"]) for row in rows)
+    known = [row for row in rows if row["image"] in truth]
+    if not known:
+        write_json(out / "pose_eval.json", {"images": 0, "note": "no true azimuth is known"})
+        pictures.no_truth(out / "pose_eval.png")
+        return
+    assigned = np.array([int(row["pose"]) for row in known])
+    azimuths = np.array([truth[row["image"]] for row in known])
+    scores = score_azimuths(assigned, azimuths, k)
+    write_json(out / "pose_eval.json", scores)
+    pictures.pose_eval(out / "pose_eval.png", assigned, azimuths, scores)
+    log.info(
+        "%d images with known azimuth: median error %.1f degrees, %.0f %% within 30 degrees, "
+        "%d steps out of order",
+        scores["images"], scores["median_error_deg"], 100 * scores["share_within_30_deg"],
+        scores["order_errors"],
+    )  # fmt: skip
+
+
+def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
+    """Azimuths of a labels file by the manifest's names.
+
+    A label belongs to the image whose path ends with the label's: ``a/b.jpg`` or just ``b.jpg``,
+    if that names one image only.
+
+    Raises:
+        UserError: a column is missing, a value is no number, or no label matches.
+    """
+    rows = read_csv(labels)
+    if not rows or not {"image", "azimuth_deg"} <= rows[0].keys():
+        raise UserError(f"labels {labels}: needs the columns image and azimuth_deg")
+    ends: dict[str, list[str]] = {}
+    for image in images:
+        parts = Path(image).parts
+        for start in range(len(parts)):
+            ends.setdefault("/".join(parts[start:]), []).append(image)
+        ends.setdefault(image, []).append(image)
+    found: dict[str, float] = {}
+    for number, row in enumerate(rows, 2):
+        if not row["azimuth_deg"]:
+            continue
+        try:
+            azimuth = float(row["azimuth_deg"]) % 360
+        except ValueError:
+            raise UserError(
+                f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r} is no number"
+            ) from None
+        matches = set(ends.get(row["image"], []))
+        if len(matches) == 1:
+            found[matches.pop()] = azimuth
+    if not found:
+        raise UserError(f"labels {labels}: none of its images is in the data set")
+    return found
+
+
+if __name__ == "__main__":
+    run(main)

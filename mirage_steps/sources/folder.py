@@ -1,0 +1,71 @@
+"""A folder of images, searched recursively."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from mirage_steps.settings import Folder
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.images import UnreadableImage, read_rgb
+from mirage_steps.support.loading import ahead
+from mirage_steps.support.manifest import Entry
+
+
+def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """Decode every file of a folder once, in sorted order.
+
+    Hidden files and folders are passed over. Images are named by their absolute path, which may
+    hold any characters, but must be UTF-8 to stand in a table.
+
+    Args:
+        source: the folder and the bound on pixels.
+        out: the data set's folder; not used, since the images stay where they are.
+        progress: wraps an iterable of known length, such as ``tqdm``.
+
+    Returns:
+        Usable images, and (name, reason) of every other file.
+
+    Raises:
+        UserError: the folder is missing or empty.
+    """
+    root = source.path.expanduser()
+    if not root.is_dir():
+        raise UserError(f"source.path {root}: no such folder; set it to the folder with your images")
+    files = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
+    if not files:
+        raise UserError(f"source.path {root}: holds no files")
+
+    def read(path: Path) -> tuple[Path, tuple[int, int] | str]:
+        if "\n" in path.name or not _is_utf8(path):
+            return path, "file name cannot stand in a UTF-8 table; rename it"
+        try:
+            image: Image.Image = read_rgb(path, source.max_pixels)
+        except (UnreadableImage, OSError) as error:
+            return path, str(error)
+        return path, image.size
+
+    entries, rejected = [], []
+    for path, result in progress(ahead(read, files), total=len(files)):
+        if isinstance(result, str):
+            rejected.append((_printable(path), result))
+        else:
+            name = str(path.resolve())
+            entries.append(Entry(name, path, *result))
+    return entries, rejected
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(path: Path) -> str:
+    """The path with undecodable bytes escaped, so that it can be written down."""
+    return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")

@@ -1,0 +1,65 @@
+"""A tiny SAM from segment-anything's own modules."""
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+
+IMAGE_SIZE = 128
+PATCH_SIZE = 8
+_GRID = IMAGE_SIZE // PATCH_SIZE
+_WIDTH = 128
+_PROMPT_WIDTH = 64
+
+
+def build_tiny_sam(checkpoint: Path | None) -> Sam:
+    """A SAM for pictures of 128 pixels, in evaluation mode, about 1.1 million parameters.
+
+    It takes RGB pictures in [0, 255] and prompts as the published networks do, through
+    ``SamPredictor`` as well as through ``Sam.forward``; its low-resolution masks have 64 pixels.
+
+    Args:
+        checkpoint: safetensors file of its weights; None leaves them random.
+    """
+    sam = Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=IMAGE_SIZE,
+            patch_size=PATCH_SIZE,
+            embed_dim=_WIDTH,
+            depth=4,
+            num_heads=4,
+            mlp_ratio=3,
+            out_chans=_PROMPT_WIDTH,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            window_size=8,
+            global_attn_indexes=(1, 3),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=_PROMPT_WIDTH,
+            image_embedding_size=(_GRID, _GRID),
+            input_image_size=(IMAGE_SIZE, IMAGE_SIZE),
+            mask_in_chans=8,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=_PROMPT_WIDTH, mlp_dim=256, num_heads=4
+            ),
+            transformer_dim=_PROMPT_WIDTH,
+            iou_head_depth=3,
+            iou_head_hidden_dim=64,
+        ),
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
+    )
+    if checkpoint is not None:
+        sam.load_state_dict(load_file(checkpoint))
+    return sam.eval()

@@ -1,0 +1,130 @@
+"""Any vision transformer of ``transformers`` as a source of patch tokens."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mirage_steps.support.errors import UserError
+
+# DINOv2's preprocessor; the model's own is used where its folder has one.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen vision transformer at a fixed resolution.
+
+    Args:
+        name: short name of the model, the last part of its path.
+        model: the network, in evaluation mode.
+        resolution: side of its square input in pixels.
+        patch_size: side of a patch in pixels.
+        dim: length of a token.
+        mean: of the colour channels in [0, 1].
+        std: of the colour channels in [0, 1].
+    """
+
+    name: str
+    model: nn.Module
+    resolution: int
+    patch_size: int
+    dim: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def load(cls, model: str, resolution: int, device: torch.device) -> "Backbone":
+        """Load a model from a local folder or, with a network, from the hub.
+
+        Raises:
+            UserError: it is not there, is no vision transformer, or does not fit the resolution.
+        """
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            config = transformers.AutoConfig.from_pretrained(model)
+            network = transformers.AutoModel.from_pretrained(model, config=config)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise UserError(_cannot_load(model, reason)) from None
+        patch_size = getattr(config, "patch_size", None)
+        if not isinstance(patch_size, int):
+            raise UserError(f"backbone.model {model}: has no patch tokens; use a vision transformer")
+        if resolution % patch_size:
+            near = round(resolution / patch_size) * patch_size
+            raise UserError(
+                f"backbone.resolution {resolution} is not a multiple of the patch size "
+                f"{patch_size} of {model}; use {max(near, patch_size)}"
+            )
+        mean, std = _normalisation(model)
+        return cls(
+            Path(model).name,
+            network.to(device).eval().requires_grad_(False),
+            resolution,
+            patch_size,
+            config.hidden_size,
+            mean,
+            std,
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.resolution // self.patch_size
+
+    @torch.inference_mode()
+    def tokens(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patch and CLS tokens of square images.
+
+        Args:
+            images: (n, S, S, 3) uint8 RGB; scaled to the resolution where S differs.
+
+        Returns:
+            (n, grid * grid, dim) and (n, dim) float32 on the model's device; registers dropped.
+        """
+        device = next(self.model.parameters()).device
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        pixels = pixels.permute(0, 3, 1, 2).float().div(255)
+        if pixels.shape[-1] != self.resolution:
+            size = (self.resolution, self.resolution)
+            pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
+        options = {}
+        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
+            options["interpolate_pos_encoding"] = True
+        hidden = self.model(pixel_values=(pixels - mean) / std, **options).last_hidden_state
+        # CLS comes first, then registers if there are any, then the patches row by row.
+        return hidden[:, -self.grid**2 :].float(), hidden[:, 0].float()
+
+
+def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the model's own preprocessor, DINOv2's where it has none."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+    )
+    if found is None:
+        return _IMAGENET
+    content = json.loads(Path(found).read_text())
+    return tuple(content["image_mean"]), tuple(content["image_std"])
+
+
+def _cannot_load(model: str, reason: str) -> str:
+    """The one line for a model that is not there."""
+    if Path(model).exists():
+        return (
+            f"backbone.model {model}: not a transformers model folder ({reason}); it needs "
+            "config.json and model.safetensors"
+        )
+    return (
+        f"backbone.model {model}: neither a local folder nor reachable on the hub ({reason}); "
+        "without a network, download it elsewhere and set backbone.model to its folder"
+    )

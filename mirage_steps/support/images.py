@@ -1,0 +1,70 @@
+"""Reading photos: any mode to RGB, orientation honoured, size bounded before decoding."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Pillow's own guard only warns up to twice its limit; `read_rgb` checks the header itself.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class UnreadableImage(Exception):
+    """Why an image cannot be used, in a few words."""
+
+
+def read_rgb(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
+    """Decode an image file to 8-bit RGB, upright.
+
+    Grey, palette and CMYK are converted, 16-bit and float images scaled to 8 bits, transparency
+    laid on white, the EXIF orientation applied; of an animation the first frame is taken.
+
+    Args:
+        path: the file.
+        max_pixels: images with more are refused before any pixel is decoded.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise UnreadableImage(
+                    f"{width}x{height} has more than max_pixels = {max_pixels} pixels"
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError:
+        empty = Path(path).stat().st_size == 0
+        raise UnreadableImage("empty file" if empty else "not an image") from None
+    except Exception as error:
+        # Pillow's decoders raise nearly anything on damaged data (OSError, SyntaxError,
+        # ValueError, struct.error, ...); whatever it was, this file cannot be used.
+        raise UnreadableImage(" ".join(f"{type(error).__name__}: {error}".split())) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any of Pillow's modes to RGB without clipping high bit depths."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image)), "L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale 16-bit, 32-bit or float grey values to 0..255, by the type's range where it has one."""
+    values = values.astype(np.float64)
+    low, high = 0.0, 65535.0
+    if values.min() < 0 or values.max() > high:
+        low, high = values.min(), values.max()
+    elif values.max() <= 1.0:
+        high = 1.0
+    elif values.max() <= 255.0:
+        high = 255.0
+    return np.round((values - low) / (high - low) * 255).astype(np.uint8)

@@ -1,0 +1,66 @@
+"""The list of images that every step follows: ``manifest.csv``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import read_csv, write_csv
+
+HEADER = ("image", "width", "height", "azimuth_deg")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One usable image.
+
+    Args:
+        image: the name by which every table calls it: its path relative to the manifest's folder
+            if it lies there, else absolute.
+        path: where it is.
+        width: in pixels, upright.
+        height: in pixels, upright.
+        azimuth_deg: true azimuth in [0, 360), None where unknown: 0 front to the camera, 90 facing
+            image-left, 180 rear to the camera, 270 facing image-right.
+    """
+
+    image: str
+    path: Path
+    width: int
+    height: int
+    azimuth_deg: float | None = None
+
+
+def write_manifest(path: Path, entries: list[Entry]) -> None:
+    """Write ``manifest.csv``, whole or not at all."""
+    write_csv(
+        path,
+        HEADER,
+        (
+            (e.image, e.width, e.height, "" if e.azimuth_deg is None else f"{e.azimuth_deg:.3f}")
+            for e in entries
+        ),
+    )
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Read ``manifest.csv``.
+
+    Raises:
+        UserError: missing, empty or without its columns.
+    """
+    rows = read_csv(path)
+    if not rows:
+        raise UserError(f"{path}: lists no images; see rejected.csv beside it for the reasons")
+    try:
+        return [
+            Entry(
+                row["image"],
+                path.parent / row["image"],
+                int(row["width"]),
+                int(row["height"]),
+                float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
+            )
+            for row in rows
+        ]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest ({error!r}); make it with the dataset step") from None

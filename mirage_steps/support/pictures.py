@@ -1,0 +1,219 @@
+"""Every picture the pipeline makes, drawn with matplotlib and Pillow, whole or not at all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from mirage_steps.core.circle import circular_mean
+from mirage_steps.support.files import atomic
+from mirage_steps.support.h5 import open_h5
+from mirage_steps.support.images import read_rgb
+from mirage_steps.support.manifest import Entry
+
+
+def save_figure(path: Path, figure: plt.Figure) -> None:
+    """Write a figure and forget it."""
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def save_image(path: Path, pixels: np.ndarray) -> None:
+    """Write (H, W, 3) uint8."""
+    with atomic(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
+
+
+def tile(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Images (n, H, W, 3) uint8 row by row on white, as one (H', W', 3) picture."""
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    picture = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    for number, image in enumerate(images):
+        top = gap + number // columns * (height + gap)
+        left = gap + number % columns * (width + gap)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def grid(path: Path, images: np.ndarray, columns: int) -> None:
+    """Write images (n, H, W, 3) uint8 as one picture."""
+    save_image(path, tile(images, columns))
+
+
+@dataclass(frozen=True)
+class ForegroundExample:
+    """An image to show: its entry, its scores (g, g) with NaN on padding, its table row."""
+
+    entry: Entry
+    scores: np.ndarray
+    row: tuple
+
+
+def foreground(path: Path, examples: Sequence[ForegroundExample], threshold: float) -> None:
+    """Images with box and crop window above the component's scores with its threshold."""
+    columns = min(8, len(examples))
+    bands = -(-len(examples) // columns)
+    figure, axes = plt.subplots(
+        2 * bands, columns, figsize=(1.6 * columns, 3.3 * bands), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    reach = max(np.nanmax(np.abs(example.scores - threshold)) for example in examples)
+    for number, example in enumerate(examples):
+        top = axes[2 * (number // columns), number % columns]
+        bottom = axes[2 * (number // columns) + 1, number % columns]
+        entry = example.entry
+        top.imshow(read_rgb(entry.path, entry.width * entry.height))
+        if example.row[1]:
+            for box, colour in ((example.row[2:6], "lime"), (example.row[6:10], "yellow")):
+                x0, y0, x1, y1 = box
+                top.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=colour, lw=1.2))
+        side = max(entry.width, entry.height)
+        left, up = (entry.width - side) / 2, (entry.height - side) / 2
+        extent = (left, left + side, up + side, up)
+        bottom.imshow(
+            example.scores - threshold, cmap="coolwarm", vmin=-reach, vmax=reach, extent=extent
+        )
+        bottom.set_xlim(0, entry.width)
+        bottom.set_ylim(entry.height, 0)
+    figure.suptitle(
+        "Above: object's box (green), crop (yellow). Below: the component, red is foreground.",
+        fontsize=9,
+    )
+    save_figure(path, figure)
+
+
+def poses(
+    path: Path, centroids: np.ndarray, labels: np.ndarray, distances: np.ndarray, crops: Path
+) -> None:
+    """Figure 2a: each pose's mean map and the crops nearest to it, poses in circular order."""
+    nearest_count = 8
+    maps = centroids.reshape(len(centroids), -1, 3)
+    # One colour scale for all poses: equal colours are equal features.
+    low, high = np.percentile(maps, [1, 99], axis=(0, 1))
+    side = round(maps.shape[1] ** 0.5)
+    rows = []
+    with open_h5(crops, "images") as file:
+        size = file["images"].shape[1]
+        for pose, one in enumerate(maps):
+            members = np.flatnonzero(labels == pose)
+            members = members[np.argsort(distances[members], kind="stable")][:nearest_count]
+            colours = np.clip((one - low) / np.maximum(high - low, 1e-9), 0, 1) * 255
+            small = Image.fromarray(colours.reshape(side, side, 3).astype(np.uint8))
+            row = np.full((1 + nearest_count, size, size, 3), 255, np.uint8)
+            row[0] = np.asarray(small.resize((size, size), Image.Resampling.BICUBIC))
+            for place, member in enumerate(members, 1):
+                row[place] = file["images"][int(member)]
+            rows.append(row)
+    columns = 2 if len(rows) > 6 else 1
+    half = -(-len(rows) // columns)
+    figure, axes = plt.subplots(
+        half, columns, figsize=(7 * columns, 0.82 * half), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for pose, row in enumerate(rows):
+        axis = axes[pose % half, pose // half]
+        axis.imshow(tile(row, 1 + nearest_count))
+        count = int((labels == pose).sum())
+        axis.set_title(f"pose {pose}: mean map and nearest of {count} images", fontsize=7, pad=1)
+    save_figure(path, figure)
+
+
+def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict) -> None:
+    """True azimuths of every pose around the circle."""
+    figure, axis = plt.subplots(figsize=(5.5, 5.5), subplot_kw={"projection": "polar"})
+    k = len(scores["poses"])
+    colours = plt.get_cmap("hsv")(np.arange(k) / k)
+    for pose in range(k):
+        found = np.radians(azimuths[poses == pose])
+        # A ring for each pose: rings that spread over the circle are mixed poses.
+        axis.scatter(found, np.full(len(found), 2.0 + pose), s=3, color=colours[pose])
+        if len(found):
+            mean = np.radians(circular_mean(azimuths[poses == pose]))
+            axis.text(mean, k + 3.0, str(pose), ha="center", va="center", fontsize=8)
+    axis.set_rticks([])
+    axis.set_theta_zero_location("S")
+    axis.set_title(
+        f"true azimuth (0 = front) of {k} poses, one ring each: median error "
+        f"{scores['median_error_deg']:.1f} deg,\n{scores['share_within_30_deg']:.0%} within 30 deg "
+        f"of their pose's mean, {scores['images']} images",
+        fontsize=8,
+    )
+    save_figure(path, figure)
+
+
+def no_truth(path: Path) -> None:
+    """A plot that says why there is none."""
+    figure, axis = plt.subplots(figsize=(4, 1))
+    axis.axis("off")
+    axis.text(0.5, 0.5, "no true azimuth is known for this data set", ha="center", va="center")
+    save_figure(path, figure)
+
+
+def loss_curve(path: Path, records: list[dict]) -> None:
+    """Training loss per value over the steps, with a running mean, and the learning rate."""
+    steps = np.array([record["step"] for record in records])
+    loss = np.array([record["loss"] for record in records])
+    figure, axis = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    axis.plot(steps, loss, lw=0.5, alpha=0.4, label="each step")
+    window = max(1, len(loss) // 50)
+    smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
+    axis.plot(steps[window - 1 :], smooth, lw=1.5, label=f"mean of {window} steps")
+    axis.set(xlabel="step", ylabel="squared error per value", yscale="log")
+    axis.legend(fontsize=8)
+    save_figure(path, figure)
+
+
+def contact_sheet(
+    path: Path, rows: np.ndarray, references: Sequence[int], gamma: float
+) -> None:
+    """Objects in rows, poses in columns, the reference of each row framed.
+
+    Args:
+        path: of the picture.
+        rows: (objects, k, S, S, 3) uint8.
+        references: pose of each object's reference.
+        gamma: of the guidance, for the title.
+    """
+    objects, k, side = rows.shape[:3]
+    figure, axis = plt.subplots(figsize=(0.62 * k + 0.6, 0.62 * objects + 0.6))
+    axis.imshow(tile(rows.reshape(-1, side, side, 3), k))
+    step = side + 2
+    for row, reference in enumerate(references):
+        corner = (reference * step + 1, row * step + 1)
+        axis.add_patch(Rectangle(corner, side, side, fill=False, ec="red", lw=1.6))
+    axis.set_xticks(np.arange(k) * step + step / 2, [f"pose {pose}" for pose in range(k)])
+    axis.set_yticks([])
+    axis.tick_params(length=0, labelsize=6)
+    axis.xaxis.tick_top()
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    axis.set_title(
+        f"generated objects (rows) in all poses (columns), gamma = {gamma:g}; "
+        "red: the reference whose keys and values the others read",
+        fontsize=7,
+    )
+    save_figure(path, figure)
+
+
+def turn(path: Path, rows: np.ndarray) -> None:
+    """Objects side by side, turning through the poses, as an endless GIF."""
+    objects, k = rows.shape[:2]
+    columns = min(objects, 4)
+    frames = []
+    for pose in range(k):
+        frame = Image.fromarray(tile(rows[:, pose], columns))
+        frames.append(frame.resize((2 * frame.width, 2 * frame.height), Image.Resampling.BICUBIC))
+    with atomic(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=350, loop=0)

@@ -1,0 +1,142 @@
+"""What turns a function into a step: command line, log, one-line errors, provenance."""
+
+import hashlib
+import inspect
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tyro
+from pydantic import BaseModel
+
+import mirage_steps
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import write_json
+
+log = logging.getLogger("mirage_steps")
+
+_PACKAGES = ("torch", "transformers", "scikit-learn", "h5py", "numpy", "pillow", "snakemake")
+_HASH_LIMIT = 64 * 2**20
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run ``main`` as a command whose flags are its keyword arguments.
+
+    ``main`` names its output folder ``out``; what was done goes to ``out/STEP.run.json``. Errors
+    of the user and of the disk end with one line and exit code 1; anything else is a defect and
+    keeps its traceback.
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    # Leave through the `finally` blocks, so that temporary files go when a scheduler says stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    module = sys.modules[main.__module__]
+    name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
+    arguments: dict[str, Any] = {}
+
+    def recorded(**given: Any) -> None:
+        arguments.update(given)
+        started = time.time()
+        main(**given)
+        _write_provenance(name, given, started)
+
+    recorded.__signature__ = inspect.signature(main)
+    recorded.__annotations__ = dict(main.__annotations__)
+    recorded.__doc__ = main.__doc__
+    try:
+        tyro.cli(recorded, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror or error}")
+
+
+def flags(settings: BaseModel) -> list[str]:
+    """The command-line words that give a step these settings, every key spelled out.
+
+    Written out in full so that Snakemake's comparison of parameters sees every change, also one
+    of a default.
+    """
+    words: list[str] = []
+    for key, value in settings:
+        flag = "--" + key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else "--no-" + key.replace("_", "-"))
+        elif value is None:
+            continue
+        elif isinstance(value, tuple):
+            words += [flag, *map(str, value)]
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+def _write_provenance(name: str, arguments: dict[str, Any], started: float) -> None:
+    """Write ``STEP.run.json``: settings, inputs, versions, commit, time."""
+    settings: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    for key, value in arguments.items():
+        if isinstance(value, BaseModel):
+            settings.update(value.model_dump(mode="json"))
+        elif isinstance(value, Path) and key != "out":
+            inputs[key] = _identity(value)
+        elif key != "out":
+            settings[key] = value
+    write_json(
+        Path(arguments["out"]) / f"{name.rpartition('.')[2]}.run.json",
+        {
+            "step": name,
+            "version": mirage_steps.__version__,
+            "commit": _commit(),
+            "settings": settings,
+            "inputs": inputs,
+            "packages": {package: metadata.version(package) for package in _PACKAGES},
+            "device": _device_name(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+            "seconds": round(time.time() - started, 2),
+        },
+    )
+
+
+def _identity(path: Path) -> dict[str, object]:
+    """What tells an input apart: its hash, or size and time where hashing would take long."""
+    if not path.is_file():
+        return {"path": str(path)}
+    stat = path.stat()
+    if stat.st_size > _HASH_LIMIT:
+        return {"path": str(path), "bytes": stat.st_size, "mtime": int(stat.st_mtime)}
+    with open(path, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"path": str(path), "sha256": digest}
+
+
+def _commit() -> str | None:
+    """Commit of the code that ran, with ``-dirty`` where it was changed since; None outside git."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(mirage_steps.__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _device_name() -> str:
+    """The accelerator that torch saw, or the CPU; does not import torch by itself."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu ({os.cpu_count()} cores)"

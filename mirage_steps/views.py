@@ -1,0 +1,147 @@
+"""Step 7: sets of generated images (paper, section 3.3).
+
+- ``no-mv``: single images, poses in the clusters' frequencies;
+- ``untrained``: the same, from the network before training;
+- ``mv-bg-no-hag``, ``mv-bg-hag``: for each reference noise a random reference pose and three other
+  distinct poses; the views are kept, the reference is not.
+
+Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (n,) the number of the
+noise, and ``images.png``, the first of them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from mirage_steps import settings
+from mirage_steps.core.diffusion import keyed_noise, to_pixels
+from mirage_steps.core.multiview import sample_single, sample_views
+from mirage_steps.core.unet import UNet
+from mirage_steps.support import pictures
+from mirage_steps.support.device import autocast, choose_device
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import read_csv
+from mirage_steps.support.h5 import by_image, create_h5
+from mirage_steps.support.model import load_model
+from mirage_steps.support.step import run
+
+NOVEL_VIEWS = 3  # of each reference noise, as in the paper's evaluation
+
+
+def main(
+    *,
+    model: Path,
+    poses: Path,
+    out: Path,
+    kind: Literal["no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag"],
+    samples: int,
+    views: settings.Views = settings.Views(),
+    guidance: settings.Guidance = settings.Guidance(),
+    device: str = "auto",
+) -> None:
+    """Generate a set of images.
+
+    Args:
+        model: The training step's config.json; its weights lie beside it.
+        poses: poses.csv, for the poses' frequencies.
+        out: Folder for images.h5 and images.png.
+        kind: Which set.
+        samples: Number of images.
+        views: Sampler.
+        guidance: Hard-attention guidance, used by mv-bg-hag only.
+        device: auto, cpu or cuda.
+    """
+    where = choose_device(device)
+    network = load_model(model.parent, where, untrained=kind == "untrained")
+    labels = np.array([int(row["pose"]) for row in read_csv(poses)])
+    if labels.max() + 1 != network.config.poses:
+        raise UserError(f"{poses}: has other poses than {model} was trained with; rerun training")
+    if kind in ("no-mv", "untrained"):
+        batches = _single(network, labels, samples, views, where)
+    else:
+        gamma = guidance.gamma if kind == "mv-bg-hag" else 1.0
+        batches = _multi(network, samples, views, gamma, where)
+    side = network.config.image_size
+    with create_h5(out / "images.h5") as file, tqdm(total=samples, unit="image") as bar:
+        file.attrs["kind"] = kind
+        images = by_image(file, "images", samples, (side, side, 3), np.uint8)
+        pose = file.create_dataset("pose", (samples,), np.int16)
+        objects = file.create_dataset("object", (samples,), np.int32)
+        start = 0
+        for pixels, chosen, numbers in batches:
+            count = min(len(pixels), samples - start)
+            images[start : start + count] = pixels[:count]
+            pose[start : start + count] = chosen[:count]
+            objects[start : start + count] = numbers[:count]
+            start += count
+            bar.update(count)
+        columns = 12 if kind in ("no-mv", "untrained") else 4 * NOVEL_VIEWS
+        pictures.grid(out / "images.png", images[: 6 * columns], columns)
+
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _single(
+    network: UNet, labels: np.ndarray, samples: int, views: settings.Views, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of single images with their poses and numbers."""
+    frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
+    for start in range(0, samples, views.batch_size):
+        numbers = list(range(start, min(start + views.batch_size, samples)))
+        # Keyed by the image, like its noise, so that batches and shards do not matter.
+        chosen = np.array(
+            [_rng(views.seed, number).choice(len(frequencies), p=frequencies) for number in numbers]
+        )
+        noise = _noise(network, views.seed, numbers, device)
+        with autocast(device, views.precision):
+            images = sample_single(
+                network, noise, torch.from_numpy(chosen).to(device), views.steps, _steps_bar
+            )
+        yield to_pixels(images), chosen, np.array(numbers)
+
+
+def _multi(
+    network: UNet, samples: int, views: settings.Views, gamma: float, device: torch.device
+) -> Iterator[Batch]:
+    """Batches of novel views with their poses and the numbers of their objects."""
+    frames = 1 + NOVEL_VIEWS
+    size = max(1, views.batch_size // frames)
+    objects = -(-samples // NOVEL_VIEWS)
+    for start in range(0, objects, size):
+        numbers = list(range(start, min(start + size, objects)))
+        chosen = np.stack(
+            [
+                _rng(views.seed, number).choice(network.config.poses, frames, replace=False)
+                for number in numbers
+            ]
+        )
+        noise = _noise(network, views.seed, numbers, device)
+        with autocast(device, views.precision):
+            images = sample_views(
+                network, noise, torch.from_numpy(chosen).to(device), views.steps, gamma, _steps_bar
+            )
+        novel = to_pixels(images[:, 1:].flatten(0, 1))
+        yield novel, chosen[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
+
+
+def _rng(seed: int, number: int) -> np.random.Generator:
+    """Choice of poses; another stream than the noise of the same image."""
+    return np.random.default_rng([seed, number, 1])
+
+
+def _noise(network: UNet, seed: int, numbers: list[int], device: torch.device) -> torch.Tensor:
+    side = network.config.image_size
+    return keyed_noise(seed, numbers, (3, side, side)).to(device)
+
+
+def _steps_bar(steps: list) -> tqdm:
+    return tqdm(steps, desc="DDIM", leave=False, mininterval=5.0)
+
+
+if __name__ == "__main__":
+    run(main)

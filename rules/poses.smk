@@ -1,0 +1,220 @@
+# From images to pose labels (paper, section 3.1).
+
+
+def source_words(wildcards):
+    source = dataset_settings(wildcards).source
+    words = flags(source)
+    kind = words.index("--kind")
+    return shlex.join([source.kind, *words[:kind], *words[kind + 2 :]])
+
+
+def labels_input(wildcards):
+    labels = dataset_settings(wildcards).labels
+    return [] if labels is None else str(labels)
+
+
+rule dataset:
+    output:
+        manifest="<results>/{dataset}/manifest.csv",
+        rejected="<results>/{dataset}/rejected.csv",
+        run="<results>/{dataset}/dataset.run.json",
+    params:
+        source=source_words,
+        out=subpath(output.manifest, parent=True),
+        code=code_hash("dataset"),
+    log:
+        "<results>/{dataset}/logs/dataset.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/dataset.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    message:
+        "{wildcards.dataset}: listing the images"
+    shell:
+        "python -m mirage_steps.dataset --out {params.out:q} {params.source} 2>&1 | tee {log:q}"
+
+
+rule features:
+    input:
+        manifest=rules.dataset.output.manifest,
+    output:
+        tokens="<results>/{dataset}/features/tokens.h5",
+        run="<results>/{dataset}/features/features.run.json",
+    params:
+        backbone=section("backbone"),
+        out=subpath(output.tokens, parent=True),
+        code=code_hash("features"),
+    log:
+        "<results>/{dataset}/logs/features.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/features.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    message:
+        "{wildcards.dataset}: patch tokens of the images"
+    shell:
+        "python -m mirage_steps.features --manifest {input.manifest:q} --out {params.out:q}"
+        " {params.backbone} 2>&1 | tee {log:q}"
+
+
+rule foreground:
+    input:
+        manifest=rules.dataset.output.manifest,
+        tokens=rules.features.output.tokens,
+    output:
+        model="<results>/{dataset}/foreground/pca1.npz",
+        windows="<results>/{dataset}/foreground/foreground.csv",
+        choice="<results>/{dataset}/foreground/foreground.json",
+        picture="<results>/{dataset}/foreground/foreground.png",
+        run="<results>/{dataset}/foreground/foreground.run.json",
+    params:
+        foreground=section("foreground"),
+        out=subpath(output.model, parent=True),
+        code=code_hash("foreground"),
+    log:
+        "<results>/{dataset}/logs/foreground.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/foreground.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    message:
+        "{wildcards.dataset}: foreground and crops by PCA 1"
+    shell:
+        "python -m mirage_steps.foreground --manifest {input.manifest:q} --tokens {input.tokens:q}"
+        " --out {params.out:q} {params.foreground} 2>&1 | tee {log:q}"
+
+
+rule crops:
+    input:
+        manifest=rules.dataset.output.manifest,
+        windows=rules.foreground.output.windows,
+    output:
+        crops="<results>/{dataset}/crops/crops.h5",
+        run="<results>/{dataset}/crops/crops.run.json",
+    params:
+        image_size=setting("training", "image_size"),
+        out=subpath(output.crops, parent=True),
+        code=code_hash("crops"),
+    log:
+        "<results>/{dataset}/logs/crops.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/crops.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    message:
+        "{wildcards.dataset}: crops at the diffusion model's size"
+    shell:
+        "python -m mirage_steps.crops --manifest {input.manifest:q} --windows {input.windows:q}"
+        " --out {params.out:q} --image-size {params.image_size} 2>&1 | tee {log:q}"
+
+
+rule crop_features:
+    input:
+        manifest=rules.dataset.output.manifest,
+        windows=rules.foreground.output.windows,
+    output:
+        tokens=temp("<results>/{dataset}/crop_features/tokens.h5"),
+        run="<results>/{dataset}/crop_features/features.run.json",
+    params:
+        backbone=section("backbone"),
+        out=subpath(output.tokens, parent=True),
+        code=code_hash("features"),
+    log:
+        "<results>/{dataset}/logs/crop_features.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/crop_features.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    message:
+        "{wildcards.dataset}: patch tokens of the crops"
+    shell:
+        "python -m mirage_steps.features --manifest {input.manifest:q} --windows {input.windows:q}"
+        " --out {params.out:q} {params.backbone} 2>&1 | tee {log:q}"
+
+
+rule pose_space:
+    input:
+        tokens=rules.crop_features.output.tokens,
+        foreground=rules.foreground.output.model,
+    output:
+        model="<results>/{dataset}/pose_space/pca2.npz",
+        maps="<results>/{dataset}/pose_space/maps.h5",
+        run="<results>/{dataset}/pose_space/pose_space.run.json",
+    params:
+        out=subpath(output.model, parent=True),
+        code=code_hash("pose_space"),
+    log:
+        "<results>/{dataset}/logs/pose_space.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/pose_space.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    message:
+        "{wildcards.dataset}: pose space by PCA 2"
+    shell:
+        "python -m mirage_steps.pose_space --tokens {input.tokens:q}"
+        " --foreground {input.foreground:q} --out {params.out:q} 2>&1 | tee {log:q}"
+
+
+rule poses:
+    input:
+        maps=rules.pose_space.output.maps,
+        crops=rules.crops.output.crops,
+    output:
+        poses="<results>/{dataset}/poses/poses.csv",
+        model="<results>/{dataset}/poses/poses.npz",
+        counts="<results>/{dataset}/poses/poses.json",
+        picture="<results>/{dataset}/poses/poses.png",
+        run="<results>/{dataset}/poses/poses.run.json",
+    params:
+        poses=section("poses"),
+        out=subpath(output.poses, parent=True),
+        code=code_hash("poses"),
+    log:
+        "<results>/{dataset}/logs/poses.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/poses.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    message:
+        "{wildcards.dataset}: poses by K-Means"
+    shell:
+        "python -m mirage_steps.poses --maps {input.maps:q} --crops {input.crops:q}"
+        " --out {params.out:q} {params.poses} 2>&1 | tee {log:q}"
+
+
+rule pose_eval:
+    input:
+        manifest=rules.dataset.output.manifest,
+        poses=rules.poses.output.poses,
+        labels=labels_input,
+    output:
+        scores="<results>/{dataset}/poses/pose_eval.json",
+        picture="<results>/{dataset}/poses/pose_eval.png",
+        run="<results>/{dataset}/poses/pose_eval.run.json",
+    params:
+        labels=lambda wildcards, input: (
+            shlex.join(["--labels", input.labels]) if input.labels else ""
+        ),
+        out=subpath(output.scores, parent=True),
+        code=code_hash("pose_eval"),
+    log:
+        "<results>/{dataset}/logs/pose_eval.log",
+    conda:
+        "../envs/mirage.yaml"
+    message:
+        "{wildcards.dataset}: poses against true azimuths"
+    shell:
+        "python -m mirage_steps.pose_eval --manifest {input.manifest:q} --poses {input.poses:q}"
+        " --out {params.out:q} {params.labels} 2>&1 | tee {log:q}"

@@ -1,0 +1,34 @@
+# The pose-conditioned diffusion model (paper, section 3.2).
+from mirage_steps.support.code import version
+
+
+rule train:
+    input:
+        crops=rules.crops.output.crops,
+        poses=rules.poses.output.poses,
+    output:
+        weights="<results>/{dataset}/training/model.safetensors",
+        config="<results>/{dataset}/training/config.json",
+        loss="<results>/{dataset}/training/loss.png",
+        run="<results>/{dataset}/training/train.run.json",
+    params:
+        training=section("training"),
+        out=subpath(output.weights, parent=True),
+        code=version("train"),
+    log:
+        "<results>/{dataset}/logs/train.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/train.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    message:
+        "{wildcards.dataset}: training; live figures in {params.out}/checkpoints/metrics.jsonl"
+    # The checkpoints' folder is no declared output: Snakemake removes those of a failed job, and
+    # checkpoints must survive it.
+    shell:
+        "python -m mirage_steps.train --crops {input.crops:q} --poses {input.poses:q}"
+        " --out {params.out:q} --checkpoints {params.out:q}/checkpoints {params.training}"
+        " 2>&1 | tee {log:q}"

@@ -1,0 +1,92 @@
+# Generated and real sets of images (paper, section 3.3).
+GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
+
+
+def guidance_words(wildcards):
+    """Only what is guided depends on the guidance: an edit of gamma leaves the others alone."""
+    return section("guidance")(wildcards) if wildcards.kind == "mv-bg-hag" else ""
+
+
+rule real:
+    input:
+        crops=rules.crops.output.crops,
+        poses=rules.poses.output.poses,
+    output:
+        a="<results>/{dataset}/sets/real-a/images.h5",
+        b="<results>/{dataset}/sets/real-b/images.h5",
+        run="<results>/{dataset}/sets/real.run.json",
+    params:
+        fid=section("fid"),
+        out=subpath(output.a, ancestor=2),
+        code=code_hash("real"),
+    log:
+        "<results>/{dataset}/logs/real.log",
+    conda:
+        "../envs/mirage.yaml"
+    message:
+        "{wildcards.dataset}: two disjoint sets of real images"
+    shell:
+        "python -m mirage_steps.real --crops {input.crops:q} --poses {input.poses:q}"
+        " --out {params.out:q} {params.fid} 2>&1 | tee {log:q}"
+
+
+rule views:
+    input:
+        weights=rules.train.output.weights,
+        model=rules.train.output.config,
+        poses=rules.poses.output.poses,
+    output:
+        images="<results>/{dataset}/sets/{kind}/images.h5",
+        picture="<results>/{dataset}/sets/{kind}/images.png",
+        run="<results>/{dataset}/sets/{kind}/views.run.json",
+    params:
+        views=section("views"),
+        guidance=guidance_words,
+        samples=setting("fid", "samples"),
+        out=subpath(output.images, parent=True),
+        code=code_hash("views"),
+    log:
+        "<results>/{dataset}/logs/views-{kind}.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/views-{kind}.tsv"
+    wildcard_constraints:
+        kind="|".join(GENERATED),
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    message:
+        "{wildcards.dataset}: generating {wildcards.kind}"
+    shell:
+        "python -m mirage_steps.views --model {input.model:q} --poses {input.poses:q}"
+        " --out {params.out:q} --kind {wildcards.kind} --samples {params.samples}"
+        " {params.views} {params.guidance} 2>&1 | tee {log:q}"
+
+
+rule sheet:
+    input:
+        weights=rules.train.output.weights,
+        model=rules.train.output.config,
+    output:
+        sheet="<results>/{dataset}/sheet/contact_sheet.png",
+        turn="<results>/{dataset}/sheet/turn.gif",
+        run="<results>/{dataset}/sheet/sheet.run.json",
+    params:
+        words=section("sheet", "views", "guidance"),
+        out=subpath(output.sheet, parent=True),
+        code=code_hash("sheet"),
+    log:
+        "<results>/{dataset}/logs/sheet.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/sheet.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    message:
+        "{wildcards.dataset}: contact sheet and turn"
+    shell:
+        "python -m mirage_steps.sheet --model {input.model:q} --out {params.out:q} {params.words}"
+        " 2>&1 | tee {log:q}"

@@ -1,0 +1,335 @@
+"""Features of a set and the table of distances made of them."""
+
+import json
+import shutil
+import sys
+import urllib.error
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from cleanfid.inception_torchscript import InceptionV3W
+from cleanfid.resize import build_resizer
+from torch import nn
+from transformers import Dinov2Config, Dinov2Model
+
+from mirage_steps import embed, fid, settings
+from mirage_steps.core.metrics import frechet_from_features, kernel_distance
+from mirage_steps.support.backbone import Backbone
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.step import run
+
+CPU = torch.device("cpu")
+SIDE = 16
+
+
+class _DummyInception(nn.Module):
+    """Has the interface of the published TorchScript file: features from a submodule ``layers``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2048))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def inception_folder(tmp_path_factory):
+    """A folder with a dummy network under the file name that clean-fid looks for."""
+    folder = tmp_path_factory.mktemp("inception")
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(_DummyInception().eval()).save(str(folder / embed.INCEPTION_FILE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """Settings of a tiny random DINOv2 in a local folder."""
+    torch.manual_seed(1)
+    config = Dinov2Config(
+        image_size=32, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-dino"
+    Dinov2Model(config).save_pretrained(folder)
+    return settings.Backbone(model=str(folder), resolution=32, batch_size=4)
+
+
+def _images(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def _set(path: Path, images: np.ndarray, **attributes: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as out:
+        out["images"] = images
+        out.attrs.update(attributes)
+    return path
+
+
+def _features(
+    path: Path, n: int, seed: int, inception: str | None = None, nan: bool = False, **other: object
+) -> Path:
+    """A file as the embed step writes it, of random features."""
+    rng = np.random.default_rng(seed)
+    about = dict(
+        count=n, image_size=64, sam="", backbone="dinov2-base", resolution=224, token="cls"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as out:
+        values = rng.normal(size=(n, 6)).astype(np.float32)
+        values[0, 0] = np.nan if nan else values[0, 0]
+        out["backbone"] = values
+        if inception:
+            out["inception"] = rng.normal(size=(n, 8)).astype(np.float32)
+            about["inception"] = inception
+        else:
+            about["inception_absent"] = "not configured (embed.inception is none)"
+        out.attrs.update(about | other)
+    return path
+
+
+def _table(folder: Path) -> tuple[list[str], dict[str, list[str]], dict]:
+    """Header, cells of each row by its name (numbers only), and the JSON of a written table."""
+    lines = (folder / "fid.txt").read_text().splitlines()
+    content = json.loads((folder / "metrics.json").read_text())
+    start = next(i for i, line in enumerate(lines) if line.startswith("row "))
+    names = [row["row"] for row in content["rows"]]
+    cells = {line.split()[0]: line.split()[1:5] for line in lines[start + 2 :] if line}
+    return lines, {name: cells[name] for name in names}, content
+
+
+# --- embed ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", ["cls", "mean-patch"])
+def test_features_are_the_backbones_in_order_and_say_what_they_are(tmp_path, backbone, token):
+    images = _images(11)
+    embed.main(
+        images=_set(tmp_path / "set.h5", images, sam="vit_h"),
+        out=tmp_path / "out",
+        backbone=backbone,
+        embed=settings.Embed(inception="none", token=token),
+        device="cpu",
+    )
+    patches, cls = Backbone.load(backbone.model, 32, CPU).tokens(images)
+    expected = cls if token == "cls" else patches.mean(1)
+    with h5py.File(tmp_path / "out/features.h5") as file:
+        np.testing.assert_allclose(file["backbone"][:], expected.numpy(), atol=1e-5)
+        assert "inception" not in file
+        assert dict(file.attrs) == {
+            "count": 11,
+            "image_size": SIDE,
+            "sam": "vit_h",
+            "backbone": "tiny-dino",
+            "resolution": 32,
+            "token": token,
+            "inception_absent": "not configured (embed.inception is none)",
+        }
+
+
+def test_a_set_is_read_in_batches(tmp_path):
+    class Recorder:
+        """Images that remember how many were read at once."""
+
+        def __init__(self, images):
+            self.images, self.reads = images, []
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, rows):
+            self.reads.append(len(self.images[rows]))
+            return self.images[rows]
+
+    images = Recorder(_images(10))
+    with h5py.File(tmp_path / "features.h5", "w") as out:
+        colour = {"mean": (3, lambda pixels: pixels.mean(axis=(1, 2)))}
+        embed.extract(images, out, colour, batch_size=4)
+        np.testing.assert_allclose(out["mean"][:], images.images.mean(axis=(1, 2)), rtol=1e-6)
+    assert images.reads == [4, 4, 2]
+
+
+def test_inception_of_any_file_name_is_cleanfids(tmp_path, inception_folder):
+    other = tmp_path / "my.inception.pt"
+    shutil.copy(inception_folder / embed.INCEPTION_FILE, other)
+    images = _images(5)
+    found = embed.Inception(other, CPU).features(images)
+
+    resize = build_resizer("clean")
+    pixels = torch.from_numpy(np.stack([resize(image) for image in images])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = InceptionV3W(str(inception_folder), download=False)(pixels).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert found.shape == (5, 2048) and found.std() > 0
+
+
+def test_features_of_another_network_do_not_carry_the_name_of_cleanfids(
+    tmp_path, inception_folder, backbone, monkeypatch
+):
+    def name() -> str:
+        embed.main(
+            images=_set(tmp_path / "set.h5", _images(3)),
+            out=tmp_path,
+            backbone=backbone,
+            embed=settings.Embed(inception=str(inception_folder / embed.INCEPTION_FILE)),
+            device="cpu",
+        )
+        with h5py.File(tmp_path / "features.h5") as file:
+            assert file["inception"].shape == (3, 2048)
+            return file.attrs["inception"]
+
+    assert name() == embed.INCEPTION_FILE
+    content = (inception_folder / embed.INCEPTION_FILE).read_bytes()
+    monkeypatch.setattr(embed, "_INCEPTION_SHA256", embed.hashlib.sha256(content).hexdigest())
+    assert name() == embed.INCEPTION
+
+
+def test_a_missing_or_wrong_inception_file_is_one_line_with_key_and_url(tmp_path):
+    with pytest.raises(UserError, match="embed.inception .*absent.pt: no such file") as error:
+        embed.inception_file(str(tmp_path / "absent.pt"))
+    assert embed.INCEPTION_URL in str(error.value) and "\n" not in str(error.value)
+    wrong = tmp_path / "wrong.pt"
+    wrong.write_bytes(b"<html>not found</html>")
+    with pytest.raises(UserError, match="embed.inception .*wrong.pt: not clean-fid's") as error:
+        embed.Inception(wrong, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_auto_fetches_once_and_says_what_to_do_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    calls = []
+
+    def offline(url, target, **_):
+        raise urllib.error.URLError("no route to host")
+
+    def online(url, target, hash_prefix):
+        calls.append((url, hash_prefix))
+        Path(target).write_bytes(b"weights")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(UserError, match="embed.inception auto: .*no route to host") as error:
+        embed.inception_file("auto")
+    where = tmp_path / "hub/checkpoints" / embed.INCEPTION_FILE
+    assert embed.INCEPTION_URL in str(error.value) and str(where) in str(error.value)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", online)
+    assert embed.inception_file("auto") == embed.inception_file("auto") == where
+    assert calls == [(embed.INCEPTION_URL, embed._INCEPTION_SHA256)]
+
+
+# --- table ------------------------------------------------------------------------------------
+
+
+def test_table_holds_the_distances_of_the_files(tmp_path):
+    real = _features(tmp_path / "a.h5", 20, 0, embed.INCEPTION)
+    other = _features(tmp_path / "b.h5", 20, 1, embed.INCEPTION)
+    views = _features(tmp_path / "v.h5", 20, 2, embed.INCEPTION)
+    rows = (("real-vs-real", str(other), str(real)), ("mv-bg-hag", str(views), str(real)))
+    fid.main(row=rows, dataset="cars", out=tmp_path)
+    lines, cells, content = _table(tmp_path)
+
+    assert lines[0].startswith("cars:") and "20 images" in lines[1]
+    header = next(line for line in lines if line.startswith("row "))
+    assert header.split("  ")[0] == "row"
+    assert [part.strip() for part in header.split("  ") if part.strip()][2:] == [
+        "FID",
+        "FD dinov2-base cls",
+        "KID dinov2-base cls",
+    ]
+    for row, path in zip(content["rows"], (other, views), strict=True):
+        with h5py.File(path) as x, h5py.File(real) as y:
+            expected = frechet_from_features(x["inception"][:], y["inception"][:])
+            frechet = frechet_from_features(x["backbone"][:], y["backbone"][:])
+            kernel = kernel_distance(x["backbone"][:], y["backbone"][:])
+        assert (row["fid"], row["fd_backbone"], row["kid_backbone"]) == (expected, frechet, kernel)
+        assert (row["n"], row["inception"]) == (20, embed.INCEPTION)
+        assert cells[row["row"]] == ["20", f"{expected:.3f}", f"{frechet:.3f}", f"{kernel:.4g}"]
+    assert "the floor" in next(line for line in lines if line.startswith("real-vs-real"))
+    assert not any(line.startswith("- in ") for line in lines)
+
+
+def test_an_absent_column_is_a_dash_with_its_reason(tmp_path):
+    one, two = _features(tmp_path / "a.h5", 9, 0), _features(tmp_path / "b.h5", 9, 1)
+    fid.main(row=(("no-mv", str(one), str(two)),), dataset="cars", out=tmp_path)
+    lines, cells, content = _table(tmp_path)
+    assert cells["no-mv"][1] == "-" and float(cells["no-mv"][2]) > 0
+    assert "- in FID: not configured (embed.inception is none)" in lines
+    assert content["rows"][0]["fid"] is None and content["rows"][0]["fd_inception"] is None
+    assert content["rows"][0]["inception_absent"] == "not configured (embed.inception is none)"
+
+
+def test_a_dash_in_some_rows_only_names_them(tmp_path):
+    one, two = (_features(tmp_path / f"{i}.h5", 9, i) for i in range(2))
+    full = [str(_features(tmp_path / f"{i}.h5", 9, i, embed.INCEPTION)) for i in (2, 3)]
+    rows = (("no-mv", str(one), str(two)), ("mv-bg-hag", *full))
+    fid.main(row=rows, dataset="cars", out=tmp_path)
+    lines, cells, _ = _table(tmp_path)
+    assert cells["no-mv"][1] == "-" and float(cells["mv-bg-hag"][1]) > 0
+    assert "- in FID: not configured (embed.inception is none) (no-mv)" in lines
+
+
+def test_distance_of_an_unpublished_inception_is_not_called_fid(tmp_path):
+    files = [str(_features(tmp_path / f"{i}.h5", 9, i, "my.pt")) for i in range(2)]
+    fid.main(row=(("no-mv", *files),), dataset="cars", out=tmp_path)
+    lines, _, content = _table(tmp_path)
+    header = next(line for line in lines if line.startswith("row "))
+    assert "FD my.pt" in header and "FID" not in header
+    assert content["rows"][0]["fid"] is None and content["rows"][0]["fd_inception"] > 0
+    assert any(line.startswith("my.pt is not the Inception network") for line in lines)
+
+
+@pytest.mark.parametrize("name, said", [("stand-in-dino-cars", True), ("dinov2-base", False)])
+def test_stand_in_features_are_said_to_be_not_comparable(tmp_path, name, said):
+    files = [str(_features(tmp_path / f"{i}.h5", 9, i, backbone=name)) for i in range(2)]
+    fid.main(row=(("no-mv", *files),), dataset="cars", out=tmp_path)
+    assert ("not comparable with published numbers" in (tmp_path / "fid.txt").read_text()) == said
+
+
+def test_rows_without_background_name_the_network_that_removed_it(tmp_path):
+    files = [str(_features(tmp_path / f"{i}.h5", 9, i, sam="stand-in-sam-cars")) for i in range(2)]
+    fid.main(row=(("mv-nobg-hag", *files),), dataset="cars", out=tmp_path)
+    note = "Backgrounds were removed by stand-in-sam-cars, the embedded stand-in for SAM."
+    assert note in (tmp_path / "fid.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "n, other, said",
+    [
+        (8, {}, "row no-mv: images differ, .*: 8, .*: 9"),
+        (9, {"sam": "vit_h"}, "background removal differ"),
+        (9, {"image_size": 32}, "networks differ"),
+        (9, {"token": "mean-patch"}, "networks differ"),
+        (9, {"inception": embed.INCEPTION}, "Inception differ"),
+        (9, {"nan": True}, "not finite"),
+    ],
+)
+def test_unlike_sets_are_refused(tmp_path, n, other, said):
+    generated = _features(tmp_path / "g.h5", n, 0, **other)
+    real = _features(tmp_path / "r.h5", 9, 1)
+    with pytest.raises(UserError, match=said):
+        fid.main(row=(("no-mv", str(generated), str(real)),), dataset="cars", out=tmp_path)
+    assert not (tmp_path / "fid.txt").exists() and not (tmp_path / "metrics.json").exists()
+
+
+def test_rows_of_different_networks_are_refused(tmp_path):
+    files = [str(_features(tmp_path / f"{i}.h5", 9, i)) for i in range(2)]
+    small = [str(_features(tmp_path / f"{i}.h5", 9, i, backbone="small")) for i in (2, 3)]
+    with pytest.raises(UserError, match="do not make one table .*small"):
+        fid.main(row=(("a", *files), ("b", *small)), dataset="cars", out=tmp_path)
+
+
+def test_command_line_takes_a_row_as_often_as_needed(tmp_path, monkeypatch):
+    one, two = (str(_features(tmp_path / f"{i}.h5", 9, i)) for i in range(2))
+    words = ["--dataset", "cars", "--out", str(tmp_path / "out")]
+    words += ["--row", "real-vs-real", one, two, "--row", "untrained", two, one]
+    monkeypatch.setattr(sys, "argv", ["fid", *words])
+    run(fid.main)
+    assert list(_table(tmp_path / "out")[1]) == ["real-vs-real", "untrained"]
+    monkeypatch.setattr(sys, "argv", ["fid", *words[:4]])
+    with pytest.raises(SystemExit, match="error: --row is needed at least once"):
+        run(fid.main)

@@ -1,0 +1,388 @@
+"""Prompts, masks and masked sets; loading of segment-anything."""
+
+import json
+import pickle
+import urllib.error
+from functools import partial
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from segment_anything import SamPredictor
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from transformers import Dinov2Config, Dinov2Model
+
+from mirage_steps import masks, settings
+from mirage_steps.core.foreground import ForegroundModel, Region
+from mirage_steps.core.pca import Pca
+from mirage_steps.stand_ins.tiny_sam import build_tiny_sam
+from mirage_steps.support import sam as loading
+from mirage_steps.support.errors import UserError
+
+CPU = torch.device("cpu")
+SIDE = 24
+
+
+def _tiny_sam(seed: int = 0, width: int = 32) -> Sam:
+    """A segment-anything of few random weights, 64 pixels a side."""
+    torch.manual_seed(seed)
+    sam = Sam(
+        ImageEncoderViT(
+            img_size=64,
+            patch_size=16,
+            embed_dim=width,
+            depth=1,
+            num_heads=2,
+            out_chans=32,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        ),
+        PromptEncoder(32, (4, 4), (64, 64), mask_in_chans=4),
+        MaskDecoder(
+            transformer_dim=32,
+            transformer=TwoWayTransformer(depth=1, embedding_dim=32, num_heads=2, mlp_dim=32),
+        ),
+    )
+    return sam.eval()
+
+
+class _BoxSam:
+    """Answers each prompt with its box: a model whose masks are known."""
+
+    device = CPU
+    image_encoder = SimpleNamespace(img_size=48)
+
+    def __call__(self, records, multimask_output):
+        assert not multimask_output
+        answers = []
+        for record in records:
+            x0, y0, x1, y1 = (record["boxes"][0] * SIDE / 48).round().int().tolist()
+            mask = torch.zeros(1, 1, SIDE, SIDE, dtype=torch.bool)
+            mask[..., y0:y1, x0:x1] = True
+            answers.append({"masks": mask, "iou_predictions": torch.tensor([[0.5]])})
+        return answers
+
+
+def _region(x0: int, y0: int, x1: int, y1: int, grid: int = 8) -> Region:
+    """A rectangle of whole patches."""
+    mask = np.zeros((grid, grid), bool)
+    mask[y0:y1, x0:x1] = True
+    return Region((x0 / grid, y0 / grid, x1 / grid, y1 / grid), mask)
+
+
+def _images(n: int) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 200, (n, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+def _set(path, images: np.ndarray, **datasets: np.ndarray):
+    with h5py.File(path, "w") as out:
+        for name, values in {"images": images, **datasets}.items():
+            out[name] = values
+    return path
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def test_first_point_is_the_deepest_and_the_others_are_inside_and_apart():
+    rows, columns = np.mgrid[:21, :21]
+    disc = (rows - 6) ** 2 + (columns - 13) ** 2 < 30
+    points = masks.inside_points(disc)
+    np.testing.assert_allclose(points[0], (13.5 / 21, 6.5 / 21))
+    assert len(points) == 3
+    for x, y in points * 21:
+        assert disc[int(y), int(x)]
+    gaps = [np.linalg.norm(a - b) * 21 for a, b in zip(points, np.roll(points, 1, 0), strict=True)]
+    assert min(gaps) >= 2
+
+
+def test_points_of_a_bent_region_stay_inside_where_its_centre_is_outside():
+    bent = np.zeros((16, 16), bool)
+    bent[:, :3] = bent[-3:, :] = True
+    points = (masks.inside_points(bent) * 16).astype(int)
+    assert all(bent[y, x] for x, y in points)
+    # One in each arm: along x and along y the points spread over most of the image.
+    assert (np.ptp(points, axis=0) > 8).all()
+
+
+@pytest.mark.parametrize("patches, count", [([(2, 5)], 1), ([(2, 5), (2, 6)], 2)])
+def test_a_small_region_has_as_many_points_as_patches(patches, count):
+    mask = np.zeros((8, 8), bool)
+    mask[tuple(zip(*patches, strict=True))] = True
+    points = masks.inside_points(mask)
+    assert {(int(y), int(x)) for x, y in points * 8} == set(patches)
+    assert len(points) == count
+
+
+def test_prompt_is_in_the_frame_of_the_models_input():
+    image = _images(1)[0]
+    record = masks.prompt(image, _region(2, 1, 6, 4), 64, CPU)
+    assert record["image"].shape == (3, 64, 64) and record["original_size"] == (SIDE, SIDE)
+    np.testing.assert_allclose(record["boxes"].numpy(), [[16, 8, 48, 32]])
+    points = record["point_coords"].numpy()[0]
+    assert ((points > (16, 8)) & (points < (48, 32))).all()
+    assert record["point_labels"].tolist() == [[1] * len(points)]
+
+
+def test_prompt_without_a_region_is_the_whole_image():
+    record = masks.prompt(_images(1)[0], None, 64, CPU)
+    np.testing.assert_allclose(record["boxes"].numpy(), [[0, 0, 64, 64]])
+    assert "point_coords" not in record
+
+
+# --- segmentation -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_batched_masks_are_those_of_the_predictor_image_by_image(batch_size):
+    sam, images = _tiny_sam(), _images(5)
+    regions = [_region(1, 1, 5, 6), None, _region(0, 0, 8, 8), _region(3, 3, 4, 4), None]
+    found, ious = masks.segment(sam, images, regions, batch_size)
+    assert found.shape == (5, SIDE, SIDE) and found.dtype == bool
+    assert 0 < found.mean() < 1
+    predictor = SamPredictor(sam)
+    for image, region, mask, iou in zip(images, regions, found, ious, strict=True):
+        predictor.set_image(image)
+        points = masks.inside_points(region.mask) * SIDE if region else None
+        expected, quality, _ = predictor.predict(
+            points,
+            np.ones(len(points)) if region else None,
+            np.array(region.box if region else (0, 0, 1, 1)) * SIDE,
+            multimask_output=False,
+        )
+        # A pixel whose logit is zero but for rounding may fall on either side.
+        assert (mask != expected[0]).mean() < 0.01
+        assert iou == pytest.approx(quality[0], abs=1e-4)
+
+
+def test_masked_set_is_white_outside_and_untouched_inside(tmp_path):
+    images, poses = _images(7), np.arange(7, dtype=np.int16)
+    regions = [_region(i, 0, i + 2, 4) if i != 3 else None for i in range(7)]
+    reads = []
+
+    def locate(pixels: np.ndarray) -> list[Region | None]:
+        start = sum(reads)
+        reads.append(len(pixels))
+        return regions[start : start + len(pixels)]
+
+    with (
+        h5py.File(_set(tmp_path / "set.h5", images, pose=poses)) as source,
+        h5py.File(tmp_path / "masked.h5", "w") as target,
+    ):
+        tally = masks.mask_set(
+            source,
+            target,
+            locate,
+            _BoxSam(),
+            settings.Backbone(batch_size=4),
+            settings.Masks(sam_batch_size=3),
+        )
+        white, mask = target["images"][:], target["mask"][:]
+        np.testing.assert_array_equal(target["pose"][:], poses)
+        assert target["images"].chunks == (1, SIDE, SIDE, 3)
+    assert reads == [4, 3]
+    for i, region in enumerate(regions):
+        expected = (
+            np.ones((SIDE, SIDE)) if region is None else np.kron(region.mask, np.ones((3, 3)))
+        )
+        np.testing.assert_array_equal(mask[i], expected)
+    np.testing.assert_array_equal(white[mask == 1], images[mask == 1])
+    assert (white[mask == 0] == 255).all() and mask.dtype == np.uint8
+    assert (tally.images, tally.without_foreground, tally.empty_masks) == (7, 1, 0)
+    assert tally.mask_share == pytest.approx(6 / 8 + 1) and tally.predicted_iou == 3.5
+
+
+def test_tally_counts_empty_masks():
+    tally = masks.Tally()
+    found = np.zeros((3, 4, 4), bool)
+    found[1, :2] = True
+    tally.add([None, None, _region(0, 0, 1, 1)], found, np.array([0.5, 1.0, 0.0]))
+    assert tally == masks.Tally(3, 2, 2, 1.5, 0.5)
+
+
+# --- the step ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """Settings of a tiny random DINOv2 in a local folder."""
+    torch.manual_seed(1)
+    config = Dinov2Config(
+        image_size=32, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-dino"
+    Dinov2Model(config).save_pretrained(folder)
+    return settings.Backbone(model=str(folder), resolution=32, batch_size=4)
+
+
+def _foreground(path, threshold: float, dim: int = 32):
+    """A stored PCA 1 with this threshold on a random component."""
+    component = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, 1)))[0].T
+    ForegroundModel(Pca(np.zeros(dim), component, np.ones(1), np.ones(1)), 0, 1, threshold).save(
+        path
+    )
+    return path
+
+
+@pytest.mark.parametrize("threshold, lost", [(-1e9, 0), (1e9, 6)])
+def test_step_writes_set_report_and_picture(tmp_path, backbone, monkeypatch, threshold, lost):
+    monkeypatch.setattr(masks, "load_sam", lambda sam, device: _tiny_sam())
+    masks.main(
+        images=_set(tmp_path / "set.h5", _images(6)),
+        foreground=_foreground(tmp_path / "pca1.npz", threshold),
+        out=tmp_path / "out",
+        backbone=backbone,
+        masks=settings.Masks(sam="somewhere/stand-in-sam"),
+        device="cpu",
+    )
+    report = json.loads((tmp_path / "out/masks.json").read_text())
+    with h5py.File(tmp_path / "out/images.h5") as file:
+        assert file.attrs["sam"] == report["sam"] == "stand-in-sam"
+        assert report["mean_mask_share"] == pytest.approx(file["mask"][:].mean())
+        assert "pose" not in file
+    assert (report["images"], report["images_without_foreground"]) == (6, lost)
+    with Image.open(tmp_path / "out/masks.png") as picture:
+        # Two rows of four triples of 96 pixels, a gap of 6 after each.
+        assert picture.size == (4 * (3 * 96 + 6), 2 * (96 + 6))
+
+
+def test_a_foreground_model_of_another_backbone_is_refused(tmp_path, backbone):
+    with pytest.raises(UserError, match="length 16, those of tiny-dino have 32"):
+        masks.main(
+            images=_set(tmp_path / "set.h5", _images(2)),
+            foreground=_foreground(tmp_path / "pca1.npz", 0.0, dim=16),
+            out=tmp_path / "out",
+            backbone=backbone,
+            device="cpu",
+        )
+
+
+def test_picture_outlines_the_mask_in_red_between_the_image_and_its_masked_version():
+    images = np.full((1, 96, 96, 3), 100, np.uint8)
+    mask = np.zeros((1, 96, 96), np.uint8)
+    mask[:, 20:60, 30:80] = 1
+    white = np.where(mask[..., None] == 1, images, np.uint8(255))
+    sheet = np.asarray(masks.draw(images, white, mask))
+    np.testing.assert_array_equal(sheet[:96, :96], images[0])
+    np.testing.assert_array_equal(sheet[:96, 192:288], white[0])
+    red = (sheet[:96, 96:192] == (255, 0, 0)).all(-1)
+    inner = np.zeros((96, 96), bool)
+    inner[22:58, 32:78] = True
+    np.testing.assert_array_equal(red, (mask[0] == 1) & ~inner)
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width, name", [(768, "vit_b"), (1024, "vit_l"), (1280, "vit_h")])
+def test_architecture_follows_from_the_width(width, name):
+    state = {"image_encoder.pos_embed": torch.zeros(1, 64, 64, width)}
+    assert loading._architecture(state) == name
+
+
+def test_a_checkpoint_gives_its_own_weights(tmp_path, monkeypatch):
+    saved, fresh = _tiny_sam(3), _tiny_sam(4)
+    monkeypatch.setitem(loading._ARCHITECTURES, 32, "tiny")
+    monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: fresh)
+    torch.save(saved.state_dict(), tmp_path / "sam.pth")
+    loaded = loading.load_sam(str(tmp_path / "sam.pth"), CPU)
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    for key, value in _tiny_sam(3).state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[key], value)
+
+
+def _other_width(path):
+    torch.save({"image_encoder.pos_embed": torch.zeros(1, 4, 4, 20)}, path)
+
+
+def _other_model(path):
+    torch.save({"weight": torch.zeros(2)}, path)
+
+
+def _not_a_checkpoint(path):
+    path.write_bytes(b"<html>not found</html>")
+
+
+def _code_in_a_pickle(path):
+    path.write_bytes(pickle.dumps(print))
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "write", [_other_width, _other_model, _not_a_checkpoint, _code_in_a_pickle, _empty]
+)
+def test_a_file_that_is_no_checkpoint_is_one_line_with_key_and_path(tmp_path, write):
+    path = tmp_path / "sam.pth"
+    write(path)
+    with pytest.raises(UserError, match=r"masks.sam .*sam.pth: not a checkpoint") as error:
+        loading.load_sam(str(path), CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_the_stand_in_with_its_weights(tmp_path):
+    torch.manual_seed(7)
+    saved = build_tiny_sam(None)
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    loaded = loading.load_sam(str(tmp_path), CPU)
+    regions = [_region(1, 1, 5, 6), None]
+    for one, other in zip(
+        masks.segment(saved, _images(2), regions, 2),
+        masks.segment(loaded, _images(2), regions, 2),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(
+        UserError, match="masks.sam .*model.safetensors: not the stand-in's weights"
+    ):
+        loading.load_sam(str(tmp_path), CPU)
+
+
+def test_a_path_that_is_not_there_names_key_and_choices(tmp_path):
+    with pytest.raises(UserError, match="masks.sam .*: no such file or folder.*vit_h"):
+        loading.load_sam(str(tmp_path / "absent.pth"), CPU)
+    with pytest.raises(UserError, match="masks.sam .*: has no model.safetensors"):
+        loading.load_sam(str(tmp_path), CPU)
+
+
+def test_published_weights_are_fetched_once_verified_and_offline_says_what_to_do(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    calls = []
+
+    def offline(url, target, **_):
+        raise urllib.error.URLError("no route to host")
+
+    def online(url, target, hash_prefix):
+        calls.append((url, hash_prefix))
+        torch.save(_tiny_sam(5).state_dict(), target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(UserError, match="masks.sam vit_b: .*no route to host") as error:
+        loading.load_sam("vit_b", CPU)
+    url = "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
+    where = tmp_path / "hub/checkpoints/sam_vit_b_01ec64.pth"
+    assert url in str(error.value) and str(where) in str(error.value)
+    assert "\n" not in str(error.value)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", online)
+    monkeypatch.setitem(loading._ARCHITECTURES, 32, "tiny")
+    monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: _tiny_sam(6))
+    for _ in range(2):
+        loaded = loading.load_sam("vit_b", CPU)
+    assert calls == [(url, loading.PUBLISHED["vit_b"][1])]
+    expected = _tiny_sam(5).state_dict()["image_encoder.pos_embed"]
+    torch.testing.assert_close(loaded.image_encoder.pos_embed.data, expected)
