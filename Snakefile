@@ -17,8 +17,16 @@ include: "rules/stand_ins.smk"
 
 rule all:
     default_target: True
-    localrule: True
     input:
         expand("<results>/{dataset}/fid.txt", dataset=configuration.datasets),
         expand("<results>/{dataset}/sheet/contact_sheet.png", dataset=configuration.datasets),
         expand("<results>/{dataset}/poses/pose_eval.json", dataset=configuration.datasets),
+    localrule: True
+
+
+rule demo:
+    input:
+        "<results>/demo/fid.txt",
+        "<results>/demo/sheet/contact_sheet.png",
+        "<results>/demo/poses/pose_eval.json",
+    localrule: True

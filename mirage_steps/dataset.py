@@ -42,7 +42,8 @@ def main(
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
     if not entries:
         raise UserError(
-            f"none of the {len(rejected)} files is a readable image; {out / 'rejected.csv'} says why"
+            f"none of the {len(rejected)} files is a readable image; "
+            f"{out / 'rejected.csv'} says why"
         )
     write_manifest(out / "manifest.csv", entries)
     log.info("%d images, %d files rejected", len(entries), len(rejected))

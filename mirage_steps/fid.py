@@ -111,7 +111,7 @@ def main(
     rows = []
     for name, generated, real in row:
         rows.append(compare(name, Path(generated), Path(real)))
-        log.info("%s: %s", name, rows[-1])
+        log.info("%s: FD %.3f, KID %.6f", name, rows[-1].frechet, rows[-1].kernel)
     if len({result.networks for result in rows}) > 1:
         found = "; ".join(f"{result.name}: {result.networks}" for result in rows)
         raise UserError(f"rows of different networks do not make one table ({found})")
@@ -225,7 +225,7 @@ def as_text(dataset: str, rows: list[Row]) -> str:
                 str(row.n),
                 inception,
                 f"{row.frechet:.3f}",
-                f"{row.kernel:.4g}",
+                f"{row.kernel:.6f}",
                 MEANING.get(row.name, ""),
             )
         )

@@ -17,9 +17,7 @@ from mirage_steps.support.h5 import open_h5, read_names
 from mirage_steps.support.step import log, run
 
 
-def main(
-    *, maps: Path, crops: Path, out: Path, poses: settings.Poses = settings.Poses()
-) -> None:
+def main(*, maps: Path, crops: Path, out: Path, poses: settings.Poses = settings.Poses()) -> None:
     """Cluster the maps into poses.
 
     Args:

@@ -1,7 +1,7 @@
 """Step 7c: two disjoint sets of real crops, what the generated images are compared with.
 
-Writes ``real-a/images.h5`` (every row is compared with it) and ``real-b/images.h5`` (its distance to
-the first is the floor that no generator can beat): ``images`` (n, S, S, 3) uint8, ``pose`` (n,).
+Writes ``real-a/images.h5`` (every row is compared with it) and ``real-b/images.h5`` (its distance
+to the first is the floor that no generator can beat): ``images`` (n, S, S, 3) uint8, ``pose`` (n,).
 """
 
 from pathlib import Path

@@ -149,7 +149,7 @@ class Masks(Settings):
 
     sam: str = Field(
         "vit_h",
-        description="vit_b, vit_l or vit_h (fetched once), a checkpoint file, or a stand-in folder.",
+        description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder.",
     )
     sam_batch_size: int = Field(8, ge=1, description="Images SAM sees at once.")
 

@@ -1,13 +1,14 @@
 """Step 6: train the pose-conditioned diffusion model (paper, section 3.2 and appendix A).
 
-Writes ``model.safetensors`` (the averaged weights), ``config.json`` and ``loss.png`` into the output
-folder. What must survive a failed job lives in a folder of its own, ``--checkpoints``: the newest
-checkpoint, ``metrics.jsonl`` and sample grids while it runs. A run that was stopped goes on from
+Writes ``model.safetensors`` (the averaged weights), ``config.json`` and ``loss.png`` into the
+output folder. What must survive a failed job lives in a folder of its own, ``--checkpoints``: the
+newest checkpoint, ``metrics.jsonl`` and sample grids while it runs. A run that was stopped goes on from
 there; settings or data that changed since start it anew.
 """
 
 import hashlib
 import json
+import math
 import signal
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def main(
             "%s U-Net, %.1f M parameters, %d images, %d poses, on %s",
             training.preset, trainer.parameters / 1e6, len(labels), config.poses, where,
         )  # fmt: skip
-        _train(trainer, Data(file["images"], labels, training), checkpoints, _identity(crops, poses))
+        _train(
+            trainer, Data(file["images"], labels, training), checkpoints, _identity(crops, poses)
+        )
     _write_model(trainer, out)
     pictures.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
@@ -203,7 +206,7 @@ def _rate(training: settings.Training):
         warm = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
         if training.schedule == "constant":
             return warm
-        return warm * 0.5 * (1 + np.cos(np.pi * min(step / training.iterations, 1.0)))
+        return warm * 0.5 * (1 + math.cos(math.pi * min(step / training.iterations, 1.0)))
 
     return factor
 
@@ -285,7 +288,8 @@ def _resume(trainer: Trainer, folder: Path, fingerprint: dict) -> None:
         before = state.pop("fingerprint")
     except Exception as error:
         # torch.load raises many types on a damaged file; each means the same to the user.
-        raise UserError(f"{path}: damaged ({error!r}); delete it to start anew") from None
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise UserError(f"{path}: damaged ({reason}); delete it to start anew") from None
     changed = sorted(
         key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key)
     )

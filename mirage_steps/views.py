@@ -5,8 +5,8 @@
 - ``mv-bg-no-hag``, ``mv-bg-hag``: for each reference noise a random reference pose and three other
   distinct poses; the views are kept, the reference is not.
 
-Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (n,) the number of the
-noise, and ``images.png``, the first of them.
+Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (n,) the number of
+the noise, and ``images.png``, the first of them.
 """
 
 from collections.abc import Iterator

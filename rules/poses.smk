@@ -18,10 +18,6 @@ rule dataset:
         manifest="<results>/{dataset}/manifest.csv",
         rejected="<results>/{dataset}/rejected.csv",
         run="<results>/{dataset}/dataset.run.json",
-    params:
-        source=source_words,
-        out=subpath(output.manifest, parent=True),
-        code=code_hash("dataset"),
     log:
         "<results>/{dataset}/logs/dataset.log",
     benchmark:
@@ -29,6 +25,10 @@ rule dataset:
     conda:
         "../envs/mirage.yaml"
     threads: workflow.cores
+    params:
+        source=source_words,
+        out=subpath(output.manifest, parent=True),
+        code=code_hash("dataset"),
     message:
         "{wildcards.dataset}: listing the images"
     shell:
@@ -41,10 +41,6 @@ rule features:
     output:
         tokens="<results>/{dataset}/features/tokens.h5",
         run="<results>/{dataset}/features/features.run.json",
-    params:
-        backbone=section("backbone"),
-        out=subpath(output.tokens, parent=True),
-        code=code_hash("features"),
     log:
         "<results>/{dataset}/logs/features.log",
     benchmark:
@@ -54,6 +50,10 @@ rule features:
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        backbone=section("backbone"),
+        out=subpath(output.tokens, parent=True),
+        code=code_hash("features"),
     message:
         "{wildcards.dataset}: patch tokens of the images"
     shell:
@@ -71,10 +71,6 @@ rule foreground:
         choice="<results>/{dataset}/foreground/foreground.json",
         picture="<results>/{dataset}/foreground/foreground.png",
         run="<results>/{dataset}/foreground/foreground.run.json",
-    params:
-        foreground=section("foreground"),
-        out=subpath(output.model, parent=True),
-        code=code_hash("foreground"),
     log:
         "<results>/{dataset}/logs/foreground.log",
     benchmark:
@@ -82,6 +78,10 @@ rule foreground:
     conda:
         "../envs/mirage.yaml"
     threads: workflow.cores
+    params:
+        foreground=section("foreground"),
+        out=subpath(output.model, parent=True),
+        code=code_hash("foreground"),
     message:
         "{wildcards.dataset}: foreground and crops by PCA 1"
     shell:
@@ -96,10 +96,6 @@ rule crops:
     output:
         crops="<results>/{dataset}/crops/crops.h5",
         run="<results>/{dataset}/crops/crops.run.json",
-    params:
-        image_size=setting("training", "image_size"),
-        out=subpath(output.crops, parent=True),
-        code=code_hash("crops"),
     log:
         "<results>/{dataset}/logs/crops.log",
     benchmark:
@@ -107,6 +103,10 @@ rule crops:
     conda:
         "../envs/mirage.yaml"
     threads: workflow.cores
+    params:
+        image_size=setting("training", "image_size"),
+        out=subpath(output.crops, parent=True),
+        code=code_hash("crops"),
     message:
         "{wildcards.dataset}: crops at the diffusion model's size"
     shell:
@@ -121,10 +121,6 @@ rule crop_features:
     output:
         tokens=temp("<results>/{dataset}/crop_features/tokens.h5"),
         run="<results>/{dataset}/crop_features/features.run.json",
-    params:
-        backbone=section("backbone"),
-        out=subpath(output.tokens, parent=True),
-        code=code_hash("features"),
     log:
         "<results>/{dataset}/logs/crop_features.log",
     benchmark:
@@ -134,6 +130,10 @@ rule crop_features:
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        backbone=section("backbone"),
+        out=subpath(output.tokens, parent=True),
+        code=code_hash("features"),
     message:
         "{wildcards.dataset}: patch tokens of the crops"
     shell:
@@ -149,9 +149,6 @@ rule pose_space:
         model="<results>/{dataset}/pose_space/pca2.npz",
         maps="<results>/{dataset}/pose_space/maps.h5",
         run="<results>/{dataset}/pose_space/pose_space.run.json",
-    params:
-        out=subpath(output.model, parent=True),
-        code=code_hash("pose_space"),
     log:
         "<results>/{dataset}/logs/pose_space.log",
     benchmark:
@@ -159,6 +156,9 @@ rule pose_space:
     conda:
         "../envs/mirage.yaml"
     threads: workflow.cores
+    params:
+        out=subpath(output.model, parent=True),
+        code=code_hash("pose_space"),
     message:
         "{wildcards.dataset}: pose space by PCA 2"
     shell:
@@ -176,10 +176,6 @@ rule poses:
         counts="<results>/{dataset}/poses/poses.json",
         picture="<results>/{dataset}/poses/poses.png",
         run="<results>/{dataset}/poses/poses.run.json",
-    params:
-        poses=section("poses"),
-        out=subpath(output.poses, parent=True),
-        code=code_hash("poses"),
     log:
         "<results>/{dataset}/logs/poses.log",
     benchmark:
@@ -187,6 +183,10 @@ rule poses:
     conda:
         "../envs/mirage.yaml"
     threads: workflow.cores
+    params:
+        poses=section("poses"),
+        out=subpath(output.poses, parent=True),
+        code=code_hash("poses"),
     message:
         "{wildcards.dataset}: poses by K-Means"
     shell:
@@ -203,16 +203,16 @@ rule pose_eval:
         scores="<results>/{dataset}/poses/pose_eval.json",
         picture="<results>/{dataset}/poses/pose_eval.png",
         run="<results>/{dataset}/poses/pose_eval.run.json",
+    log:
+        "<results>/{dataset}/logs/pose_eval.log",
+    conda:
+        "../envs/mirage.yaml"
     params:
         labels=lambda wildcards, input: (
             shlex.join(["--labels", input.labels]) if input.labels else ""
         ),
         out=subpath(output.scores, parent=True),
         code=code_hash("pose_eval"),
-    log:
-        "<results>/{dataset}/logs/pose_eval.log",
-    conda:
-        "../envs/mirage.yaml"
     message:
         "{wildcards.dataset}: poses against true azimuths"
     shell:

@@ -23,10 +23,6 @@ rule masks:
         picture="<results>/{dataset}/sets/{masked}/masks.png",
         summary="<results>/{dataset}/sets/{masked}/masks.json",
         run="<results>/{dataset}/sets/{masked}/masks.run.json",
-    params:
-        words=section("backbone", "masks"),
-        out=subpath(output.images, parent=True),
-        code=code_hash("masks"),
     log:
         "<results>/{dataset}/logs/masks-{masked}.log",
     benchmark:
@@ -38,6 +34,10 @@ rule masks:
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        words=section("backbone", "masks"),
+        out=subpath(output.images, parent=True),
+        code=code_hash("masks"),
     message:
         "{wildcards.dataset}: removing the background, {wildcards.masked}"
     shell:
@@ -51,10 +51,6 @@ rule embed:
     output:
         features="<results>/{dataset}/sets/{set}/features.h5",
         run="<results>/{dataset}/sets/{set}/embed.run.json",
-    params:
-        words=section("backbone", "embed"),
-        out=subpath(output.features, parent=True),
-        code=code_hash("embed"),
     log:
         "<results>/{dataset}/logs/embed-{set}.log",
     benchmark:
@@ -64,6 +60,10 @@ rule embed:
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        words=section("backbone", "embed"),
+        out=subpath(output.features, parent=True),
+        code=code_hash("embed"),
     message:
         "{wildcards.dataset}: features of {wildcards.set}"
     shell:
@@ -91,10 +91,6 @@ rule fid:
         table=ensure("<results>/{dataset}/fid.txt", non_empty=True),
         metrics="<results>/{dataset}/metrics.json",
         run="<results>/{dataset}/fid.run.json",
-    params:
-        rows=row_words,
-        out=subpath(output.table, parent=True),
-        code=code_hash("fid"),
     log:
         "<results>/{dataset}/logs/fid.log",
     benchmark:
@@ -102,6 +98,10 @@ rule fid:
     conda:
         "../envs/mirage.yaml"
     threads: workflow.cores
+    params:
+        rows=row_words,
+        out=subpath(output.table, parent=True),
+        code=code_hash("fid"),
     message:
         "{wildcards.dataset}: the table of distances"
     shell:

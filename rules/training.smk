@@ -11,10 +11,6 @@ rule train:
         config="<results>/{dataset}/training/config.json",
         loss="<results>/{dataset}/training/loss.png",
         run="<results>/{dataset}/training/train.run.json",
-    params:
-        training=section("training"),
-        out=subpath(output.weights, parent=True),
-        code=version("train"),
     log:
         "<results>/{dataset}/logs/train.log",
     benchmark:
@@ -24,6 +20,10 @@ rule train:
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        training=section("training"),
+        out=subpath(output.weights, parent=True),
+        code=version("train"),
     message:
         "{wildcards.dataset}: training; live figures in {params.out}/checkpoints/metrics.jsonl"
     # The checkpoints' folder is no declared output: Snakemake removes those of a failed job, and

@@ -15,14 +15,14 @@ rule real:
         a="<results>/{dataset}/sets/real-a/images.h5",
         b="<results>/{dataset}/sets/real-b/images.h5",
         run="<results>/{dataset}/sets/real.run.json",
-    params:
-        fid=section("fid"),
-        out=subpath(output.a, ancestor=2),
-        code=code_hash("real"),
     log:
         "<results>/{dataset}/logs/real.log",
     conda:
         "../envs/mirage.yaml"
+    params:
+        fid=section("fid"),
+        out=subpath(output.a, ancestor=2),
+        code=code_hash("real"),
     message:
         "{wildcards.dataset}: two disjoint sets of real images"
     shell:
@@ -39,12 +39,6 @@ rule views:
         images="<results>/{dataset}/sets/{kind}/images.h5",
         picture="<results>/{dataset}/sets/{kind}/images.png",
         run="<results>/{dataset}/sets/{kind}/views.run.json",
-    params:
-        views=section("views"),
-        guidance=guidance_words,
-        samples=setting("fid", "samples"),
-        out=subpath(output.images, parent=True),
-        code=code_hash("views"),
     log:
         "<results>/{dataset}/logs/views-{kind}.log",
     benchmark:
@@ -56,6 +50,12 @@ rule views:
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        views=section("views"),
+        guidance=guidance_words,
+        samples=setting("fid", "samples"),
+        out=subpath(output.images, parent=True),
+        code=code_hash("views"),
     message:
         "{wildcards.dataset}: generating {wildcards.kind}"
     shell:
@@ -72,10 +72,6 @@ rule sheet:
         sheet="<results>/{dataset}/sheet/contact_sheet.png",
         turn="<results>/{dataset}/sheet/turn.gif",
         run="<results>/{dataset}/sheet/sheet.run.json",
-    params:
-        words=section("sheet", "views", "guidance"),
-        out=subpath(output.sheet, parent=True),
-        code=code_hash("sheet"),
     log:
         "<results>/{dataset}/logs/sheet.log",
     benchmark:
@@ -85,6 +81,10 @@ rule sheet:
     threads: workflow.cores
     resources:
         gpu=1,
+    params:
+        words=section("sheet", "views", "guidance"),
+        out=subpath(output.sheet, parent=True),
+        code=code_hash("sheet"),
     message:
         "{wildcards.dataset}: contact sheet and turn"
     shell:

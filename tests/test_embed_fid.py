@@ -248,7 +248,7 @@ def test_table_holds_the_distances_of_the_files(tmp_path):
             kernel = kernel_distance(x["backbone"][:], y["backbone"][:])
         assert (row["fid"], row["fd_backbone"], row["kid_backbone"]) == (expected, frechet, kernel)
         assert (row["n"], row["inception"]) == (20, embed.INCEPTION)
-        assert cells[row["row"]] == ["20", f"{expected:.3f}", f"{frechet:.3f}", f"{kernel:.4g}"]
+        assert cells[row["row"]] == ["20", f"{expected:.3f}", f"{frechet:.3f}", f"{kernel:.6f}"]
     assert "the floor" in next(line for line in lines if line.startswith("real-vs-real"))
     assert not any(line.startswith("- in ") for line in lines)
 

@@ -140,7 +140,9 @@ class ForegroundModel:
     def load(cls, path: Path) -> "ForegroundModel":
         """Read what :meth:`save` wrote."""
         with np.load(path) as arrays:
-            pca = Pca(*(arrays[key] for key in ("mean", "components", "variance", "variance_ratio")))
+            pca = Pca(
+                *(arrays[key] for key in ("mean", "components", "variance", "variance_ratio"))
+            )
             return cls(
                 pca, int(arrays["component"]), int(arrays["sign"]), float(arrays["threshold"])
             )

@@ -70,7 +70,7 @@ def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig
     if name == "paper":
         return UNetConfig(image_size, poses, (64, 128, 256, 512), dropout=dropout)
     return UNetConfig(
-        image_size, poses, (128, 256), blocks=1, attention_below=8, stem=4, dropout=dropout
+        image_size, poses, (96, 192), blocks=1, attention_below=8, stem=4, dropout=dropout
     )
 
 

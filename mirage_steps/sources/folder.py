@@ -30,7 +30,9 @@ def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[
     """
     root = source.path.expanduser()
     if not root.is_dir():
-        raise UserError(f"source.path {root}: no such folder; set it to the folder with your images")
+        raise UserError(
+            f"source.path {root}: no such folder; set it to the folder with your images"
+        )
     files = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
     if not files:
         raise UserError(f"source.path {root}: holds no files")

@@ -36,6 +36,7 @@ class Family:
     panel_sides: float = 0.0  # chance that the rear half of the cabin has no windows
 
 
+# fmt: off
 FAMILIES: dict[str, Family] = {
     "sedan": Family((0.38, 0.42), (0.30, 0.33), (0.50, 0.56), (0.62, 0.66), (0.62, 0.68),
                     (0.27, 0.32), (0.42, 0.46), (0.65, 0.70), (0.80, 0.85)),
@@ -69,6 +70,7 @@ FAMILIES: dict[str, Family] = {
                         (0.23, 0.27), (0.33, 0.37), (0.74, 0.79), (0.85, 0.89),
                         wheel=(0.056, 0.064)),
 }
+# fmt: on
 DEMO_FAMILIES: tuple[str, ...] = ("sedan", "hatchback", "suv", "coupe", "van")
 STAND_IN_FAMILIES: tuple[str, ...] = (
     "wagon", "pickup", "minivan", "fastback", "jeep", "limousine",

@@ -56,7 +56,9 @@ class Backbone:
             raise UserError(_cannot_load(model, reason)) from None
         patch_size = getattr(config, "patch_size", None)
         if not isinstance(patch_size, int):
-            raise UserError(f"backbone.model {model}: has no patch tokens; use a vision transformer")
+            raise UserError(
+                f"backbone.model {model}: has no patch tokens; use a vision transformer"
+            )
         if resolution % patch_size:
             near = round(resolution / patch_size) * patch_size
             raise UserError(
@@ -94,14 +96,16 @@ class Backbone:
         pixels = pixels.permute(0, 3, 1, 2).float().div(255)
         if pixels.shape[-1] != self.resolution:
             size = (self.resolution, self.resolution)
-            pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+            pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(
+                0, 1
+            )
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
         options = {}
         if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
             options["interpolate_pos_encoding"] = True
         hidden = self.model(pixel_values=(pixels - mean) / std, **options).last_hidden_state
         # CLS comes first, then registers if there are any, then the patches row by row.
-        return hidden[:, -self.grid**2 :].float(), hidden[:, 0].float()
+        return hidden[:, -(self.grid**2) :].float(), hidden[:, 0].float()
 
 
 def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -30,7 +30,9 @@ def open_h5(path: Path, *needed: str) -> Iterator[h5py.File]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({error}); delete it and rerun") from None
+        raise UserError(
+            f"{path}: not a readable HDF5 file ({error}); delete it and rerun"
+        ) from None
     with file:
         missing = [key for key in needed if key not in file]
         if missing:

@@ -63,4 +63,6 @@ def read_manifest(path: Path) -> list[Entry]:
             for row in rows
         ]
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest ({error!r}); make it with the dataset step") from None
+        raise UserError(
+            f"{path}: not a manifest ({error!r}); make it with the dataset step"
+        ) from None

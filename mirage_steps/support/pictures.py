@@ -37,7 +37,9 @@ def tile(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
     """Images (n, H, W, 3) uint8 row by row on white, as one (H', W', 3) picture."""
     count, height, width, _ = images.shape
     rows = -(-count // columns)
-    picture = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8)
+    picture = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8
+    )
     for number, image in enumerate(images):
         top = gap + number // columns * (height + gap)
         left = gap + number % columns * (width + gap)
@@ -175,9 +177,7 @@ def loss_curve(path: Path, records: list[dict]) -> None:
     save_figure(path, figure)
 
 
-def contact_sheet(
-    path: Path, rows: np.ndarray, references: Sequence[int], gamma: float
-) -> None:
+def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], gamma: float) -> None:
     """Objects in rows, poses in columns, the reference of each row framed.
 
     Args:

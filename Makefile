@@ -1,0 +1,42 @@
+# The two commands that do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3.11
+CORES ?= $(shell nproc)
+RUN = . .venv/bin/activate &&
+
+.PHONY: demo test lint lock clean
+.DEFAULT_GOAL := demo
+
+# Everything is installed into .venv; made again when the lock file changes.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# The whole pipeline on the embedded data set with the embedded small models.
+demo: .venv/installed
+	$(RUN) snakemake --cores $(CORES) -- demo
+	@cat results/demo/fid.txt
+	@echo
+	@echo "Pictures:"
+	@find results/demo -name '*.png' -not -path '*/images/*' -not -path '*/true_masks/*' \
+		-not -path '*/checkpoints/*' -o -name '*.gif' | sort | sed 's/^/  /'
+
+test: .venv/installed lint
+	$(RUN) python -m pytest
+
+lint: .venv/installed
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules
+	$(RUN) snakemake --lint > /dev/null
+
+# After a change of the dependencies in pyproject.toml.
+lock: .venv/installed
+	.venv/bin/pip install --quiet pip-tools
+	.venv/bin/pip-compile --quiet --extra dev --strip-extras --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o .venv/full.lock
+	{ sed -n '/^#/p' requirements.lock; grep -v -E '^(#|-|nvidia-|cuda-|triton)' .venv/full.lock; } \
+		> .venv/requirements.lock
+	mv .venv/requirements.lock requirements.lock
+
+clean:
+	rm -rf .venv .snakemake results

@@ -1,0 +1,204 @@
+"""Cross-frame attention and guidance, in float64, against the paper's equations taken literally."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from mirage_steps.core import unet
+from mirage_steps.core.diffusion import cumulative_alphas, ddim_steps
+from mirage_steps.core.multiview import denoise_views, sample_single, sample_views
+from mirage_steps.core.unet import Frames, UNet, UNetConfig, hard_attention, preset
+
+CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
+
+
+@pytest.fixture(scope="module")
+def network() -> UNet:
+    """A small network whose zero-initialised layers got values, or nothing would be tested."""
+    torch.manual_seed(0)
+    model = UNet(CONFIG).double().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+class LiteralAttention:
+    """Attention one image at a time, storing the reference's keys and values for its views."""
+
+    def __init__(self, layer: unet.SelfAttention):
+        self.layer, self.stored = layer, None
+
+    def project(self, x):
+        tokens = self.layer.norm(x).flatten(2).transpose(1, 2)[0]
+        key, value = self.layer.key_value(tokens).chunk(2, dim=-1)
+        return self.layer.query(tokens), key, value
+
+    def __call__(self, x, mode):
+        query, key, value = self.project(x)
+        if mode == "self":
+            self.stored = key, value
+        elif mode != "encoder":
+            key, value = self.stored
+        heads, outputs = self.layer.heads, []
+        for q, k, v in zip(
+            *(part.chunk(heads, dim=1) for part in (query, key, value)), strict=True
+        ):
+            logits = q @ k.T / q.shape[1] ** 0.5
+            weights = logits.softmax(dim=1)  # equations 5 and 6
+            if mode == "hard":
+                weights = functional.one_hot(logits.argmax(dim=1), len(k)).to(logits)
+            outputs.append(weights @ v)
+        out = self.layer.out(torch.cat(outputs, dim=1))
+        return x + out.T.reshape(1, -1, *x.shape[2:])
+
+
+class LiteralUNet:
+    """The network run one image and one pass at a time; nothing is shared or batched."""
+
+    def __init__(self, model: UNet):
+        self.model = model
+        self.attention = {
+            layer: LiteralAttention(layer)
+            for layer in model.modules()
+            if isinstance(layer, unet.SelfAttention)
+        }
+
+    def __call__(self, x, t, pose, mode):
+        model = self.model
+        embedding = model.embed(torch.tensor([t]), torch.tensor([pose]))
+        h = model.conv_in(model.stem_in(x))
+        skips = [h]
+        for layer in model.down:
+            h = self.stage(layer, h, embedding, "encoder")
+            skips.append(h)
+        h = model.middle_in(h, embedding)
+        h = self.attention[model.middle_attention](h, mode)
+        h = model.middle_out(h, embedding)
+        for layer in model.up:
+            if isinstance(layer, unet._Stage):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = self.stage(layer, h, embedding, mode)
+        return model.stem_out(model.conv_out(functional.silu(model.norm_out(h))))
+
+    def stage(self, layer, h, embedding, mode):
+        if not isinstance(layer, unet._Stage):
+            return layer(h, embedding)
+        h = layer.block(h, embedding)
+        return h if layer.attention is None else self.attention[layer.attention](h, mode)
+
+
+def literal_views(model, noise, poses, steps, gamma):
+    """Equations 4, 6 and 7 for one object: poses[0] is the reference."""
+    literal, alphas = LiteralUNet(model), cumulative_alphas().tolist()
+    xs = [noise.clone() for _ in poses]
+    for t, t_next in ddim_steps(steps):
+        predictions = [literal(xs[0], t, poses[0], "self")]
+        for x, pose in zip(xs[1:], poses[1:], strict=True):
+            soft = literal(x, t, pose, "soft")
+            hard = literal(x, t, pose, "hard")
+            predictions.append((1 - gamma) * hard + gamma * soft)
+        a, b = alphas[t], alphas[t_next] if t_next >= 0 else 1.0
+        xs = [
+            b**0.5 * (x - (1 - a) ** 0.5 * e) / a**0.5 + (1 - b) ** 0.5 * e
+            for x, e in zip(xs, predictions, strict=True)
+        ]
+    return torch.cat(xs)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5])
+def test_views_equal_the_literal_equations(network, gamma):
+    noise = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.manual_seed(1))
+    poses = torch.tensor([[0, 3, 5, 2], [4, 4, 1, 0]])
+    found = sample_views(network, noise, poses, 4, gamma)
+    for number in range(2):
+        expected = literal_views(
+            network, noise[number : number + 1], poses[number].tolist(), 4, gamma
+        )
+        torch.testing.assert_close(found[number], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_guidance_and_reference_matter(network):
+    """The tests above would prove little if the passes gave the same."""
+    noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    poses = torch.tensor([[0, 3]])
+    off, on = (sample_views(network, noise, poses, 4, gamma) for gamma in (1.0, 1.5))
+    single = sample_single(network, noise, torch.tensor([3]), 4)
+    assert (off[0, 1] - on[0, 1]).abs().max() > 1e-4
+    assert (off[0, 1] - single[0]).abs().max() > 1e-4
+    torch.testing.assert_close(off[0, 0], on[0, 0])
+
+
+def test_reference_is_generated_as_if_alone(network):
+    noise = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    poses = torch.tensor([[0, 3, 1], [5, 2, 4]])
+    found = sample_views(network, noise, poses, 4, 1.5)[:, 0]
+    torch.testing.assert_close(found, sample_single(network, noise, poses[:, 0], 4))
+
+
+def test_a_view_does_not_depend_on_the_other_poses_asked_for(network):
+    """Equation 1: views are independent given the reference."""
+    noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    alone = sample_views(network, noise, torch.tensor([[0, 3]]), 3, 1.5)[0, 1]
+    for others in itertools.permutations([1, 2, 5], 2):
+        together = sample_views(network, noise, torch.tensor([[0, *others, 3]]), 3, 1.5)
+        torch.testing.assert_close(together[0, -1], alone)
+
+
+def test_a_view_in_the_reference_pose_without_guidance_is_the_reference(network):
+    noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    found = sample_views(network, noise, torch.tensor([[2, 2]]), 4, 1.0)
+    torch.testing.assert_close(found[0, 0], found[0, 1])
+
+
+def test_reference_alone_needs_no_views(network):
+    noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    found = sample_views(network, noise, torch.tensor([[2]]), 3, 1.5)
+    torch.testing.assert_close(found[:, 0], sample_single(network, noise, torch.tensor([2]), 3))
+
+
+def test_hard_attention_in_chunks_equals_one_hot(monkeypatch):
+    query, key, value = (torch.randn(2, 3, length, 4) for length in (50, 20, 20))
+    one_hot = functional.one_hot((query @ key.mT / 2).argmax(dim=-1), 20).float()
+    monkeypatch.setattr(unet, "_QUERY_CHUNK", 7)
+    torch.testing.assert_close(hard_attention(query, key, value), one_hot @ value)
+
+
+def test_views_are_spread_behind_the_soft_ones():
+    frames = Frames(2, hard=True)
+    x = torch.arange(6)[:, None, None, None]
+    assert frames.spread(x).flatten().tolist() == [0, 1, 2, 1, 2, 3, 4, 5, 4, 5]
+    assert Frames(2, hard=False).spread(x) is x
+
+
+def test_one_pass_equals_forward(network):
+    """The batched pass over a lone reference is the plain forward pass."""
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    poses, times = torch.tensor([1, 2, 3]), torch.full((3,), 400)
+    embedding = network.embed(times, poses)
+    found = denoise_views(network, x[:, None], embedding[:, None], 1.5)
+    torch.testing.assert_close(found[:, 0], network(x, times, poses))
+
+
+@pytest.mark.parametrize("name", ["paper", "small"])
+def test_presets_run_and_use_time_and_pose(name):
+    torch.manual_seed(0)
+    model = UNet(preset(name, 64, 5, 0.0)).eval().requires_grad_(False)
+    x = torch.randn(2, 3, 64, 64)
+    t, pose = torch.tensor([10, 900]), torch.tensor([0, 4])
+    assert not model(x, t, pose).any(), "the untrained network predicts no noise"
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.copy_(torch.randn_like(parameter) * 0.05)
+    base = model(x, t, pose)
+    assert base.shape == x.shape and base.isfinite().all()
+    assert (base - model(x, t + 50, pose)).abs().max() > 1e-3
+    assert (base - model(x, t, pose.flip(0))).abs().max() > 1e-3
+
+
+def test_paper_preset_is_the_published_layout():
+    config = preset("paper", 64, 25, 0.1)
+    assert config.widths == (64, 128, 256, 512) and config.blocks == 2 and config.stem == 1
+    assert (config.heads, config.head_dim, config.attention_below) == (4, 32, 32)

@@ -1,0 +1,197 @@
+"""Training: resume, staleness, data order, averaged weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mirage_steps import train
+from mirage_steps.core.unet import UNetConfig, build
+from mirage_steps.settings import Training
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.model import load_model
+
+IMAGES, POSES, SIZE = 12, 4, 32
+SETTINGS = Training(
+    preset="small", image_size=SIZE, iterations=6, batch_size=4, learning_rate=1e-3,
+    schedule="cosine", warmup=2, ema=0.9, dropout=0.1, checkpoint_every=2, sample_every=100,
+    precision="float32",
+)  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Path]:
+    """Random crops with poses."""
+    names = [f"{number}.png" for number in range(IMAGES)]
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "crops.h5", "w") as file:
+        file["images"] = rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8)
+        file.create_dataset("image", data=names, dtype=h5py.string_dtype())
+    rows = [f"{name},{number % POSES},0" for number, name in enumerate(names)]
+    (tmp_path / "poses.csv").write_text("\n".join(["image,pose,distance", *rows]) + "\n")
+    return {"crops": tmp_path / "crops.h5", "poses": tmp_path / "poses.csv"}
+
+
+def run(data, folder: Path, training: Training) -> dict[str, torch.Tensor]:
+    train.main(**data, out=folder, checkpoints=folder / "checkpoints", training=training)
+    return load_file(folder / "model.safetensors")
+
+
+def stop_after(monkeypatch, steps: int) -> None:
+    """Make the process die in the middle of a step, as a kill would."""
+    original = train.Trainer.step
+
+    def step(self, *batch):
+        if self.done == steps:
+            raise KeyboardInterrupt
+        return original(self, *batch)
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, monkeypatch, stop):
+    whole = run(data, tmp_path / "whole", SETTINGS)
+    with monkeypatch.context() as patch:
+        stop_after(patch, stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "parts", SETTINGS)
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    parts = run(data, tmp_path / "parts", SETTINGS)
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+    steps = [record["step"] for record in train.read_metrics(tmp_path / "parts" / "checkpoints")]
+    assert steps == list(range(1, 7))
+
+
+def test_changed_settings_start_anew(data, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path / "run", SETTINGS)
+    changed = SETTINGS.model_copy(update={"learning_rate": 1e-4})
+    found = run(data, tmp_path / "run", changed)
+    assert "starting anew: learning_rate changed" in caplog.text
+    expected = run(data, tmp_path / "fresh", changed)
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_changed_poses_start_anew(data, tmp_path, caplog):
+    run(data, tmp_path / "run", SETTINGS)
+    text = data["poses"].read_text().replace("1.png,1", "1.png,2")
+    data["poses"].write_text(text)
+    run(data, tmp_path / "run", SETTINGS)
+    assert "starting anew: poses changed" in caplog.text
+
+
+def test_damaged_checkpoint_is_named(data, tmp_path):
+    run(data, tmp_path / "run", SETTINGS)
+    path = tmp_path / "run" / "checkpoints" / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="checkpoint.pt: damaged"):
+        run(data, tmp_path / "run", SETTINGS)
+
+
+def test_sigterm_saves_and_leaves(data, tmp_path):
+    words = [
+        "--crops", data["crops"], "--poses", data["poses"], "--out", tmp_path / "run",
+        "--checkpoints", tmp_path / "run" / "checkpoints", "--preset", "small",
+        "--image-size", SIZE, "--iterations", 100000, "--batch-size", 4,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mirage_steps.train", *map(str, words)],
+        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    metrics = tmp_path / "run" / "checkpoints" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "checkpoint.pt", weights_only=True)
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert saved["done"] == steps[-1]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_epoch_shows_every_image_once(data):
+    with h5py.File(data["crops"]) as file:
+        labels = train.read_labels(data["poses"], data["crops"])
+        source = train.Data(file["images"], labels, SETTINGS)
+        batches = [source.batch(step) for step in range(6)]
+        pixels = np.concatenate([images.numpy() for images, _ in batches]).reshape(24, -1)
+        for epoch in (pixels[:12], pixels[12:]):
+            assert len(np.unique(epoch, axis=0)) == IMAGES
+        assert not np.array_equal(pixels[:12], pixels[12:])
+        again = source.batch(1)
+        assert torch.equal(again[0], batches[1][0]) and torch.equal(again[1], batches[1][1])
+
+
+def test_batches_may_be_larger_than_the_data(data):
+    with h5py.File(data["crops"]) as file:
+        labels = train.read_labels(data["poses"], data["crops"])
+        big = SETTINGS.model_copy(update={"batch_size": 31})
+        images, poses = train.Data(file["images"], labels, big).batch(2)
+    assert images.shape == (31, 3, SIZE, SIZE) and len(poses) == 31
+
+
+def test_averaged_weights_are_the_literal_average(data):
+    config = UNetConfig(SIZE, POSES, (32,), blocks=1, attention_below=4, stem=4)
+    trainer = train.Trainer(config, SETTINGS, torch.device("cpu"))
+    expected = [p.detach().clone() for p in trainer.model.parameters()]
+    for number in range(4):
+        trainer.step(torch.rand(4, 3, SIZE, SIZE), torch.arange(4))
+        # The first update copies the weights, as torch's averaged model does.
+        decay = 0.0 if number == 0 else min(SETTINGS.ema, (1 + number) / (10 + number))
+        for mean, now in zip(expected, trainer.model.parameters(), strict=True):
+            mean.mul_(decay).add_(now.detach(), alpha=1 - decay)
+    for mean, found in zip(expected, trainer.ema.module.parameters(), strict=True):
+        torch.testing.assert_close(found, mean)
+
+
+def test_learning_falls(data):
+    """A few steps on one batch must lower its loss: the gradient reaches the weights."""
+    config = UNetConfig(SIZE, POSES, (32,), blocks=1, attention_below=4, stem=4)
+    settings = SETTINGS.model_copy(update={"iterations": 1000, "dropout": 0.0})
+    trainer = train.Trainer(config, settings, torch.device("cpu"))
+    images, poses = torch.zeros(16, 3, SIZE, SIZE), torch.zeros(16, dtype=torch.long)
+    losses = [trainer.step(images, poses)["loss"] for _ in range(40)]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_untrained_model_is_what_training_started_from(data, tmp_path):
+    run(data, tmp_path / "run", SETTINGS)
+    untrained = load_model(tmp_path / "run", torch.device("cpu"), untrained=True)
+    start = build(untrained.config, SETTINGS.seed)
+    trained = load_model(tmp_path / "run", torch.device("cpu"))
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, untrained.state_dict()[name]), name
+    assert not torch.equal(trained.conv_in.weight, untrained.conv_in.weight)
+
+
+def test_crops_of_another_size_are_refused(data, tmp_path):
+    other = SETTINGS.model_copy(update={"image_size": 64})
+    with pytest.raises(UserError, match="training.image_size is 64"):
+        run(data, tmp_path / "run", other)
+
+
+def test_damaged_model_is_named(data, tmp_path):
+    with pytest.raises(UserError, match="run the training step first"):
+        load_model(tmp_path, torch.device("cpu"))
+    run(data, tmp_path / "run", SETTINGS)
+    weights = tmp_path / "run" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(UserError, match="not a trained model"):
+        load_model(tmp_path / "run", torch.device("cpu"))
