@@ -27,7 +27,6 @@ test: .venv/installed lint
 
 lint: .venv/installed
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules
-	$(RUN) snakemake --lint > /dev/null
 
 # After a change of the dependencies in pyproject.toml.
 lock: .venv/installed

@@ -1,4 +1,4 @@
-"""Features of an image set for the distances: the backbone's and, if configured, Inception's.
+"""Step 9a: the features that distances compare, the backbone's and, if configured, Inception's.
 
 FID means one Inception network and one way of scaling images to it; clean-fid (Parmar et al. 2022)
 fixes both, and its file and its resizer are used here. Writes ``features.h5``:
@@ -9,7 +9,6 @@ fixes both, and its file and its resizer are used here. Writes ``features.h5``:
 """
 
 import hashlib
-import urllib.error
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from mirage_steps import settings
 from mirage_steps.support.backbone import Backbone
 from mirage_steps.support.device import choose_device
 from mirage_steps.support.errors import UserError
+from mirage_steps.support.fetch import fetch
 from mirage_steps.support.h5 import create_h5, open_h5, slices
 from mirage_steps.support.loading import ahead
 from mirage_steps.support.step import log, run
@@ -179,19 +179,7 @@ def inception_file(inception: str) -> Path:
                 "set embed.inception to auto or none"
             )
         return Path(inception)
-    target = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(
-                INCEPTION_URL, str(target), hash_prefix=_INCEPTION_SHA256
-            )
-        except (urllib.error.URLError, TimeoutError, ConnectionError, RuntimeError) as error:
-            raise UserError(
-                f"embed.inception auto: cannot fetch {INCEPTION_URL} ({error}); download it "
-                f"elsewhere and put it at {target}, or set embed.inception to its path or to none"
-            ) from None
-    return target
+    return fetch(INCEPTION_URL, _INCEPTION_SHA256, "embed.inception auto")
 
 
 if __name__ == "__main__":

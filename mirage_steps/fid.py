@@ -1,4 +1,4 @@
-"""The table of distances between generated and real images (paper, tables 1 and 2).
+"""Step 9b: the table of distances between generated and real images (paper, tables 1 and 2).
 
 Every row compares two sets of equally many images. Columns: FID where the features are those of
 clean-fid's Inception, and the Frechet and kernel distances of the backbone's features. Writes

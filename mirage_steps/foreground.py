@@ -21,8 +21,9 @@ from mirage_steps.core.boxes import (
 )
 from mirage_steps.core.pca import Moments, Pca
 from mirage_steps.support import pictures
+from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic, write_json
-from mirage_steps.support.h5 import open_h5, slices
+from mirage_steps.support.h5 import open_h5, read_names, slices
 from mirage_steps.support.manifest import Entry, read_manifest
 from mirage_steps.support.step import log, run
 from mirage_steps.support.windows import write_windows
@@ -48,7 +49,9 @@ def main(
         foreground: How the component is chosen and cut.
     """
     entries = read_manifest(manifest)
-    with open_h5(tokens, "patch_tokens", "content") as file:
+    with open_h5(tokens, "patch_tokens", "content", "image") as file:
+        if read_names(file) != [entry.image for entry in entries]:
+            raise UserError(f"{tokens}: holds other images than the manifest; rerun features")
         everything, border, inside = token_moments(file)
         pca = Pca.fit(everything, _COMPONENTS)
         contrasts = core.contrast(pca, border, inside)

@@ -1,4 +1,4 @@
-"""Remove the background of an image set: foreground scores prompt segment-anything.
+"""Step 8: remove the background of an image set: foreground scores prompt segment-anything.
 
 The paper's rows "without background" (section 4) compare real and generated images after SAM.
 The object's box and one to three points inside it come from the stored PCA 1. Writes

@@ -3,6 +3,8 @@
 Writes ``pose_eval.json`` and ``pose_eval.png``; both say so where no azimuth is known.
 """
 
+import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,8 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
     if labels is not None:
         truth.update(match_labels(labels, [entry.image for entry in read_manifest(manifest)]))
     rows = read_csv(poses)
+    if not rows or not {"image", "pose"} <= rows[0].keys():
+        raise UserError(f"{poses}: needs the columns image and pose; rerun the poses step")
     k = 1 + max(int(row["pose"]) for row in rows)
     known = [row for row in rows if row["image"] in truth]
     if not known:
@@ -70,21 +74,33 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
             ends.setdefault("/".join(parts[start:]), []).append(image)
         ends.setdefault(image, []).append(image)
     found: dict[str, float] = {}
+    fits: Counter = Counter()
     for number, row in enumerate(rows, 2):
         if not row["azimuth_deg"]:
             continue
-        try:
-            azimuth = float(row["azimuth_deg"]) % 360
-        except ValueError:
+        azimuth = _number(row["azimuth_deg"])
+        if not math.isfinite(azimuth):
             raise UserError(
                 f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r} is no number"
-            ) from None
+            )
         matches = set(ends.get(row["image"], []))
+        fits[min(len(matches), 2)] += 1
         if len(matches) == 1:
-            found[matches.pop()] = azimuth
+            found[matches.pop()] = azimuth % 360
     if not found:
-        raise UserError(f"labels {labels}: none of its images is in the data set")
+        raise UserError(
+            f"labels {labels}: none of its images names one image of the data set ({fits[0]} name "
+            f"none, {fits[2]} several; a name with its folders tells equal file names apart)"
+        )
     return found
+
+
+def _number(text: str) -> float:
+    """The number that ``text`` spells, NaN where it spells none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 if __name__ == "__main__":

@@ -236,6 +236,8 @@ def _explain(problem: Mapping) -> str:
         return f"{where} is not a key; {hint}"
     if problem["type"] == "missing":
         return f"{where} is required"
+    if problem["type"] == "union_tag_not_found":
+        return f"{where}.kind is required: folder or procedural"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
     return f"{where}: {message[0].lower()}{message[1:]}{given}"

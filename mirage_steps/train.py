@@ -157,7 +157,11 @@ class Trainer:
         with autocast(self.device, self.training.precision):
             noisy = diffusion.add_noise(images, noise, self.alphas[times])
             predicted = self.model(noisy, times, poses)
-        loss = diffusion.noise_loss(predicted, noise)
+        if self.config.prediction == "velocity":
+            target = diffusion.velocity(images, noise, self.alphas[times])
+        else:
+            target = noise
+        loss = diffusion.squared_error(predicted, target)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)

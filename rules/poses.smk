@@ -1,18 +1,6 @@
 # From images to pose labels (paper, section 3.1).
 
 
-def source_words(wildcards):
-    source = dataset_settings(wildcards).source
-    words = flags(source)
-    kind = words.index("--kind")
-    return shlex.join([source.kind, *words[:kind], *words[kind + 2 :]])
-
-
-def labels_input(wildcards):
-    labels = dataset_settings(wildcards).labels
-    return [] if labels is None else str(labels)
-
-
 rule dataset:
     output:
         manifest="<results>/{dataset}/manifest.csv",

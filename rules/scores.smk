@@ -1,17 +1,4 @@
 # Backgrounds removed, features of every set, the table of distances (paper, section 4).
-MASKED = {"real-a-nobg": "real-a", "real-b-nobg": "real-b", "mv-nobg-hag": "mv-bg-hag"}
-# Row of the table: the set that is scored, and the real set it is compared with.
-ROWS = {
-    "real-vs-real": ("real-b", "real-a"),
-    "no-mv": ("no-mv", "real-a"),
-    "mv-bg-no-hag": ("mv-bg-no-hag", "real-a"),
-    "mv-bg-hag": ("mv-bg-hag", "real-a"),
-    "untrained": ("untrained", "real-a"),
-    "real-vs-real-nobg": ("real-b-nobg", "real-a-nobg"),
-    "mv-nobg-hag": ("mv-nobg-hag", "real-a-nobg"),
-}
-
-
 rule masks:
     input:
         images=lambda wildcards: (
@@ -55,6 +42,8 @@ rule embed:
         "<results>/{dataset}/logs/embed-{set}.log",
     benchmark:
         "<results>/{dataset}/benchmarks/embed-{set}.tsv"
+    wildcard_constraints:
+        set="[^/]+",
     conda:
         "../envs/mirage.yaml"
     threads: workflow.cores
@@ -69,19 +58,6 @@ rule embed:
     shell:
         "python -m mirage_steps.embed --images {input.images:q} --out {params.out:q}"
         " {params.words} 2>&1 | tee {log:q}"
-
-
-def features_of_rows(wildcards):
-    names = {name for pair in ROWS.values() for name in pair}
-    return {name: f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in names}
-
-
-def row_words(wildcards, input):
-    return shlex.join(
-        word
-        for row, (scored, real) in ROWS.items()
-        for word in ("--row", row, input[scored], input[real])
-    )
 
 
 rule fid:

@@ -1,0 +1,85 @@
+# The small embedded networks. Nobody needs to run this: weights/ holds copies of its results, put
+# there by hand once the figures in their README.md were found good:
+#   snakemake --cores 2 stand_ins
+#   cp results/stand_ins/backbone/{config.json,preprocessor_config.json,model.safetensors,README.md,evaluation.json} weights/stand-in-dinov2-cars/
+#   cp results/stand_ins/sam/{model.safetensors,README.md,evaluation.json} weights/stand-in-sam-cars/
+
+
+rule stand_in_scenes:
+    output:
+        scenes="<results>/stand_ins/scenes/scenes.h5",
+        run="<results>/stand_ins/scenes/scenes.run.json",
+    log:
+        "<results>/stand_ins/logs/scenes.log",
+    benchmark:
+        "<results>/stand_ins/benchmarks/scenes.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    params:
+        out=subpath(output.scenes, parent=True),
+        code=code_hash("stand_ins.scenes"),
+    message:
+        "Rendering the pictures that the stand-in networks learn from"
+    shell:
+        "python -m mirage_steps.stand_ins.scenes --out {params.out:q} --workers {threads}"
+        " 2>&1 | tee {log:q}"
+
+
+rule stand_in_backbone:
+    input:
+        scenes=rules.stand_in_scenes.output.scenes,
+    output:
+        config="<results>/stand_ins/backbone/config.json",
+        preprocessor="<results>/stand_ins/backbone/preprocessor_config.json",
+        weights="<results>/stand_ins/backbone/model.safetensors",
+        evaluation="<results>/stand_ins/backbone/evaluation.json",
+        card="<results>/stand_ins/backbone/README.md",
+        run="<results>/stand_ins/backbone/backbone.run.json",
+    log:
+        "<results>/stand_ins/logs/backbone.log",
+    benchmark:
+        "<results>/stand_ins/benchmarks/backbone.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    params:
+        out=subpath(output.weights, parent=True),
+        code=code_hash("stand_ins.backbone"),
+    message:
+        "Training the stand-in for DINOv2"
+    shell:
+        "python -m mirage_steps.stand_ins.backbone --scenes {input.scenes:q} --out {params.out:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule stand_in_sam:
+    input:
+        scenes=rules.stand_in_scenes.output.scenes,
+    output:
+        weights="<results>/stand_ins/sam/model.safetensors",
+        evaluation="<results>/stand_ins/sam/evaluation.json",
+        card="<results>/stand_ins/sam/README.md",
+        run="<results>/stand_ins/sam/sam.run.json",
+    log:
+        "<results>/stand_ins/logs/sam.log",
+    benchmark:
+        "<results>/stand_ins/benchmarks/sam.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: workflow.cores
+    params:
+        out=subpath(output.weights, parent=True),
+        code=code_hash("stand_ins.sam"),
+    message:
+        "Training the stand-in for SAM"
+    shell:
+        "python -m mirage_steps.stand_ins.sam --scenes {input.scenes:q} --out {params.out:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule stand_ins:
+    input:
+        rules.stand_in_backbone.output.card,
+        rules.stand_in_sam.output.card,
+    localrule: True

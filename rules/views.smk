@@ -1,12 +1,4 @@
 # Generated and real sets of images (paper, section 3.3).
-GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
-
-
-def guidance_words(wildcards):
-    """Only what is guided depends on the guidance: an edit of gamma leaves the others alone."""
-    return section("guidance")(wildcards) if wildcards.kind == "mv-bg-hag" else ""
-
-
 rule real:
     input:
         crops=rules.crops.output.crops,

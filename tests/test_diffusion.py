@@ -27,7 +27,7 @@ def test_noise_is_added_as_in_equation_3():
 def test_loss_sums_over_an_image_and_averages_over_the_batch():
     predicted, noise = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4)
     literal = np.mean([float(((predicted[i] - noise[i]) ** 2).sum()) for i in range(3)])
-    assert diffusion.noise_loss(predicted, noise).item() == pytest.approx(literal, rel=1e-5)
+    assert diffusion.squared_error(predicted, noise).item() == pytest.approx(literal, rel=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8])
@@ -64,8 +64,21 @@ def test_sampler_recovers_an_image_from_the_true_noise():
     x0, noise = torch.rand(1, 3, 8, 8).double() * 2 - 1, torch.randn(1, 3, 8, 8).double()
     start = diffusion.cumulative_alphas()[980]
     noisy = diffusion.add_noise(x0, noise, start[None])
-    found = diffusion.ddim_sample(lambda x, number: noise, noisy, 50)
+    found = diffusion.ddim_sample(lambda x, number, alpha: noise, noisy, 50)
     torch.testing.assert_close(found, x0)
+
+
+def test_noise_follows_from_the_velocity():
+    x0, noise = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 3, 4, 4).double()
+    for step in (0, 500, 999):
+        alpha = diffusion.cumulative_alphas()[step]
+        literal = np.sqrt(alpha) * noise - np.sqrt(1 - alpha) * x0
+        target = diffusion.velocity(x0, noise, alpha.repeat(2))
+        torch.testing.assert_close(target, literal)
+        noisy = diffusion.add_noise(x0, noise, alpha.repeat(2))
+        found = diffusion.noise_from_output(target, noisy, alpha.item(), "velocity")
+        torch.testing.assert_close(found, noise)
+        assert diffusion.noise_from_output(target, noisy, alpha.item(), "noise") is target
 
 
 def test_noise_is_keyed_by_object():

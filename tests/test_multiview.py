@@ -1,24 +1,26 @@
 """Cross-frame attention and guidance, in float64, against the paper's equations taken literally."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
 
 from mirage_steps.core import unet
-from mirage_steps.core.diffusion import cumulative_alphas, ddim_steps
+from mirage_steps.core.diffusion import cumulative_alphas, ddim_steps, noise_from_output
 from mirage_steps.core.multiview import denoise_views, sample_single, sample_views
 from mirage_steps.core.unet import Frames, UNet, UNetConfig, hard_attention, preset
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
 
 
-@pytest.fixture(scope="module")
-def network() -> UNet:
+@pytest.fixture(scope="module", params=["noise", "velocity"])
+def network(request) -> UNet:
     """A small network whose zero-initialised layers got values, or nothing would be tested."""
     torch.manual_seed(0)
-    model = UNet(CONFIG).double().eval().requires_grad_(False)
+    config = replace(CONFIG, prediction=request.param)
+    model = UNet(config).double().eval().requires_grad_(False)
     for parameter in model.parameters():
         if not parameter.any():
             parameter.copy_(torch.randn_like(parameter) * 0.1)
@@ -101,6 +103,10 @@ def literal_views(model, noise, poses, steps, gamma):
             hard = literal(x, t, pose, "hard")
             predictions.append((1 - gamma) * hard + gamma * soft)
         a, b = alphas[t], alphas[t_next] if t_next >= 0 else 1.0
+        if model.config.prediction == "velocity":
+            predictions = [
+                a**0.5 * v + (1 - a) ** 0.5 * x for x, v in zip(xs, predictions, strict=True)
+            ]
         xs = [
             b**0.5 * (x - (1 - a) ** 0.5 * e) / a**0.5 + (1 - b) ** 0.5 * e
             for x, e in zip(xs, predictions, strict=True)
@@ -178,8 +184,11 @@ def test_one_pass_equals_forward(network):
     x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
     poses, times = torch.tensor([1, 2, 3]), torch.full((3,), 400)
     embedding = network.embed(times, poses)
-    found = denoise_views(network, x[:, None], embedding[:, None], 1.5)
-    torch.testing.assert_close(found[:, 0], network(x, times, poses))
+    alpha = cumulative_alphas()[400].item()
+    found = denoise_views(network, x[:, None], embedding[:, None], alpha, 1.5)
+    output = network(x, times, poses)
+    expected = noise_from_output(output, x, alpha, network.config.prediction)
+    torch.testing.assert_close(found[:, 0], expected)
 
 
 @pytest.mark.parametrize("name", ["paper", "small"])

@@ -110,7 +110,9 @@ def crop(image: Image.Image, window: Box, size: int) -> Image.Image:
     inside = (max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height))
     scale = size / (x1 - x0)
     left, top = round((inside[0] - x0) * scale), round((inside[1] - y0) * scale)
-    right, bottom = round((inside[2] - x0) * scale), round((inside[3] - y0) * scale)
+    # A window read from a table is square only up to its decimals.
+    right = min(round((inside[2] - x0) * scale), size)
+    bottom = min(round((inside[3] - y0) * scale), size)
     target = (max(right - left, 1), max(bottom - top, 1))
     part = image.resize(target, Image.Resampling.BICUBIC, box=inside, reducing_gap=3.0)
     left, top = min(left, size - target[0]), min(top, size - target[1])

@@ -36,9 +36,33 @@ def antithetic_steps(count: int) -> Tensor:
     return torch.cat([half, T - 1 - half])[:count]
 
 
-def noise_loss(predicted: Tensor, noise: Tensor) -> Tensor:
+def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Equation 2: squared error summed over an image, averaged over the batch, as in DDIM."""
-    return (predicted.float() - noise).square().flatten(1).sum(1).mean()
+    return (predicted.float() - target).square().flatten(1).sum(1).mean()
+
+
+def velocity(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    """What a velocity network predicts: sqrt(alpha) noise - sqrt(1 - alpha) x0.
+
+    From "Progressive distillation" (Salimans and Ho 2022). At high noise it asks for the image, at
+    low noise for the noise, so that no step is trivial; the shapes are those of :func:`add_noise`.
+    """
+    alpha = alpha.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
+
+
+def noise_from_output(output: Tensor, x: Tensor, alpha: float, prediction: str) -> Tensor:
+    """Predicted noise from a network's output at x_t.
+
+    Args:
+        output: of the network.
+        x: its input, of the same shape.
+        alpha: alpha_t.
+        prediction: ``noise`` or ``velocity``.
+    """
+    if prediction == "noise":
+        return output
+    return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
 
 
 def ddim_steps(count: int) -> list[tuple[int, int]]:
@@ -66,7 +90,7 @@ def ddim_step(x: Tensor, noise: Tensor, alpha: float, alpha_next: float) -> Tens
 
 
 def ddim_sample(
-    denoise: Callable[[Tensor, int], Tensor],
+    denoise: Callable[[Tensor, int, float], Tensor],
     noise: Tensor,
     steps: int,
     progress: Callable = lambda steps: steps,
@@ -74,7 +98,8 @@ def ddim_sample(
     """Deterministic DDIM from noise to images.
 
     Args:
-        denoise: from images (n, ...) and the number of the step, 0..steps-1, to predicted noise.
+        denoise: from images (n, ...), the number of the step, 0..steps-1, and its alpha to
+            predicted noise.
         noise: x_T, standard normal.
         steps: number of steps.
         progress: wraps the list of steps, such as ``tqdm``.
@@ -86,7 +111,8 @@ def ddim_sample(
     x = noise
     for number, (t, t_next) in enumerate(progress(ddim_steps(steps))):
         alpha_next = alphas[t_next] if t_next >= 0 else 1.0
-        x = ddim_step(x, denoise(x, number).to(x.dtype), alphas[t], alpha_next)
+        noise = denoise(x, number, alphas[t]).to(x.dtype)
+        x = ddim_step(x, noise, alphas[t], alpha_next)
     return x
 
 

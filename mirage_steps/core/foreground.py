@@ -46,7 +46,12 @@ def border_patches(valid: np.ndarray) -> np.ndarray:
 
 
 def contrast(pca: Pca, border: Moments, inside: Moments) -> np.ndarray:
-    """Cohen's d between inside and border patches along each component, (c,)."""
+    """Cohen's d between inside and border patches along each component, (c,).
+
+    Zero where either is empty, as with images as thin as a patch: then the border says nothing.
+    """
+    if not border.count or not inside.count:
+        return np.zeros(len(pca.components))
     difference = pca.components @ (inside.mean - border.mean)
     pooled = (border.scatter + inside.scatter) / max(border.count + inside.count - 2, 1)
     spread = np.einsum("cd,de,ce->c", pca.components, pooled, pca.components)

@@ -14,11 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mirage_steps.core.diffusion import ddim_sample, ddim_steps
+from mirage_steps.core.diffusion import ddim_sample, ddim_steps, noise_from_output
 from mirage_steps.core.unet import Frames, UNet
 
 
-def denoise_views(model: UNet, x: Tensor, embedding: Tensor, gamma: float) -> Tensor:
+def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma: float) -> Tensor:
     """Predicted noise of references and their views at one step.
 
     The reference runs plain self-attention, unguided. Every view attends to the reference's keys
@@ -29,6 +29,7 @@ def denoise_views(model: UNet, x: Tensor, embedding: Tensor, gamma: float) -> Te
         model: the network, in evaluation mode.
         x: (objects, 1 + views, 3, S, S), the reference first.
         embedding: (objects, 1 + views, embedding).
+        alpha: alpha_t of the step.
         gamma: weight of the soft pass; at 1 the hard pass is left out.
 
     Returns:
@@ -38,13 +39,15 @@ def denoise_views(model: UNet, x: Tensor, embedding: Tensor, gamma: float) -> Te
     frames = Frames(views, hard=gamma != 1 and views > 0)
     embedding = embedding.flatten(0, 1)
     h, skips = model.encode(x.flatten(0, 1), embedding)
-    noise = model.decode(
+    output = model.decode(
         frames.spread(h), [frames.spread(skip) for skip in skips], frames.spread(embedding), frames
     ).unflatten(0, (-1, frames.count))
-    if not frames.hard:
-        return noise
-    reference, soft, hard = noise.split([1, views, views], dim=1)
-    return torch.cat([reference, (1 - gamma) * hard + gamma * soft], dim=1)  # equation 7
+    if frames.hard:
+        reference, soft, hard = output.split([1, views, views], dim=1)
+        # Equation 7. Soft and hard pass have the same input, and the weights add up to one, so the
+        # equation holds for the noise that follows from a velocity as for the noise itself.
+        output = torch.cat([reference, (1 - gamma) * hard + gamma * soft], dim=1)
+    return noise_from_output(output, x, alpha, model.config.prediction)
 
 
 @torch.inference_mode()
@@ -72,7 +75,10 @@ def sample_views(
     embeddings = step_embeddings(model, poses.flatten(), steps).unflatten(1, tuple(poses.shape))
     x = noise[:, None].expand(-1, poses.shape[1], -1, -1, -1)
     return ddim_sample(
-        lambda x, number: denoise_views(model, x, embeddings[number], gamma), x, steps, progress
+        lambda x, number, alpha: denoise_views(model, x, embeddings[number], alpha, gamma),
+        x,
+        steps,
+        progress,
     )
 
 
@@ -98,9 +104,10 @@ def sample_single(
     """
     embeddings = step_embeddings(model, poses, steps)
 
-    def denoise(x: Tensor, number: int) -> Tensor:
+    def denoise(x: Tensor, number: int, alpha: float) -> Tensor:
         embedding = embeddings[number]
-        return model.decode(*model.encode(x, embedding), embedding)
+        output = model.decode(*model.encode(x, embedding), embedding)
+        return noise_from_output(output, x, alpha, model.config.prediction)
 
     return ddim_sample(denoise, noise, steps, progress)
 

@@ -103,8 +103,8 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int) -> dict:
 
     Returns:
         ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of
-        the image's pose; ``order_errors``, steps around the circle that go against its direction by
-        15 degrees or more; and the mean and count of every pose.
+        the image's pose; ``order_errors``, breaks of the poses' circular order; and the mean and
+        count of every pose.
     """
     members = [azimuths[poses == pose] for pose in range(k)]
     means = [circular_mean(found) if len(found) else None for found in members]
@@ -124,14 +124,20 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int) -> dict:
 
 
 def order_errors(means: list[float], tolerance: float = 15.0) -> int:
-    """Steps that break a circular order, in the better of the two directions.
+    """Breaks of a circular order, in the better of the two directions.
 
-    Walking once around, every step should go forward; the steps of a right order add up to one
-    turn. Poses closer than the tolerance are interchangeable.
+    Where every step goes forward, the steps around add up to one turn, however wide their gaps.
+    A step back must be made good by a turn more, so the turns after the first count the breaks.
 
     Args:
         means: mean azimuth of the poses in their order, in degrees.
-        tolerance: steps back by less than this many degrees are no error.
+        tolerance: steps back by less than this many degrees are no break: such poses are
+            interchangeable.
     """
-    steps = (np.roll(means, -1) - np.array(means) + 180) % 360 - 180
-    return int(min((steps <= -tolerance).sum(), (steps >= tolerance).sum()))
+    steps = np.roll(means, -1) - np.array(means)
+    turns = []
+    for direction in (steps, -steps):
+        forward = direction % 360
+        forward = np.where(forward > 360 - tolerance, forward - 360, forward)
+        turns.append(round(forward.sum() / 360))
+    return max(min(turns) - 1, 0)

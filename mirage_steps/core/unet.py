@@ -34,6 +34,8 @@ class UNetConfig:
         heads: attention heads; their channels together need not equal the level's.
         stem: factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none.
         dropout: in residual blocks, while training.
+        prediction: what the network's output means: ``noise`` (paper), or ``velocity``, from which
+            the noise follows (:func:`mirage_steps.core.diffusion.noise_from_output`).
     """
 
     image_size: int
@@ -45,6 +47,7 @@ class UNetConfig:
     heads: int = 4
     stem: int = 1
     dropout: float = 0.0
+    prediction: str = "noise"
 
     @property
     def embedding(self) -> int:
@@ -65,12 +68,20 @@ def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig
     """The two networks on offer.
 
     ``paper``: levels 64 to 512, attention up to 32 x 32 (our reading of appendix A).
-    ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels.
+    ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels and predicts
+    the velocity, which takes some hundred steps to draw a car where the noise takes many thousand.
     """
     if name == "paper":
         return UNetConfig(image_size, poses, (64, 128, 256, 512), dropout=dropout)
     return UNetConfig(
-        image_size, poses, (96, 192), blocks=1, attention_below=8, stem=4, dropout=dropout
+        image_size,
+        poses,
+        (96, 192),
+        blocks=1,
+        attention_below=8,
+        stem=4,
+        dropout=dropout,
+        prediction="velocity",
     )
 
 
@@ -101,7 +112,7 @@ class Frames:
 
 
 class UNet(nn.Module):
-    """Predicts the noise in an image, given the time step and the pose."""
+    """Predicts the noise in an image, or the velocity, given the time step and the pose."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -145,7 +156,7 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(32, channels)
         self.conv_out = nn.Conv2d(channels, pixels, 3, padding=1)
         self.stem_out = nn.PixelShuffle(config.stem)
-        # The untrained network predicts no noise at all, the usual start of such networks.
+        # The untrained network puts out zero, the usual start of such networks.
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -163,7 +174,7 @@ class UNet(nn.Module):
         return functional.silu(self.time(waves) + self.pose(pose))
 
     def forward(self, x: Tensor, t: Tensor, pose: Tensor) -> Tensor:
-        """Predicted noise (n, 3, S, S) of images (n, 3, S, S) at time steps (n,) in poses (n,)."""
+        """Output (n, 3, S, S) for images (n, 3, S, S) at time steps (n,) in poses (n,)."""
         embedding = self.embed(t, pose)
         return self.decode(*self.encode(x, embedding), embedding)
 
@@ -188,7 +199,7 @@ class UNet(nn.Module):
     def decode(
         self, h: Tensor, skips: list[Tensor], embedding: Tensor, frames: Frames | None = None
     ) -> Tensor:
-        """From the first attention of the bottleneck to the predicted noise.
+        """From the first attention of the bottleneck to the network's output.
 
         Args:
             h: features of the bottleneck.

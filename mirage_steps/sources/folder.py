@@ -15,7 +15,8 @@ def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[
     """Decode every file of a folder once, in sorted order.
 
     Hidden files and folders are passed over. Images are named by their absolute path, which may
-    hold any characters, but must be UTF-8 to stand in a table.
+    hold any characters but a line break, and must be UTF-8 to stand in a table. A link keeps its
+    own name: two links to one file are two images, and labels find them.
 
     Args:
         source: the folder and the bound on pixels.
@@ -33,12 +34,13 @@ def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[
         raise UserError(
             f"source.path {root}: no such folder; set it to the folder with your images"
         )
+    root = root.resolve()
     files = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
     if not files:
         raise UserError(f"source.path {root}: holds no files")
 
     def read(path: Path) -> tuple[Path, tuple[int, int] | str]:
-        if "\n" in path.name or not _is_utf8(path):
+        if "\n" in str(path) or not _is_utf8(path):
             return path, "file name cannot stand in a UTF-8 table; rename it"
         try:
             image: Image.Image = read_rgb(path, source.max_pixels)
@@ -51,8 +53,7 @@ def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[
         if isinstance(result, str):
             rejected.append((_printable(path), result))
         else:
-            name = str(path.resolve())
-            entries.append(Entry(name, path, *result))
+            entries.append(Entry(str(path), path, *result))
     return entries, rejected
 
 

@@ -143,7 +143,8 @@ def batch_prompts(coverage: Tensor, rng: np.random.Generator) -> tuple[tuple, Te
 def train(scenes: Scenes, settings: SamTraining, checkpoint: Path | None = None) -> Sam:
     """Train the tiny SAM on scenes of the stand-in families; see ``backbone.train``."""
     torch.manual_seed(settings.seed)
-    rng, prompts = torch.Generator().manual_seed(settings.seed), np.random.default_rng(settings.seed)
+    rng = torch.Generator().manual_seed(settings.seed)
+    prompts = np.random.default_rng(settings.seed)
     sam = build_tiny_sam(None).train()
     optimiser, schedule = make_optimiser(sam, settings)
     losses: list[float] = []
@@ -185,7 +186,9 @@ def save_sam(sam: Sam, folder: Path) -> None:
         save_file({name: value.contiguous() for name, value in sam.state_dict().items()}, temporary)
 
 
-def predicted_iou(sam: Sam, image: np.ndarray, mask: np.ndarray, prompt: Prompt, box: bool) -> float:
+def predicted_iou(
+    sam: Sam, image: np.ndarray, mask: np.ndarray, prompt: Prompt, box: bool
+) -> float:
     """IoU with the true coverage ``mask`` (s, s) of what SAM finds in ``image`` (s, s, 3)."""
     predictor = SamPredictor(sam)
     predictor.set_image(image)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mirage_steps.stand_ins import cars
 
+# Codes have about the norm that the last layer normalisation gives a token at the start.
+_SCALE = 6.0
 _FOREGROUND = 1.5
 _POSITION = (1.3, 1.3, 0.8)
 _PART = 0.45
@@ -38,7 +40,7 @@ def surface_code(foreground: Tensor, position: Tensor, parts: Tensor) -> Tensor:
     waves = torch.stack([x.sin(), x.cos(), y.sin(), y.cos(), z.cos()], -1)
     place = torch.cat([position * position.new_tensor(_POSITION), _WAVE * waves], -1)
     side = _FOREGROUND * (2 * foreground - 1)
-    return torch.cat([side[..., None], foreground[..., None] * place, _PART * parts], -1)
+    return _SCALE * torch.cat([side[..., None], foreground[..., None] * place, _PART * parts], -1)
 
 
 def code_basis(dim: int) -> Tensor:

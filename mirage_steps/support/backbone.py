@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
@@ -50,10 +51,20 @@ class Backbone:
         transformers.utils.logging.disable_progress_bar()
         try:
             config = transformers.AutoConfig.from_pretrained(model)
-            network = transformers.AutoModel.from_pretrained(model, config=config)
-        except (OSError, ValueError) as error:
+            network, loading = transformers.AutoModel.from_pretrained(
+                model, config=config, output_loading_info=True
+            )
+            mean, std = _normalisation(model)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            # RuntimeError: weights of another shape than config.json says.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise UserError(_cannot_load(model, reason)) from None
+        # A weight that is not in the file is drawn at random, which the features would not show.
+        absent = sorted(
+            key for key in loading["missing_keys"] if "pooler" not in key and "mask" not in key
+        )
+        if absent:
+            raise UserError(_cannot_load(model, f"{len(absent)} weights missing, as {absent[0]}"))
         patch_size = getattr(config, "patch_size", None)
         if not isinstance(patch_size, int):
             raise UserError(
@@ -65,7 +76,6 @@ class Backbone:
                 f"backbone.resolution {resolution} is not a multiple of the patch size "
                 f"{patch_size} of {model}; use {max(near, patch_size)}"
             )
-        mean, std = _normalisation(model)
         return cls(
             Path(model).name,
             network.to(device).eval().requires_grad_(False),
@@ -118,7 +128,10 @@ def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if found is None:
         return _IMAGENET
     content = json.loads(Path(found).read_text())
-    return tuple(content["image_mean"]), tuple(content["image_std"])
+    return (
+        tuple(content.get("image_mean", _IMAGENET[0])),
+        tuple(content.get("image_std", _IMAGENET[1])),
+    )
 
 
 def _cannot_load(model: str, reason: str) -> str:

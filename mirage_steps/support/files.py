@@ -32,7 +32,9 @@ def atomic(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        # File names that are no UTF-8 reach Python as lone surrogates.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

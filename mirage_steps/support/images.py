@@ -58,8 +58,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale 16-bit, 32-bit or float grey values to 0..255, by the type's range where it has one."""
+    """Scale 16-bit, 32-bit or float grey values to 0..255.
+
+    16-bit values by their type's range; the others by the narrowest of 0..1, 0..255 and 0..65535
+    that holds them, else by their own.
+    """
+    if values.dtype.kind == "u":
+        return np.round(values / np.iinfo(values.dtype).max * 255).astype(np.uint8)
     values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UnreadableImage("holds values that are infinite or not a number")
     low, high = 0.0, 65535.0
     if values.min() < 0 or values.max() > high:
         low, high = values.min(), values.max()
@@ -67,4 +75,4 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
         high = 1.0
     elif values.max() <= 255.0:
         high = 255.0
-    return np.round((values - low) / (high - low) * 255).astype(np.uint8)
+    return np.round((values - low) / max(high - low, np.finfo(float).tiny) * 255).astype(np.uint8)

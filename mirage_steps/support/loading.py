@@ -48,7 +48,7 @@ def image_batches(
         (n, H, W, 3) uint8, n <= ``size``.
 
     Raises:
-        UserError: an image can no longer be read.
+        UserError: an image can no longer be read, or has another size.
     """
 
     def load(index: int) -> np.ndarray:
@@ -60,6 +60,11 @@ def image_batches(
                 f"{entry.path}: was readable when the manifest was made, now: {error}; "
                 "restore it, or delete manifest.csv to list the images again"
             ) from None
+        if image.size != (entry.width, entry.height):
+            raise UserError(
+                f"{entry.path}: was {entry.width}x{entry.height} when the manifest was made, now "
+                f"{image.width}x{image.height}; delete manifest.csv to list the images again"
+            )
         return np.asarray(prepare(image, index))
 
     batch: list[np.ndarray] = []

@@ -1,7 +1,6 @@
 """Loading segment-anything: published weights, a checkpoint file, or the embedded stand-in."""
 
 import pickle
-import urllib.error
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from segment_anything.modeling import Sam
 
 from mirage_steps.stand_ins.tiny_sam import build_tiny_sam
 from mirage_steps.support.errors import UserError
+from mirage_steps.support.fetch import fetch
 
 _URL = "https://dl.fbaipublicfiles.com/segment_anything/"
 # File and SHA-256 of the weights that Meta publishes (segment-anything's README).
@@ -46,7 +46,8 @@ def load_sam(sam: str, device: torch.device) -> Sam:
     """
     path = Path(sam)
     if sam in PUBLISHED:
-        model = _from_checkpoint(_fetch(sam))
+        file, digest = PUBLISHED[sam]
+        model = _from_checkpoint(fetch(_URL + file, digest, f"masks.sam {sam}"))
     elif path.is_dir():
         model = _stand_in(path)
     elif path.is_file():
@@ -56,22 +57,6 @@ def load_sam(sam: str, device: torch.device) -> Sam:
             f"masks.sam {sam}: no such file or folder, and none of {', '.join(PUBLISHED)}"
         )
     return model.to(device).eval().requires_grad_(False)
-
-
-def _fetch(name: str) -> Path:
-    """The file of Meta's weights, downloaded on first use, whole and verified or not at all."""
-    file, digest = PUBLISHED[name]
-    target = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(_URL + file, str(target), hash_prefix=digest)
-        except (urllib.error.URLError, TimeoutError, ConnectionError, RuntimeError) as error:
-            raise UserError(
-                f"masks.sam {name}: cannot fetch {_URL}{file} ({error}); download it elsewhere "
-                f"and put it at {target}, or set masks.sam to its path"
-            ) from None
-    return target
 
 
 def _from_checkpoint(path: Path) -> Sam:

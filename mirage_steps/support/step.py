@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -99,12 +100,21 @@ def _write_provenance(name: str, arguments: dict[str, Any], started: float) -> N
             "commit": _commit(),
             "settings": settings,
             "inputs": inputs,
-            "packages": {package: metadata.version(package) for package in _PACKAGES},
+            "packages": {package: _version(package) for package in _PACKAGES},
             "device": _device_name(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
             "seconds": round(time.time() - started, 2),
+            "peak_memory_mb": _peak_memory(),
         },
     )
+
+
+def _version(package: str) -> str | None:
+    """Version of an installed package, None where a step runs without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _identity(path: Path) -> dict[str, object]:
@@ -132,6 +142,12 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process or of one of its children, in MB."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) // 1024
 
 
 def _device_name() -> str:

@@ -1,0 +1,70 @@
+"""How much faster the batched sampler is than the equations taken literally, in one run.
+
+    python benchmarks/views.py [--preset small] [--objects 4] [--views 3] [--steps 3] [--device cpu]
+
+The literal version runs every view by itself, soft and hard pass from the first layer to the last,
+and stores the reference's keys and values; it is the one the tests compare with. Both get the same
+noise and weights; the figure is the ratio of their times, and the largest difference of the images
+is printed beside it.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from test_multiview import literal_views
+
+from mirage_steps.core.multiview import sample_views
+from mirage_steps.core.unet import UNet, preset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=["small", "paper"], default="small")
+    parser.add_argument("--objects", type=int, default=4)
+    parser.add_argument("--views", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--gamma", type=float, default=1.5)
+    parser.add_argument("--device", default="cpu")
+    words = parser.parse_args()
+
+    torch.manual_seed(0)
+    torch.set_default_device(words.device)
+    model = UNet(preset(words.preset, 64, 1 + words.views, 0.0)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.any():  # zero at the start, which would hide differences
+            parameter.copy_(torch.randn_like(parameter) * 0.02)
+    noise = torch.randn(words.objects, 3, 64, 64)
+    poses = torch.arange(1 + words.views).repeat(words.objects, 1)
+
+    def fast():
+        return sample_views(model, noise, poses, words.steps, words.gamma)
+
+    def literal():
+        with torch.inference_mode():
+            rows = [
+                literal_views(model, one[None], poses[0].tolist(), words.steps, words.gamma)
+                for one in noise
+            ]
+        return torch.stack(rows)
+
+    times = {}
+    for name, function in (("literal", literal), ("batched", fast)):
+        function()  # warm up
+        start = time.perf_counter()
+        images = function()
+        if words.device != "cpu":
+            torch.cuda.synchronize()
+        times[name] = time.perf_counter() - start, images
+        print(f"{name}: {times[name][0]:.2f} s")
+    difference = (times["literal"][1] - times["batched"][1]).abs().max().item()
+    print(f"ratio: {times['literal'][0] / times['batched'][0]:.2f}, largest difference {difference:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Letterboxes and crop windows: geometry, padding, pixels."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirage_steps.core.boxes import (
+    content_box,
+    crop,
+    from_letterbox,
+    letterbox,
+    padded_share,
+    square_window,
+    valid_patches,
+    window_content,
+)
+
+FILL = (1, 200, 3)
+
+
+def _noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _sizes(count: int, seed: int, largest: int = 300):
+    """Widths and heights of all aspects, the extreme ones included."""
+    rng = np.random.default_rng(seed)
+    yield from ((1, 1), (1, largest), (largest, 1), (largest, largest), (3, largest))
+    for _ in range(count):
+        yield tuple(int(side) for side in np.exp(rng.uniform(0, np.log(largest), 2)).round())
+
+
+def _boxes(count: int, seed: int):
+    """Images with a box of an object inside."""
+    rng = np.random.default_rng(seed)
+    for width, height in _sizes(count, seed):
+        x0, x1 = np.sort(rng.uniform(0, width, 2))
+        y0, y1 = np.sort(rng.uniform(0, height, 2))
+        yield (x0, y0, x1 + 1e-3, y1 + 1e-3), width, height
+
+
+# Letterbox
+
+
+@pytest.mark.parametrize("width, height", [(64, 64), (128, 64), (50, 100), (300, 7), (1, 90)])
+def test_a_letterbox_is_the_scaled_image_between_bars(width, height):
+    # Green over the whole image: its pixels are told from the bars exactly.
+    square = np.asarray(letterbox(Image.new("RGB", (width, height), (9, 9, 9)), 64, FILL))
+    assert square.shape == (64, 64, 3)
+    on_image = (square == 9).all(2)
+    assert ((square == FILL).all(2) == ~on_image).all()
+    rows, columns = np.flatnonzero(on_image.any(1)), np.flatnonzero(on_image.any(0))
+    assert on_image.sum() == len(rows) * len(columns)
+    x0, y0, x1, y1 = (64 * value for value in content_box(width, height))
+    found = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    np.testing.assert_allclose(found, (x0, y0, x1, y1), atol=1)
+
+
+def test_a_square_image_of_the_right_size_is_unchanged():
+    image = _noise(48, 48)
+    np.testing.assert_array_equal(np.asarray(letterbox(image, 48, FILL)), np.asarray(image))
+
+
+def test_content_boxes_are_centred_and_keep_the_aspect():
+    for width, height in _sizes(100, 1):
+        x0, y0, x1, y1 = content_box(width, height)
+        assert max(x1 - x0, y1 - y0) == 1
+        np.testing.assert_allclose([x0 + x1, y0 + y1], 1)
+        np.testing.assert_allclose((x1 - x0) * height, (y1 - y0) * width, rtol=1e-9)
+
+
+# Valid patches
+
+
+@pytest.mark.parametrize("grid", [4, 7, 16])
+def test_padding_is_never_counted_as_image(grid):
+    """Against the definition in exact arithmetic."""
+    for width, height in _sizes(60, 2):
+        side = max(width, height)
+        valid = valid_patches(np.array([content_box(width, height)], np.float32), grid)[0]
+        for axis, length in ((0, width), (1, height)):
+            start = Fraction(side - length, 2 * side)
+            overlaps = [
+                min(Fraction(i + 1, grid), 1 - start) - max(Fraction(i, grid), start)
+                for i in range(grid)
+            ]
+            found = valid.any(axis)
+            half = Fraction(1, 2 * grid)
+            expected = [overlap > half for overlap in overlaps]
+            if not any(expected):
+                assert found.sum() == 1 and found[grid // 2]
+                continue
+            for one, other, overlap in zip(found, expected, overlaps, strict=True):
+                # Exactly half a patch may fall on either side of float32.
+                assert one == other or abs(overlap - half) < Fraction(1, 10**6)
+
+
+def test_whole_images_have_all_patches_and_boxes_in_a_batch_do_not_mix():
+    content = np.array([(0, 0, 1, 1), (0, 0.25, 1, 0.75), (0.25, 0, 0.75, 1)], np.float32)
+    valid = valid_patches(content, 8)
+    assert valid.shape == (3, 8, 8) and valid.dtype == bool
+    assert valid[0].all()
+    assert valid[1, 2:6].all() and valid[1].sum() == 32
+    np.testing.assert_array_equal(valid[2], valid[1].T)
+
+
+@pytest.mark.parametrize("grid", range(1, 40))
+def test_an_image_thinner_than_a_patch_has_one_row_of_patches(grid):
+    valid = valid_patches(np.array([(0, 0.5 - 1e-5, 1, 0.5 + 1e-5)]), grid)[0]
+    assert valid.any(1).sum() == 1 and valid.any(0).all()
+
+
+# Boxes and windows
+
+
+def test_boxes_of_the_letterbox_come_back_to_pixels():
+    assert from_letterbox((0.25, 0.25, 0.75, 0.5), 100, 100) == (25, 25, 75, 50)
+    assert from_letterbox((0, 0.25, 1, 0.75), 200, 100) == (0, 0, 200, 100)
+    # What lies on the bars is cut off.
+    assert from_letterbox((0, 0, 0.5, 1), 200, 100) == (0, 0, 100, 100)
+    for width, height in _sizes(100, 3):
+        box = from_letterbox(content_box(width, height), width, height)
+        np.testing.assert_allclose(box, (0, 0, width, height), atol=1e-9)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.06, 0.3])
+def test_windows_are_square_show_the_object_and_stay_inside_if_they_can(margin):
+    for box, width, height in _boxes(200, 4):
+        window = square_window(box, width, height, margin)
+        side = window[2] - window[0]
+        longer = max(box[2] - box[0], box[3] - box[1])
+        np.testing.assert_allclose(window[3] - window[1], side, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(side * (1 - 2 * margin), longer, rtol=1e-9)
+        assert window[0] <= box[0] + 1e-2 and window[2] >= box[2] - 1e-2
+        assert window[1] <= box[1] + 1e-2 and window[3] >= box[3] - 1e-2
+        for low, limit in ((0, width), (1, height)):
+            start, end = window[low], window[low + 2]
+            if side < limit:
+                assert start >= 0 and end <= limit + 1e-9
+                centre = (box[low] + box[low + 2]) / 2
+                # Centred on the object unless the image's end is in the way.
+                if start > 1e-9 and end < limit - 1e-9:
+                    np.testing.assert_allclose((start + end) / 2, centre, rtol=1e-9, atol=1e-9)
+            else:
+                np.testing.assert_allclose(start + end, limit, rtol=1e-9, atol=1e-9)
+
+
+def test_a_window_at_the_edge_is_shifted_not_padded():
+    assert square_window((0, 40, 20, 60), 100, 100, 0.25) == (0, 30, 40, 70)
+    assert square_window((80, 80, 100, 100), 100, 100, 0.25) == (60, 60, 100, 100)
+
+
+def test_a_window_larger_than_the_image_is_centred_on_it():
+    window = square_window((0, 0, 100, 40), 100, 40, 0.1)
+    np.testing.assert_allclose(window, (-12.5, -42.5, 112.5, 82.5))
+
+
+def test_padded_share_is_the_share_of_pixels_outside():
+    assert padded_share((0, 0, 10, 10), 10, 10) == 0
+    assert padded_share((-10, 0, 10, 20), 50, 50) == 0.5
+    assert padded_share((60, 60, 70, 70), 50, 50) == 1
+    rng = np.random.default_rng(5)
+    for _ in range(100):
+        width, height = rng.integers(5, 40, 2)
+        x0, y0 = rng.integers(-30, 50, 2)
+        side = int(rng.integers(1, 60))
+        inside = np.zeros((side, side), bool)
+        for y in range(side):
+            for x in range(side):
+                inside[y, x] = 0 <= x0 + x < width and 0 <= y0 + y < height
+        share = padded_share((x0, y0, x0 + side, y0 + side), width, height)
+        np.testing.assert_allclose(share, 1 - inside.mean(), atol=1e-12)
+
+
+def test_the_content_of_a_window_agrees_with_its_padding():
+    for box, width, height in _boxes(200, 6):
+        window = square_window(box, width, height, 0.06)
+        x0, y0, x1, y1 = window_content(window, width, height)
+        assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
+        share = padded_share(window, width, height)
+        np.testing.assert_allclose(1 - (x1 - x0) * (y1 - y0), share, atol=1e-9)
+    assert window_content((-10, 5, 30, 45), 20, 50) == (0.25, 0, 0.75, 1)
+
+
+# Pixels of crops
+
+
+def test_a_crop_of_the_whole_image_at_its_size_is_the_image():
+    image = _noise(40, 40)
+    np.testing.assert_array_equal(np.asarray(crop(image, (0, 0, 40, 40), 40)), np.asarray(image))
+
+
+def test_a_crop_inside_is_a_plain_cut_and_a_scaled_one_is_pillows():
+    image = _noise(90, 70)
+    cut = crop(image, (11, 7, 43, 39), 32)
+    np.testing.assert_array_equal(np.asarray(cut), np.asarray(image)[7:39, 11:43])
+    box = (10.5, 3.25, 60.5, 53.25)
+    expected = image.resize((32, 32), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    np.testing.assert_array_equal(np.asarray(crop(image, box, 32)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    "window", [(-8, 0, 12, 20), (0, -5, 20, 15), (15, 4, 35, 24), (3, 9, 23, 29), (-9, -8, 41, 42)]
+)
+def test_outside_the_image_edge_pixels_are_replicated_exactly(window):
+    image = _noise(24, 20)
+    x0, y0, x1, y1 = window
+    rows = np.clip(np.arange(y0, y1), 0, 19)
+    columns = np.clip(np.arange(x0, x1), 0, 23)
+    expected = np.asarray(image)[rows[:, None], columns]
+    np.testing.assert_array_equal(np.asarray(crop(image, window, x1 - x0)), expected)
+
+
+def test_any_window_of_any_image_gives_a_crop_of_the_size_asked():
+    for number, (box, width, height) in enumerate(_boxes(150, 7)):
+        window = square_window(box, width, height, 0.06)
+        size = (8, 33, 64)[number % 3]
+        # As the table of windows rounds it.
+        window = tuple(float(f"{value:.3f}") for value in window)
+        if window[2] - window[0] < 0.1:
+            continue
+        flat = crop(Image.new("RGB", (width, height), (7, 80, 250)), window, size)
+        assert flat.size == (size, size) and flat.mode == "RGB"
+        assert (np.asarray(flat) == (7, 80, 250)).all()
+
+
+def test_a_window_that_rounding_made_taller_than_wide_still_gives_a_square():
+    image = _noise(12, 12)
+    assert crop(image, (2.0, 3.0, 2.285, 3.288), 224).size == (224, 224)
+    assert crop(image, (2.0, 3.0, 2.288, 3.285), 224).size == (224, 224)

@@ -1,0 +1,261 @@
+"""Reading photos of every kind, and refusing what is none."""
+
+import random
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirage_steps.support.images import UnreadableImage, read_rgb
+
+SIZE = (12, 8)
+
+
+def _photo(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _read(image: Image.Image, path, **options) -> np.ndarray:
+    """What comes back of an image that was saved."""
+    image.save(path, **options)
+    read = read_rgb(path)
+    assert read.mode == "RGB"
+    return np.asarray(read)
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return np.repeat(np.asarray(values)[..., None], 3, 2)
+
+
+# Modes
+
+
+def test_rgb_is_read_as_it_is(tmp_path):
+    photo = _photo()
+    np.testing.assert_array_equal(_read(photo, tmp_path / "a.png"), np.asarray(photo))
+
+
+def test_grey_and_one_bit_become_three_equal_channels(tmp_path):
+    grey = _photo().convert("L")
+    np.testing.assert_array_equal(_read(grey, tmp_path / "l.png"), _grey(grey))
+    bits = Image.fromarray(np.asarray(grey) > 100)
+    assert bits.mode == "1"
+    expected = _grey(255 * (np.asarray(grey) > 100))
+    np.testing.assert_array_equal(_read(bits, tmp_path / "1.png"), expected)
+
+
+def test_palettes_are_looked_up(tmp_path):
+    palette = _photo().quantize(16)
+    expected = np.asarray(palette.convert("RGB"))
+    np.testing.assert_array_equal(_read(palette, tmp_path / "p.png"), expected)
+
+
+@pytest.mark.parametrize("bytes_per_entry", [False, True])
+def test_transparent_palette_entries_become_white(tmp_path, bytes_per_entry):
+    palette = _photo().quantize(16)
+    clear = int(np.asarray(palette)[0, 0])
+    given = bytes(0 if entry == clear else 255 for entry in range(16))
+    found = _read(palette, tmp_path / "p.png", transparency=given if bytes_per_entry else clear)
+    expected = np.asarray(palette.convert("RGB")).copy()
+    expected[np.asarray(palette) == clear] = 255
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_laid_on_white(tmp_path, mode):
+    image = _photo().convert(mode)
+    alpha = np.random.default_rng(1).integers(0, 256, (SIZE[1], SIZE[0]), dtype=np.uint8)
+    alpha[0] = 0
+    alpha[1] = 255
+    image.putalpha(Image.fromarray(alpha))
+    share = alpha[..., None] / 255
+    colours = np.asarray(image.convert("RGB"))
+    found = _read(image, tmp_path / "a.png")
+    np.testing.assert_allclose(found, colours * share + 255 * (1 - share), atol=1.01)
+    assert (found[0] == 255).all()
+    np.testing.assert_array_equal(found[1], colours[1])
+
+
+def test_a_transparent_colour_of_an_rgb_png_becomes_white(tmp_path):
+    photo = Image.new("RGB", SIZE, (10, 20, 30))
+    photo.putpixel((3, 2), (1, 2, 3))
+    found = _read(photo, tmp_path / "t.png", transparency=(1, 2, 3))
+    assert (found[2, 3] == 255).all() and (found[0, 0] == (10, 20, 30)).all()
+
+
+def test_cmyk_is_converted(tmp_path):
+    image = Image.new("CMYK", SIZE, (0, 255, 255, 0))
+    found = _read(image, tmp_path / "c.jpg", quality=95)
+    assert (found[..., 0] > 200).all() and (found[..., 1:] < 60).all()
+
+
+def test_16_bit_grey_is_scaled_by_its_type_and_not_clipped(tmp_path):
+    values = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(np.uint16)
+    found = _read(Image.fromarray(values), tmp_path / "16.png")
+    np.testing.assert_array_equal(found, _grey(np.round(values / 257)))
+    # A night shot stays dark.
+    dark = _read(Image.fromarray((values // 300).astype(np.uint16)), tmp_path / "dark.png")
+    assert dark.max() <= 1
+
+
+@pytest.mark.parametrize("top", [1, 255, 65535])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_32_bit_values_are_scaled_by_the_range_that_holds_them(tmp_path, dtype, top):
+    values = np.linspace(0, top, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(dtype)
+    found = _read(Image.fromarray(values), tmp_path / "v.tiff")
+    np.testing.assert_allclose(found, _grey(values.astype(float) / top * 255), atol=0.51)
+
+
+def test_values_beyond_every_range_are_stretched(tmp_path):
+    values = np.linspace(-3, 9, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(np.float32)
+    found = _read(Image.fromarray(values), tmp_path / "v.tiff")
+    assert found.min() == 0 and found.max() == 255
+    assert (np.diff(found[..., 0].ravel().astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("value", [-5, 0, 3, 70_000, -(2**31)])
+def test_a_constant_image_of_any_value_is_read(tmp_path, value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = _read(Image.fromarray(np.full((4, 4), value, np.int32)), tmp_path / "v.tiff")
+    assert len(np.unique(found)) == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_no_numbers_are_refused(tmp_path, value):
+    values = np.zeros((4, 4), np.float32)
+    values[1, 1] = value
+    Image.fromarray(values).save(tmp_path / "v.tiff")
+    with pytest.raises(UnreadableImage, match="not a number"):
+        read_rgb(tmp_path / "v.tiff")
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path):
+    frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "lime", "blue")]
+    path = tmp_path / "a.gif"
+    found = _read(frames[0], path, save_all=True, append_images=frames[1:])
+    assert Image.open(path).n_frames == 3
+    assert (found == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(tmp_path, orientation):
+    upright = np.asarray(_photo())
+    # How a camera stores a scene under each orientation; 6 is a quarter turn.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "o.png"
+    found = _read(Image.fromarray(np.ascontiguousarray(stored)), path, exif=exif)
+    np.testing.assert_array_equal(found, upright)
+
+
+# Refusals
+
+
+def _png(width: int, height: int, data: bytes) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
+    )
+
+
+def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    path.write_bytes(_png(100_000, 100_000, b"\0" * 10_000))
+
+    def decoded(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", decoded)
+    with pytest.raises(UnreadableImage, match="100000x100000 has more than max_pixels"):
+        read_rgb(path)
+
+
+def test_max_pixels_is_the_most_that_is_allowed(tmp_path):
+    _photo().save(tmp_path / "a.png")
+    assert read_rgb(tmp_path / "a.png", max_pixels=SIZE[0] * SIZE[1]).size == SIZE
+    with pytest.raises(UnreadableImage, match="12x8 has more than max_pixels = 95"):
+        read_rgb(tmp_path / "a.png", max_pixels=95)
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("empty.jpg", b"", "empty file"),
+        ("note.jpg", b"Dear photo,\n", "not an image"),
+        ("page.png", b"<html>404</html>", "not an image"),
+        ("none.png", _png(0, 5, b""), "."),
+        ("short.png", _png(40, 40, b"\0" * 9), "truncated"),
+        ("empty.gif", b"GIF89a" + struct.pack("<HH", 0, 0) + bytes(3) + b";", "."),
+        ("none.ppm", b"P6\n0 0\n255\n", "."),
+    ],
+)
+def test_what_is_no_image_is_refused_with_a_reason(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableImage, match=reason) as error:
+        read_rgb(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    for path in (tmp_path / "gone.png", tmp_path):
+        with pytest.raises(UnreadableImage):
+            read_rgb(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tiff", "webp"])
+def test_a_cut_file_is_refused(tmp_path, suffix):
+    whole, cut = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    _photo().resize((64, 64)).save(whole)
+    content = whole.read_bytes()
+    cut.write_bytes(content[: len(content) * 6 // 10])
+    with pytest.raises(UnreadableImage):
+        read_rgb(cut)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "tiff", "webp"])
+def test_damage_gives_an_image_or_the_one_error(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _photo().resize((40, 30)).save(path, **({} if suffix == "gif" else {"exif": exif}))
+    whole = path.read_bytes()
+    rng = random.Random(suffix)
+    outcomes = set()
+    for _ in range(150):
+        content = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            # Headers are where damage is worst.
+            reach = len(content) if rng.random() < 0.5 else min(120, len(content))
+            content[rng.randrange(reach)] = rng.randrange(256)
+        path.write_bytes(content)
+        try:
+            image = read_rgb(path, max_pixels=100_000)
+            outcomes.add("image")
+            assert image.mode == "RGB" and min(image.size) > 0
+        except UnreadableImage as error:
+            outcomes.add("refused")
+            assert str(error) and "\n" not in str(error)
+    assert "refused" in outcomes

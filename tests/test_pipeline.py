@@ -1,0 +1,247 @@
+"""The real graph in miniature, run by Snakemake as a user would: to fid.txt, stale, broken, killed."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+class Project:
+    """A copy of the workflow with its own configuration and its own records."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True)
+        for name in ("Snakefile", "rules", "config", "envs", "profiles", "mirage_steps", "weights"):
+            (folder / name).symlink_to(ROOT / name)
+        shutil.copy(ROOT / "tests" / "mini.yaml", folder / "mini.yaml")
+
+    def settings(self, **sections: dict) -> None:
+        """Change keys of sections of the data set ``mini``."""
+        path = self.folder / "mini.yaml"
+        config = yaml.safe_load(path.read_text())
+        for section, values in sections.items():
+            if section == "source":
+                config["datasets"]["mini"]["source"] = values
+            else:
+                config["datasets"]["mini"].setdefault(section, {}).update(values)
+        path.write_text(yaml.safe_dump(config))
+
+    def start(self, *words: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "snakemake", "--configfile", "mini.yaml", "--cores", "2"]
+        return subprocess.Popen(
+            [*command, *words], cwd=self.folder, env=ENVIRONMENT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *words: str, ok: bool = True) -> str:
+        process = self.start(*words)
+        output, _ = process.communicate(timeout=600)
+        assert (process.returncode == 0) == ok, output[-6000:]
+        return output
+
+    def planned(self, *targets: str) -> dict[str, int]:
+        """Jobs that a run would do, by rule."""
+        output = self.run("--dry-run", "--", *targets)
+        return {
+            rule: int(count)
+            for rule, count in re.findall(r"^([a-z_]+) +(\d+)$", output, flags=re.MULTILINE)
+            if rule != "total"
+        }
+
+    def __getitem__(self, path: str) -> Path:
+        return self.folder / "results" / "mini" / path
+
+
+TARGETS = (
+    "results/mini/fid.txt",
+    "results/mini/sheet/contact_sheet.png",
+    "results/mini/poses/pose_eval.json",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Project:
+    """A project whose every target is there, in a folder with a name of the worse kind."""
+    project = Project(tmp_path_factory.mktemp("finished") / "a 'quoted' földer")
+    project.run("--", *TARGETS)
+    return project
+
+
+@pytest.fixture
+def changed(finished: Project):
+    """The finished project, whose configuration a test may change."""
+    before = (finished.folder / "mini.yaml").read_text()
+    yield finished
+    (finished.folder / "mini.yaml").write_text(before)
+
+
+def test_table_has_every_row(finished):
+    text = finished["fid.txt"].read_text()
+    names = [
+        "real-vs-real", "no-mv", "mv-bg-no-hag", "mv-bg-hag", "untrained",
+        "real-vs-real-nobg", "mv-nobg-hag",
+    ]  # fmt: skip
+    for name in names:
+        assert re.search(rf"^{name} +12 ", text, flags=re.MULTILINE), text
+    assert "stand-in" in text
+    metrics = json.loads(finished["metrics.json"].read_text())
+    assert [row["row"] for row in metrics["rows"]] == names
+
+
+def test_every_output_has_log_and_provenance(finished):
+    logs = {path.stem for path in finished["logs"].glob("*.log")}
+    steps = {"dataset", "features", "foreground", "crops", "crop_features", "pose_space", "poses"}
+    assert steps | {"pose_eval", "train", "real", "sheet", "fid", "views-no-mv"} <= logs
+    for path in finished[""].rglob("*.run.json"):
+        record = json.loads(path.read_text())
+        assert record["packages"]["torch"] and "settings" in record and record["seconds"] >= 0
+    folders = {path.parent.name for path in finished[""].rglob("*.run.json")}
+    assert {"mini", "features", "foreground", "poses", "training", "no-mv", "sheet"} <= folders
+
+
+def test_nothing_temporary_is_left(finished):
+    assert not [path for path in finished[""].rglob(".*")]
+    assert not finished["crop_features/tokens.h5"].exists()
+
+
+def test_second_run_does_nothing(finished):
+    assert "Nothing to be done" in finished.run("--", *TARGETS)
+
+
+def test_gamma_reruns_only_what_depends_on_it(changed):
+    changed.settings(guidance={"gamma": 2.0})
+    assert changed.planned(*TARGETS) == {"views": 1, "masks": 1, "embed": 2, "sheet": 1, "fid": 1}
+
+
+def test_k_leaves_features_alone(changed):
+    changed.settings(poses={"k": 4})
+    planned = changed.planned(*TARGETS)
+    assert {"poses", "train", "views", "fid"} <= planned.keys()
+    # What lies before the clustering stays as it is.
+    assert not {"dataset", "features", "foreground", "crops", "pose_space"} & planned.keys()
+
+
+def test_labels_rerun_only_the_evaluation(changed):
+    image = finished_image(changed)
+    (changed.folder / "labels.csv").write_text(f"image,azimuth_deg\n{image},10\n")
+    path = changed.folder / "mini.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["datasets"]["mini"]["labels"] = "labels.csv"
+    path.write_text(yaml.safe_dump(config))
+    assert changed.planned(*TARGETS) == {"pose_eval": 1}
+
+
+def finished_image(project: Project) -> str:
+    return project["manifest.csv"].read_text().splitlines()[1].split(",")[0]
+
+
+def test_unknown_key_gets_a_hint(changed):
+    changed.settings(guidance={"gama": 2.0})
+    output = changed.run("--", TARGETS[0], ok=False)
+    assert "datasets.mini.guidance.gama is not a key; did you mean 'gamma'?" in output
+    assert "Traceback" not in output
+
+
+def test_unknown_data_set_is_named(finished):
+    output = finished.run("--", "results/nosuch/fid.txt", ok=False)
+    assert "no data set 'nosuch' in the config" in output and "Traceback" not in output
+
+
+def errors(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "target", "message"),
+    [
+        ("backbone", "model", "nowhere/at-all", "features/tokens.h5", "backbone.model nowhere/at"),
+        ("masks", "sam", "nowhere.pth", "sets/real-a-nobg/images.h5", "masks.sam"),
+        ("embed", "inception", "nowhere.pt", "sets/real-a/features.h5", "embed.inception"),
+        ("fid", "samples", 21, "sets/real-a/images.h5", "set it to at most 20"),
+    ],
+)
+def test_missing_input_gets_one_line(changed, section, key, value, target, message):
+    changed.settings(**{section: {key: value}})
+    output = changed.run("--", f"results/mini/{target}", ok=False)
+    found = set(errors(output))
+    assert len(found) == 1 and message in found.pop(), output
+    assert "Traceback" not in output
+    # The failed job's outputs are gone: make them again for the other tests.
+    (changed.folder / "mini.yaml").write_text((ROOT / "tests" / "mini.yaml").read_text())
+    changed.run("--", *TARGETS)
+
+
+def test_killed_training_goes_on(tmp_path, finished):
+    """SIGKILL takes Snakemake and the step at once; the next run resumes from the checkpoint."""
+    project = Project(tmp_path / "killed")
+    shutil.copytree(finished.folder / "results", project.folder / "results")
+    shutil.rmtree(project["training"])
+    shutil.copytree(finished.folder / ".snakemake", project.folder / ".snakemake")
+    project.settings(training={"iterations": 100000, "schedule": "constant"})
+    process = project.start("--", "results/mini/training/model.safetensors")
+    metrics = project["training/checkpoints/metrics.jsonl"]
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.1)
+    for child in descendants(process.pid):
+        os.kill(child, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    assert not project["training/model.safetensors"].exists()
+    steps = metrics.read_text().count("\n")
+    project.settings(training={"iterations": steps + 4})
+    project.run("--unlock")
+    output = project.run("--", "results/mini/training/model.safetensors")
+    assert re.search(r"resuming after step [1-9]", output), output
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below one, deepest last."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def test_folder_of_bad_and_good_files(tmp_path):
+    """Photos under names with spaces, quotes and unicode, between files that are no photos."""
+    from PIL import Image
+
+    from mirage_steps.stand_ins.cars import DEMO_FAMILIES, render
+
+    project = Project(tmp_path / "photos")
+    photos = project.folder / "my 'photos' & more"
+    (photos / "ünter; rm -rf").mkdir(parents=True)
+    for number in range(10):
+        image = Image.fromarray(render(3, number, DEMO_FAMILIES, 64).image)
+        image.convert("L" if number == 3 else "RGB").save(photos / "ünter; rm -rf" / f"{number}.png")
+    (photos / "empty.jpg").touch()
+    (photos / "notes.txt").write_text("no image")
+    good = (photos / "ünter; rm -rf" / "0.png").read_bytes()
+    (photos / "cut.png").write_bytes(good[: len(good) // 2])
+    Image.new("L", (300, 300)).save(photos / "huge.png")
+    project.settings(
+        source={"kind": "folder", "path": str(photos), "max_pixels": 80_000}, poses={"k": 4}
+    )
+    project.run("--", "results/mini/poses/pose_eval.json")
+    rejected = project["rejected.csv"].read_text()
+    for name, reason in {
+        "empty.jpg": "empty file", "notes.txt": "not an image", "cut.png": "", "huge.png": "max_pixels"
+    }.items():  # fmt: skip
+        assert re.search(rf"{name}.*{reason}", rejected), rejected
+    assert project["manifest.csv"].read_text().count("\n") == 11
+    assert json.loads(project["poses/pose_eval.json"].read_text())["images"] == 0

@@ -1,0 +1,478 @@
+"""From images to pose labels: the steps themselves, with a tiny random backbone."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ResNetConfig,
+    ResNetModel,
+)
+
+from mirage_steps import (
+    crops,
+    dataset,
+    features,
+    foreground,
+    pose_eval,
+    pose_space,
+    poses,
+    settings,
+)
+from mirage_steps.core.boxes import content_box, crop, letterbox, padded_share
+from mirage_steps.core.foreground import ForegroundModel
+from mirage_steps.core.pca import Moments, Pca
+from mirage_steps.support.backbone import Backbone
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import read_csv
+from mirage_steps.support.images import read_rgb
+from mirage_steps.support.manifest import read_manifest
+
+CPU = torch.device("cpu")
+GRID, DIM, COUNT = 8, 32, 24
+MEAN = np.array((0.485, 0.456, 0.406), np.float32)
+STD = np.array((0.229, 0.224, 0.225), np.float32)
+SHAPE = {
+    "image_size": 32,
+    "patch_size": 4,
+    "hidden_size": DIM,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+def _save_backbone(folder, registers: int = 0):
+    torch.manual_seed(0)
+    if registers:
+        config = Dinov2WithRegistersConfig(**SHAPE, num_register_tokens=registers)
+        model = Dinov2WithRegistersModel(config)
+    else:
+        model = Dinov2Model(Dinov2Config(**SHAPE))
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+def _draw(path, number: int) -> None:
+    """A bright ellipse on dim noise, in one of several sizes and aspects."""
+    rng = np.random.default_rng(number)
+    width, height = [(60, 60), (90, 45), (40, 80), (33, 32), (100, 20)][number % 5]
+    image = Image.fromarray(rng.integers(0, 60, (height, width, 3), dtype=np.uint8))
+    cx, cy = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.4, 0.6)
+    rx, ry = width * rng.uniform(0.15, 0.3), height * rng.uniform(0.15, 0.3)
+    colour = tuple(int(value) for value in rng.integers(170, 256, 3))
+    ImageDraw.Draw(image).ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=colour)
+    image.save(path)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> SimpleNamespace:
+    """Every step run once, one after the other."""
+    root = tmp_path_factory.mktemp("steps")
+    model = _save_backbone(root / "backbone")
+    (root / "photos").mkdir()
+    # Sorted by name, which is not the order of drawing.
+    for number in range(COUNT):
+        _draw(root / "photos" / f"{(number * 7) % COUNT:02d}.png", number)
+    backbone = settings.Backbone(model=str(root / "backbone"), resolution=32, batch_size=5)
+    manifest = root / "manifest.csv"
+    dataset.main(source=settings.Folder(path=root / "photos"), out=root)
+    features.main(manifest=manifest, out=root / "whole", backbone=backbone, device="cpu")
+    foreground.main(manifest=manifest, tokens=root / "whole/tokens.h5", out=root / "found")
+    windows = root / "found/foreground.csv"
+    crops.main(manifest=manifest, windows=windows, out=root / "crops", image_size=16)
+    features.main(
+        manifest=manifest, out=root / "cropped", windows=windows, backbone=backbone, device="cpu"
+    )
+    pose_space.main(
+        tokens=root / "cropped/tokens.h5", foreground=root / "found/pca1.npz", out=root / "space"
+    )
+    poses.main(
+        maps=root / "space/maps.h5",
+        crops=root / "crops/crops.h5",
+        out=root / "poses",
+        poses=settings.Poses(k=4, starts=2),
+    )
+    with open(root / "labels.csv", "w", newline="") as out:
+        rows = [(f"{number:02d}.png", number * 15) for number in range(COUNT)]
+        csv.writer(out).writerows([("image", "azimuth_deg"), *rows])
+    pose_eval.main(
+        manifest=manifest,
+        poses=root / "poses/poses.csv",
+        out=root / "poses",
+        labels=root / "labels.csv",
+    )
+    return SimpleNamespace(
+        root=root,
+        manifest=manifest,
+        entries=read_manifest(manifest),
+        model=model,
+        backbone=backbone,
+        windows=[row for row in read_csv(windows) if row["found"] == "1"],
+    )
+
+
+def _direct(model, squares: list[Image.Image]) -> np.ndarray:
+    """The model's own last hidden states."""
+    pixels = np.stack([np.asarray(square, np.float32) / 255 for square in squares])
+    pixels = torch.from_numpy((pixels - MEAN) / STD).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        return model(pixel_values=pixels).last_hidden_state.numpy()
+
+
+def _names(file: h5py.File) -> list[str]:
+    return [name.decode() for name in file["image"][:]]
+
+
+def _window(row: dict) -> tuple:
+    return tuple(float(row[f"window_{key}"]) for key in ("x0", "y0", "x1", "y1"))
+
+
+# Tokens
+
+
+def test_tokens_have_their_shapes_types_and_order(done):
+    with h5py.File(done.root / "whole/tokens.h5") as file:
+        assert file["patch_tokens"].shape == (COUNT, GRID**2, DIM)
+        assert file["patch_tokens"].dtype == file["cls_token"].dtype == np.float16
+        assert file["patch_tokens"].chunks == (1, GRID**2, DIM)
+        assert file["cls_token"].shape == (COUNT, DIM)
+        assert file["content"].shape == (COUNT, 4) and file["content"].dtype == np.float32
+        assert _names(file) == [entry.image for entry in done.entries]
+        assert dict(file.attrs) == {"model": "backbone", "resolution": 32, "patch_size": 4}
+        expected = [content_box(entry.width, entry.height) for entry in done.entries]
+        np.testing.assert_allclose(file["content"][:], expected, atol=1e-6)
+
+
+def test_tokens_are_those_of_a_direct_forward_pass(done):
+    fill = tuple(round(255 * float(value)) for value in MEAN)
+    squares = [letterbox(read_rgb(entry.path), 32, fill) for entry in done.entries]
+    hidden = _direct(done.model, squares)
+    with h5py.File(done.root / "whole/tokens.h5") as file:
+        np.testing.assert_allclose(file["patch_tokens"][:], hidden[:, 1:], atol=4e-3)
+        np.testing.assert_allclose(file["cls_token"][:], hidden[:, 0], atol=4e-3)
+
+
+def test_tokens_of_crops_are_those_of_the_windows(done):
+    by_name = {entry.image: entry for entry in done.entries}
+    squares = [crop(read_rgb(by_name[row["image"]].path), _window(row), 32) for row in done.windows]
+    hidden = _direct(done.model, squares)
+    with h5py.File(done.root / "cropped/tokens.h5") as file:
+        assert _names(file) == [row["image"] for row in done.windows]
+        np.testing.assert_allclose(file["patch_tokens"][:], hidden[:, 1:], atol=4e-3)
+        content = file["content"][:]
+    for row, box in zip(done.windows, content, strict=True):
+        share = float(1 - (box[2] - box[0]) * (box[3] - box[1]))
+        assert share == pytest.approx(float(row["padded_share"]), abs=2e-3)
+
+
+@pytest.mark.parametrize("registers", [1, 4])
+def test_registers_are_dropped(tmp_path, registers):
+    model = _save_backbone(tmp_path / "b", registers)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    patches, cls = Backbone.load(str(tmp_path / "b"), 32, CPU).tokens(images)
+    hidden = _direct(model, list(images))
+    assert hidden.shape[1] == 1 + registers + GRID**2
+    np.testing.assert_allclose(patches, hidden[:, 1 + registers :], atol=1e-5)
+    np.testing.assert_allclose(cls, hidden[:, 0], atol=1e-5)
+
+
+def test_other_resolutions_interpolate_positions_and_pixels(tmp_path):
+    model = _save_backbone(tmp_path / "b")
+    network = Backbone.load(str(tmp_path / "b"), 48, CPU)
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
+    patches, _ = network.tokens(images)
+    assert network.grid == 12 and patches.shape == (2, 144, DIM)
+    np.testing.assert_allclose(patches, _direct(model, list(images))[:, 1:], atol=1e-5)
+    flat = np.full((1, 20, 20, 3), 90, np.uint8)
+    np.testing.assert_allclose(
+        network.tokens(flat)[0], network.tokens(np.full((1, 48, 48, 3), 90, np.uint8))[0], atol=1e-4
+    )
+
+
+def test_the_model_s_own_normalisation_is_used(tmp_path):
+    _save_backbone(tmp_path / "b")
+    preprocessor = tmp_path / "b" / "preprocessor_config.json"
+    preprocessor.write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')
+    network = Backbone.load(str(tmp_path / "b"), 32, CPU)
+    assert network.mean == (0.5, 0.4, 0.3) and network.std == (0.1, 0.2, 0.3)
+    preprocessor.write_text("{}")
+    assert Backbone.load(str(tmp_path / "b"), 32, CPU).mean == tuple(map(pytest.approx, MEAN))
+
+
+# Foreground
+
+
+def _literal_valid(entry) -> np.ndarray:
+    """Patches of the letterbox whose middle lies on the image."""
+    side = max(entry.width, entry.height)
+    valid = np.zeros((GRID, GRID), bool)
+    for y in range(GRID):
+        for x in range(GRID):
+            px, py = (x + 0.5) / GRID * side, (y + 0.5) / GRID * side
+            left, top = (side - entry.width) / 2, (side - entry.height) / 2
+            valid[y, x] = left < px < left + entry.width and top < py < top + entry.height
+    return valid
+
+
+def test_padding_is_left_out_of_the_moments(done):
+    kept, edge = [], []
+    with h5py.File(done.root / "whole/tokens.h5") as file:
+        everything, border, inside = foreground.token_moments(file)
+        for entry, tokens in zip(done.entries, file["patch_tokens"][:], strict=True):
+            valid = _literal_valid(entry)
+            framed = np.pad(valid, 1)
+            neighbours = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+            kept.append(tokens[valid.ravel()].astype(float))
+            edge.append(tokens[(valid & ~neighbours).ravel()].astype(float))
+        assert any(len(tokens) < GRID**2 for tokens in kept)
+    kept, edge = np.concatenate(kept), np.concatenate(edge)
+    assert everything.count == len(kept) and border.count == len(edge)
+    assert border.count + inside.count == everything.count
+    np.testing.assert_allclose(everything.mean, kept.mean(0), atol=1e-9)
+    np.testing.assert_allclose(everything.covariance, np.cov(kept.T), atol=1e-9)
+    np.testing.assert_allclose(border.mean, edge.mean(0), atol=1e-9)
+
+
+def test_boxes_and_windows_fit_their_images(done):
+    assert len(done.windows) > COUNT // 2
+    rows = read_csv(done.root / "found/foreground.csv")
+    assert [row["image"] for row in rows] == [entry.image for entry in done.entries]
+    for entry, row in zip(done.entries, rows, strict=True):
+        if row["found"] == "0":
+            assert not any(row[key] for key in ("x0", "window_x0", "padded_share"))
+            continue
+        x0, y0, x1, y1 = (float(row[key]) for key in ("x0", "y0", "x1", "y1"))
+        assert 0 <= x0 < x1 <= entry.width and 0 <= y0 <= y1 <= entry.height
+        window = _window(row)
+        assert window[2] - window[0] == pytest.approx(window[3] - window[1], abs=2e-3)
+        share = padded_share(window, entry.width, entry.height)
+        assert float(row["padded_share"]) == pytest.approx(share, abs=2e-3)
+        assert 0 < float(row["foreground_share"]) <= 1
+    summary = json.loads((done.root / "found/foreground.json").read_text())
+    assert summary["images"] == COUNT
+    assert summary["images_without_object"] == COUNT - len(done.windows)
+    assert summary["sign"] in (-1, 1) and summary["component"] in (1, 2, 3)
+    model = ForegroundModel.load(done.root / "found/pca1.npz")
+    assert model.threshold == summary["threshold"] and model.component + 1 == summary["component"]
+
+
+def test_the_paper_s_rule_takes_the_first_component_at_zero(done, tmp_path):
+    foreground.main(
+        manifest=done.manifest,
+        tokens=done.root / "whole/tokens.h5",
+        out=tmp_path,
+        foreground=settings.Foreground(rule="first-component", threshold="zero"),
+    )
+    model = ForegroundModel.load(tmp_path / "pca1.npz")
+    assert model.component == 0 and model.threshold == 0.0
+
+
+def test_tokens_of_other_images_are_refused(done, tmp_path):
+    lines = done.manifest.read_text().splitlines(keepends=True)
+    (tmp_path / "manifest.csv").write_text("".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"tokens\.h5: holds other images than the manifest"):
+        foreground.main(
+            manifest=tmp_path / "manifest.csv",
+            tokens=done.root / "whole/tokens.h5",
+            out=tmp_path / "out",
+        )
+    with pytest.raises(UserError, match=r"foreground\.csv: lists other images"):
+        crops.main(
+            manifest=tmp_path / "manifest.csv",
+            windows=done.root / "found/foreground.csv",
+            out=tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_without_any_object_is_told(done, tmp_path):
+    rows = read_csv(done.root / "found/foreground.csv")
+    with open(tmp_path / "foreground.csv", "w", newline="") as out:
+        writer = csv.DictWriter(out, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "found": "0"} for row in rows)
+    with pytest.raises(UserError, match="no object was found in any image"):
+        crops.main(
+            manifest=done.manifest, windows=tmp_path / "foreground.csv", out=tmp_path / "out"
+        )
+
+
+# Crops and maps
+
+
+def test_crops_are_the_windows_in_the_manifest_s_order(done):
+    by_name = {entry.image: entry for entry in done.entries}
+    with h5py.File(done.root / "crops/crops.h5") as file:
+        assert file["images"].shape == (len(done.windows), 16, 16, 3)
+        assert file["images"].dtype == np.uint8
+        assert _names(file) == [row["image"] for row in done.windows]
+        for row, pixels in zip(done.windows, file["images"][:], strict=True):
+            expected = crop(read_rgb(by_name[row["image"]].path), _window(row), 16)
+            np.testing.assert_array_equal(pixels, np.asarray(expected))
+
+
+def test_maps_are_projections_on_components_of_foreground_tokens(done):
+    model = ForegroundModel.load(done.root / "found/pca1.npz")
+    with h5py.File(done.root / "cropped/tokens.h5") as file:
+        tokens = file["patch_tokens"][:].astype(np.float64)
+    with h5py.File(done.root / "space/maps.h5") as file:
+        maps, valid, names = file["maps"][:], file["valid"][:], _names(file)
+    assert maps.shape == (len(done.windows), GRID**2, 3) and maps.dtype == np.float32
+    assert valid.shape == maps.shape[:2] and valid.dtype == bool
+    assert names == [row["image"] for row in done.windows]
+    row = model.sign * model.pca.components[model.component]
+    chosen = tokens[((tokens - model.pca.mean) @ row > model.threshold) & valid]
+    stored = np.load(done.root / "space/pca2.npz")
+    np.testing.assert_allclose(stored["mean"], chosen.mean(0), atol=1e-3)
+    # The sign of each axis is free.
+    axes = np.linalg.eigh(np.cov(chosen.T))[1][:, ::-1][:, :3].T
+    expected = (tokens - chosen.mean(0)) @ axes.T
+    signs = np.sign((expected * maps).sum((0, 1)))
+    np.testing.assert_allclose(maps, expected * signs, atol=2e-2)
+
+
+def test_padding_of_crops_is_left_out_of_pose_space():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(5, GRID**2, DIM)).astype(np.float16)
+    content = np.array([(0, 0.25, 1, 0.75)] * 5, np.float32)
+    seen = tokens.reshape(5, GRID, GRID, DIM)[:, 2:6].reshape(-1, DIM).astype(float)
+    moments = Moments(DIM)
+    moments.add(seen)
+    model = ForegroundModel(Pca.fit(moments, 3), component=0, sign=-1, threshold=0.1)
+    found = pose_space.foreground_moments({"patch_tokens": tokens, "content": content}, model)
+    chosen = seen[(seen - model.pca.mean) @ -model.pca.components[0] > 0.1]
+    assert found.count == len(chosen)
+    np.testing.assert_allclose(found.mean, chosen.mean(0), atol=1e-9)
+
+
+# Poses
+
+
+def test_each_image_has_the_pose_of_its_nearest_centroid(done):
+    rows = read_csv(done.root / "poses/poses.csv")
+    assert [row["image"] for row in rows] == [row["image"] for row in done.windows]
+    model = np.load(done.root / "poses/poses.npz")
+    with h5py.File(done.root / "space/maps.h5") as file:
+        maps = np.where(file["valid"][:][..., None], file["maps"][:], model["means"])
+    assert model["centroids"].shape == (4, GRID**2 * 3)
+    gaps = np.linalg.norm(maps.reshape(len(maps), 1, -1) - model["centroids"], axis=2)
+    assert [int(row["pose"]) for row in rows] == gaps.argmin(1).tolist()
+    np.testing.assert_allclose([float(row["distance"]) for row in rows], gaps.min(1), rtol=1e-4)
+    counts = json.loads((done.root / "poses/poses.json").read_text())
+    assert counts == {"k": 4, "images": np.bincount(gaps.argmin(1), minlength=4).tolist()}
+
+
+def test_the_evaluation_counts_every_labelled_image(done):
+    scores = json.loads((done.root / "poses/pose_eval.json").read_text())
+    assert scores["images"] == len(done.windows)
+    assert sum(pose["images"] for pose in scores["poses"]) == len(done.windows)
+
+
+def test_more_poses_than_images_are_refused(done, tmp_path):
+    with pytest.raises(UserError, match=r"poses\.k = 25, but an object was found in only"):
+        poses.main(
+            maps=done.root / "space/maps.h5", crops=done.root / "crops/crops.h5", out=tmp_path
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_run_again_give_the_same_poses_and_pictures(done, tmp_path):
+    poses.main(
+        maps=done.root / "space/maps.h5",
+        crops=done.root / "crops/crops.h5",
+        out=tmp_path,
+        poses=settings.Poses(k=4, starts=2),
+    )
+    assert (tmp_path / "poses.csv").read_text() == (done.root / "poses/poses.csv").read_text()
+    for picture in ("found/foreground.png", "poses/poses.png", "poses/pose_eval.png"):
+        with Image.open(done.root / picture) as image:
+            assert min(image.size) > 50
+
+
+def test_no_temporary_files_are_left(done):
+    assert not [path for path in done.root.rglob(".*")]
+
+
+# Backbones that do not load
+
+
+def _refused(model, resolution: int = 32) -> str:
+    with pytest.raises(UserError) as error:
+        Backbone.load(str(model), resolution, CPU)
+    message = str(error.value)
+    assert "\n" not in message and message.startswith("backbone.")
+    return message
+
+
+def test_a_missing_backbone_is_told_with_remedies(tmp_path):
+    message = _refused(tmp_path / "gone")
+    assert "neither a local folder nor reachable on the hub" in message
+    assert "download it elsewhere and set backbone.model" in message
+
+
+def test_a_folder_that_is_no_model_is_told(tmp_path):
+    (tmp_path / "photos").mkdir()
+    message = _refused(tmp_path / "photos")
+    assert "not a transformers model folder" in message and "config.json" in message
+
+
+@pytest.mark.parametrize("resolution, near", [(33, 32), (30, 32), (17, 16)])
+def test_a_wrong_resolution_is_told_with_a_right_one(tmp_path, resolution, near):
+    _save_backbone(tmp_path / "b")
+    message = _refused(tmp_path / "b", resolution)
+    assert f"resolution {resolution} is not a multiple of the patch size 4" in message
+    assert message.endswith(f"use {near}")
+
+
+def test_a_network_without_patches_is_refused(tmp_path):
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1])
+    ResNetModel(config).save_pretrained(tmp_path / "r")
+    assert "has no patch tokens" in _refused(tmp_path / "r")
+
+
+def _cut(path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+@pytest.mark.parametrize(
+    "name, damage",
+    [
+        ("model.safetensors", _cut),
+        ("model.safetensors", lambda path: path.write_bytes(b"")),
+        ("model.safetensors", lambda path: path.unlink()),
+        ("config.json", lambda path: path.write_text("{")),
+        ("config.json", lambda path: path.write_text('{"model_type": "unheard-of"}')),
+        ("preprocessor_config.json", lambda path: path.write_text("{")),
+        (
+            "config.json",
+            lambda path: path.write_text(
+                json.dumps({**json.loads(path.read_text()), "hidden_size": 64})
+            ),
+        ),
+    ],
+    ids=["cut", "empty", "no weights", "json", "unknown", "preprocessor", "other shape"],
+)
+def test_a_damaged_model_folder_is_one_line(tmp_path, name, damage):
+    _save_backbone(tmp_path / "b")
+    damage(tmp_path / "b" / name)
+    assert "not a transformers model folder" in _refused(tmp_path / "b")
+
+
+def test_weights_that_are_not_in_the_file_are_not_drawn_at_random(tmp_path):
+    _save_backbone(tmp_path / "b")
+    weights = tmp_path / "b" / "model.safetensors"
+    state = load_file(weights)
+    kept = {key: value for key, value in state.items() if "layer.1." not in key}
+    assert 0 < len(kept) < len(state)
+    save_file(kept, weights, metadata={"format": "pt"})
+    assert "weights missing, as encoder.layer.1." in _refused(tmp_path / "b")

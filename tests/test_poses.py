@@ -1,0 +1,242 @@
+"""Angles, the order of poses around the object, and their clusters."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.cluster import KMeans
+
+from mirage_steps.core.circle import circular_distance, circular_mean, shortest_cycle
+from mirage_steps.core.poses import (
+    PoseModel,
+    fill_padding,
+    order_errors,
+    position_means,
+    score_azimuths,
+)
+
+
+def _gaps(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, None] - points[None], axis=2)
+
+
+def _length(tour, distances: np.ndarray) -> float:
+    return sum(distances[a, b] for a, b in zip(tour, np.roll(tour, -1), strict=True))
+
+
+# The order of poses
+
+
+@pytest.mark.parametrize("k", [*range(4, 15), 18, 25])
+def test_the_order_of_points_on_a_noisy_circle_is_recovered(k):
+    rng = np.random.default_rng(k)
+    angles = (np.arange(k) + rng.uniform(-0.3, 0.3, k)) * 2 * np.pi / k
+    # A circle in a space of many dimensions, as the maps are.
+    plane = np.linalg.qr(rng.normal(size=(20, 2)))[0].T
+    points = np.stack([np.cos(angles), np.sin(angles)], 1) @ plane
+    points += rng.normal(size=points.shape) * 0.02
+    place = rng.permutation(k)
+    tour = shortest_cycle(_gaps(points[place]))
+    assert sorted(tour) == list(range(k)) and tour[0] == 0 and tour[1] < tour[-1]
+    steps = np.diff([*place[tour], place[tour][0]]) % k
+    assert set(steps) in ({1}, {k - 1})
+
+
+@pytest.mark.parametrize("k", [4, 5, 6, 7, 8])
+def test_no_tour_is_shorter_than_the_one_found(k):
+    rng = np.random.default_rng(100 + k)
+    for _ in range(3 if k == 8 else 6):
+        distances = _gaps(rng.normal(size=(k, 3)))
+        shortest = min(_length((0, *rest), distances) for rest in permutations(range(1, k)))
+        assert _length(shortest_cycle(distances), distances) <= shortest + 1e-9
+
+
+def test_the_order_depends_on_distances_alone():
+    distances = _gaps(np.random.default_rng(0).normal(size=(9, 2)))
+    tour = shortest_cycle(distances)
+    np.testing.assert_array_equal(shortest_cycle(distances.copy()), tour)
+    np.testing.assert_array_equal(shortest_cycle(3 * distances), tour)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_up_to_three_points_have_but_one_order(k):
+    distances = _gaps(np.random.default_rng(1).normal(size=(k, 2)))
+    np.testing.assert_array_equal(shortest_cycle(distances), np.arange(k))
+
+
+def test_equal_points_do_not_trap_the_search():
+    assert sorted(shortest_cycle(np.zeros((6, 6)))) == list(range(6))
+
+
+# Angles
+
+
+def test_circular_means_are_those_of_scipy():
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        angles = rng.uniform(-720, 720, rng.integers(1, 20))
+        expected = np.degrees(stats.circmean(np.radians(angles)))
+        assert circular_distance(circular_mean(angles), expected) < 1e-6
+        assert 0 <= circular_mean(angles) < 360
+    assert circular_distance(circular_mean(np.array([350.0, 10.0])), 0) < 1e-9
+
+
+def test_circular_distances_are_the_smaller_way_round():
+    assert circular_distance(350, 10) == 20
+    assert circular_distance(10, 350) == 20
+    assert circular_distance(0, 180) == 180
+    assert circular_distance(-90, 630) == 0
+    rng = np.random.default_rng(3)
+    a, b = rng.uniform(-720, 720, (2, 200))
+    literal = np.min([np.abs(a - b + 360 * turn) for turn in range(-5, 6)], axis=0)
+    np.testing.assert_allclose(circular_distance(a, b), literal, atol=1e-9)
+
+
+# Errors of order
+
+
+def test_a_right_order_in_either_direction_has_no_errors():
+    means = np.arange(12) * 30.0
+    for order in (means, means[::-1], np.roll(means, 5), (means + 77) % 360):
+        assert order_errors(list(order)) == 0
+
+
+def test_each_swap_of_far_neighbours_is_an_error_and_near_ones_are_not():
+    means = list(np.arange(8) * 45.0)
+    means[2], means[3] = means[3], means[2]
+    assert order_errors(means) == 1
+    assert order_errors(means[::-1]) == 1
+    assert order_errors([0.0, 90, 180, 170, 270]) == 0
+    assert order_errors([0.0, 90, 180, 160, 270]) == 1
+
+
+def test_an_order_that_turns_more_than_once_is_wrong():
+    means = np.arange(8) * 45.0
+    thrice = [means[3 * i % 8] for i in range(8)]
+    assert order_errors(thrice) == 2
+    assert order_errors(thrice[::-1]) == 2
+
+
+def test_photos_from_one_side_have_an_order_too():
+    assert order_errors([0.0, 30, 60, 90]) == 0
+    assert order_errors([90.0, 60, 30, 0]) == 0
+    assert order_errors([0.0, 60, 30, 90]) == 1
+
+
+@pytest.mark.parametrize("means", [[], [10.0], [10.0, 200.0], [5.0] * 4])
+def test_few_or_equal_means_have_no_order_to_break(means):
+    assert order_errors(means) == 0
+
+
+# Scores
+
+
+def test_perfect_bins_of_30_degrees_have_a_median_error_of_7_5():
+    azimuths = np.arange(0, 360, 0.25)
+    scores = score_azimuths((azimuths // 30).astype(int), azimuths, 12)
+    assert scores["median_error_deg"] == pytest.approx(7.5, abs=0.2)
+    assert scores["share_within_30_deg"] == 1
+    assert scores["order_errors"] == 0 and scores["images"] == len(azimuths)
+    assert [pose["images"] for pose in scores["poses"]] == [120] * 12
+    assert scores["poses"][4]["mean_azimuth_deg"] == pytest.approx(134.875)
+
+
+def test_chance_scores_as_chance():
+    rng = np.random.default_rng(4)
+    azimuths = rng.uniform(0, 360, 20_000)
+    scores = score_azimuths(rng.integers(0, 8, 20_000), azimuths, 8)
+    assert scores["median_error_deg"] == pytest.approx(90, abs=5)
+    assert scores["share_within_30_deg"] == pytest.approx(1 / 6, abs=0.03)
+
+
+def test_a_pose_without_images_has_no_mean():
+    scores = score_azimuths(np.array([0, 0, 2]), np.array([10.0, 20.0, 200.0]), 3)
+    assert scores["poses"][1] == {"pose": 1, "images": 0, "mean_azimuth_deg": None}
+    assert scores["median_error_deg"] == pytest.approx(5)
+
+
+# Maps with padding
+
+
+def test_position_means_leave_padding_out():
+    rng = np.random.default_rng(5)
+    maps = rng.normal(size=(20, 6, 3)).astype(np.float32)
+    valid = rng.random((20, 6)) < 0.6
+    valid[:, 4] = False
+    maps[~valid] = 1e6
+    means = position_means(maps, valid)
+    assert means.dtype == np.float32
+    for position in range(6):
+        seen = maps[valid[:, position], position] if position != 4 else maps[valid]
+        np.testing.assert_allclose(means[position], seen.mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_padding_takes_the_means_and_nothing_else_changes():
+    rng = np.random.default_rng(6)
+    maps = rng.normal(size=(4, 5, 3)).astype(np.float32)
+    valid = rng.random((4, 5)) < 0.5
+    means = rng.normal(size=(5, 3)).astype(np.float32)
+    filled = maps.copy()
+    fill_padding(filled, valid, means)
+    expected = np.where(valid[..., None], maps, means)
+    np.testing.assert_array_equal(filled, expected)
+
+
+# Clusters
+
+
+def _turning_maps(count: int = 90, seed: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """Maps (count, 4, 3) that turn with an angle, and the angles in degrees."""
+    rng = np.random.default_rng(seed)
+    angles = rng.uniform(0, 2 * np.pi, count)
+    plane = rng.normal(size=(2, 12))
+    flat = np.stack([np.cos(angles), np.sin(angles)], 1) @ plane
+    flat += 0.05 * rng.normal(size=flat.shape)
+    return flat.reshape(count, 4, 3).astype(np.float32), np.degrees(angles)
+
+
+def _fit(maps: np.ndarray, seed: int = 0, k: int = 6) -> PoseModel:
+    return PoseModel.fit(maps.copy(), np.zeros((4, 3), np.float32), k, 3, seed)
+
+
+def test_poses_are_the_clusters_of_scikit_learn_in_circular_order():
+    maps, angles = _turning_maps()
+    poses, distances = _fit(maps).assign(maps)
+    reference = KMeans(6, n_init=3, random_state=0).fit(maps.reshape(90, -1))
+    labels = reference.predict(maps.reshape(90, -1))
+    # The same partition under other numbers.
+    assert len(set(zip(poses, labels, strict=True))) == 6
+    nearest = reference.transform(maps.reshape(90, -1)).min(1)
+    np.testing.assert_allclose(distances, nearest, rtol=1e-3, atol=1e-4)
+    scores = score_azimuths(poses, angles, 6)
+    assert scores["order_errors"] == 0 and scores["median_error_deg"] < 25
+
+
+def test_new_maps_go_to_the_nearest_centroid():
+    model = _fit(_turning_maps()[0])
+    fresh = _turning_maps(seed=8)[0]
+    poses, distances = model.assign(fresh)
+    for pose, distance, one in zip(poses, distances, fresh, strict=True):
+        gaps = [np.sqrt(((one.ravel() - centroid) ** 2).sum()) for centroid in model.centroids]
+        assert pose == int(np.argmin(gaps))
+        assert distance == pytest.approx(min(gaps), rel=1e-5)
+
+
+def test_the_seed_fixes_the_poses():
+    rng = np.random.default_rng(9)
+    maps = rng.normal(size=(80, 4, 3)).astype(np.float32)
+    one, same, other = _fit(maps), _fit(maps), _fit(maps, seed=1)
+    np.testing.assert_array_equal(one.centroids, same.centroids)
+    assert one.centroids.shape == (6, 12) and one.centroids.dtype == np.float32
+    assert not np.array_equal(one.centroids, other.centroids)
+
+
+def test_a_saved_model_assigns_alike(tmp_path):
+    maps = _turning_maps()[0]
+    model = PoseModel.fit(maps.copy(), position_means(maps, np.ones((90, 4), bool)), 5, 2, 0)
+    model.save(tmp_path / "poses.npz")
+    again = PoseModel.load(tmp_path / "poses.npz")
+    np.testing.assert_array_equal(again.means, model.means)
+    for one, two in zip(again.assign(maps), model.assign(maps), strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -1,0 +1,225 @@
+"""Configurations: what is refused and how it is said, and the way to the command line."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import tyro
+import yaml
+from pydantic import BaseModel
+
+from mirage_steps import settings
+from mirage_steps.settings import Folder, Procedural, load
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.step import flags
+
+ROOT = Path(settings.__file__).parents[1]
+SECTIONS = [
+    cls
+    for _, cls in inspect.getmembers(settings, inspect.isclass)
+    if issubclass(cls, settings.Settings) and cls is not settings.Settings
+]
+STEP_SECTIONS = [
+    cls for cls in SECTIONS if cls not in (Folder, settings.Dataset, settings.Configuration)
+]
+
+
+def _config(**sections) -> dict:
+    return {"datasets": {"demo": {"source": {"kind": "procedural"}, **sections}}}
+
+
+def _refusal(config) -> str:
+    with pytest.raises(UserError) as error:
+        load(config)
+    message = str(error.value)
+    assert "\n" not in message and message.startswith("config: ")
+    return message
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "config, told",
+    [
+        ({"dataset": {}}, "config: dataset is not a key; did you mean 'datasets'?"),
+        (_config(pose={"k": 9}), "config: datasets.demo.pose is not a key; did you mean 'poses'?"),
+        (_config(poses={"start": 3}), "datasets.demo.poses.start is not a key; did you mean 'sta"),
+        (_config(views={"xyz": 3}), "views.xyz is not a key; known here: steps, batch_size"),
+        (
+            {"datasets": {"a": {"source": {"kind": "folder", "path": "x", "max_pixel": 1}}}},
+            "datasets.a.source.max_pixel is not a key; did you mean 'max_pixels'?",
+        ),
+        (
+            {"datasets": {"a": {"source": {"kind": "procedural", "path": "x"}}}},
+            "datasets.a.source.path is not a key; known here: kind, images, size",
+        ),
+        (
+            {"datasets": {"a": {"source": {"kind": "procedural", "imges": 1}}}},
+            "datasets.a.source.imges is not a key; did you mean 'images'?",
+        ),
+    ],
+)
+def test_unknown_keys_are_told_with_what_was_meant(config, told):
+    assert told in _refusal(config)
+
+
+@pytest.mark.parametrize(
+    "config, where",
+    [
+        ({}, "datasets is required"),
+        ({"datasets": {"a": {}}}, "datasets.a.source is required"),
+        ({"datasets": {"a": {"source": {"path": "x"}}}}, "source.kind is required: folder or proc"),
+        ({"datasets": {"a": {"source": {"kind": "folder"}}}}, "datasets.a.source.path is required"),
+    ],
+)
+def test_what_is_missing_is_told(config, where):
+    assert where in _refusal(config)
+
+
+@pytest.mark.parametrize(
+    "sections, told",
+    [
+        ({"poses": {"k": "many"}}, "datasets.demo.poses.k: input should be a valid integer"),
+        ({"poses": {"k": "many"}}, "(got 'many')"),
+        ({"poses": None}, "datasets.demo.poses: "),
+        ({"poses": 5}, "datasets.demo.poses: "),
+        ({"training": {"ema": 1.0}}, "training.ema: input should be less than 1 (got 1.0)"),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate: "),
+        ({"training": {"precision": "half"}}, "training.precision: input should be 'auto'"),
+        ({"foreground": {"margin": 0.5}}, "foreground.margin: input should be less than 0.5"),
+        ({"foreground": {"fallback_sign": 0}}, "foreground.fallback_sign: input should be -1 or 1"),
+        ({"source": {"kind": "web"}}, "datasets.demo.source: input tag 'web'"),
+        ({"source": {"kind": "procedural", "size": 4}}, "datasets.demo.source.size: "),
+        ({"source": {"kind": "folder", "path": 3}}, "datasets.demo.source.path: "),
+        ({"source": "photos"}, "datasets.demo.source: "),
+        ({"fid": {"samples": 1}}, "fid.samples: "),
+    ],
+)
+def test_wrong_values_are_told_with_their_path(sections, told):
+    assert told in _refusal(_config(**sections))
+
+
+@pytest.mark.parametrize("config", [None, [], "demo", {"datasets": None}, {"datasets": {"a": 1}}])
+def test_a_config_of_another_shape_is_refused(config):
+    _refusal(config)
+
+
+@pytest.mark.parametrize("name", ["two words", "../up", "", ".hidden", "a/b", "-x"])
+def test_names_that_are_no_folder_names_are_refused(name):
+    assert "should match pattern" in _refusal({"datasets": {name: {"source": {}}}})
+
+
+def test_all_problems_are_told_at_once():
+    message = _refusal(_config(poses={"kk": 1, "starts": 0}, view={}))
+    assert message.count("config: ") == 3
+
+
+def test_three_novel_views_need_four_poses():
+    assert "poses.k must be at least 4" in _refusal(_config(poses={"k": 3}))
+    assert load(_config(poses={"k": 4})).datasets["demo"].poses.k == 4
+
+
+# What is accepted
+
+
+def test_sources_are_told_apart_by_their_kind():
+    config = _config()
+    config["datasets"]["photos"] = {"source": {"kind": "folder", "path": "my photos"}}
+    found = load(config).datasets
+    assert found["demo"].source == Procedural()
+    assert found["photos"].source == Folder(path=Path("my photos"))
+
+
+def test_yaml_s_way_of_writing_small_numbers_is_understood():
+    config = yaml.safe_load("training: {learning_rate: 1e-4}")
+    assert config["training"]["learning_rate"] == "1e-4"
+    assert load(_config(**config)).datasets["demo"].training.learning_rate == 1e-4
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        settings.Poses().k = 3
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "config").glob("*.yaml")), ROOT / "tests" / "mini.yaml"],
+    ids=lambda path: path.name,
+)
+def test_configurations_of_the_project_load(path):
+    assert load(yaml.safe_load(path.read_text())).datasets
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda cls: cls.__name__)
+def test_every_key_has_a_description(section):
+    for key, field in section.model_fields.items():
+        nested = inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel)
+        if key in ("kind", "source", "datasets") or nested:
+            continue
+        assert field.description and field.description.endswith("."), key
+
+
+# The command line
+
+
+def _parse(section: type[BaseModel], words: list[str]) -> BaseModel:
+    """Read words as a step does, in which sections stand without a prefix."""
+
+    def main(*, section: section) -> BaseModel:
+        return section
+
+    return tyro.cli(main, args=words, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _other(value: object, field) -> object:
+    """A value that is not the default but valid."""
+    choices = {"rule": "first-component", "threshold": "zero", "fallback_sign": -1}
+    choices |= {"preset": "small", "schedule": "cosine", "precision": "bfloat16"}
+    choices |= {"token": "mean-patch", "kind": "procedural"}
+    if field in choices:
+        return choices[field]
+    if isinstance(value, int):
+        return value + 64
+    if isinstance(value, float):
+        return value / 3
+    return "a folder/with 'quotes' and ünicode"
+
+
+@pytest.mark.parametrize("section", STEP_SECTIONS, ids=lambda cls: cls.__name__)
+def test_flags_come_back_as_the_same_settings(section):
+    default = section()
+    other = section(**{key: _other(value, key) for key, value in default})
+    assert all(a != b or key == "kind" for (key, a), (_, b) in zip(default, other, strict=True))
+    for given in (default, other):
+        words = flags(given)
+        if section is Procedural:
+            # The kind is a word of its own, not a flag.
+            at = words.index("--kind")
+            del words[at : at + 2]
+        assert _parse(section, words) == given
+        # Every key is spelled out, also where it has its default.
+        assert sum(word.startswith("--") for word in words) == len(section.model_fields) - (
+            section is Procedural
+        )
+
+
+def test_flags_of_sources_come_back_through_their_subcommand():
+    def main(
+        *,
+        source: Annotated[Folder, tyro.conf.subcommand("folder", prefix_name=False)]
+        | Annotated[Procedural, tyro.conf.subcommand("procedural", prefix_name=False)],
+        out: Path,
+    ) -> object:
+        return source
+
+    for given in (Folder(path=Path("my 'own' Fotos ü"), max_pixels=7), Procedural(images=3)):
+        words = flags(given)
+        at = words.index("--kind")
+        kind = words[at + 1]
+        del words[at : at + 2]
+        found = tyro.cli(
+            main, args=["--out", "x", kind, *words], config=(tyro.conf.OmitArgPrefixes,)
+        )
+        assert found == given

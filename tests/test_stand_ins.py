@@ -1,0 +1,168 @@
+"""The embedded small networks, and the code that trains them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+from torch.nn import functional
+from transformers import AutoImageProcessor, AutoModel, Dinov2Model
+
+from mirage_steps.stand_ins import backbone, cars, evaluation, prompts, sam, scenes
+from mirage_steps.stand_ins.augment import random_colours, random_view
+from mirage_steps.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
+from mirage_steps.stand_ins.tiny_sam import IMAGE_SIZE, build_tiny_sam
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+DINO = WEIGHTS / "stand-in-dinov2-cars"
+SAM = WEIGHTS / "stand-in-sam-cars"
+FRESH = 77  # seed of cars that nothing was trained or measured on
+LIMIT = 8_000_000  # bytes of a network
+
+
+@pytest.fixture(scope="module")
+def few_scenes() -> scenes.Scenes:
+    return scenes.render_scenes(range(8), seed=5, size=48)
+
+
+def _fresh_cars(count: int) -> list[cars.Rendering]:
+    return [cars.render(FRESH, index, cars.DEMO_FAMILIES) for index in range(count)]
+
+
+def test_backbone_loads_as_dinov2_does():
+    model = AutoModel.from_pretrained(DINO)
+    assert isinstance(model, Dinov2Model)
+    assert (model.config.image_size, model.config.patch_size) == (64, 4)
+    assert (DINO / "model.safetensors").stat().st_size < LIMIT
+    processor = AutoImageProcessor.from_pretrained(DINO)
+    assert tuple(processor.image_mean) == backbone.MEAN
+    assert tuple(processor.image_std) == backbone.STD
+    with torch.inference_mode():
+        found = model(torch.zeros(2, 3, 64, 64))
+    assert found.last_hidden_state.shape == (2, 1 + 16 * 16, 128)
+
+
+def test_first_component_of_the_backbone_is_foreground():
+    model = Dinov2Model.from_pretrained(DINO).eval()
+    found = _fresh_cars(32)
+    pictures = np.stack([car.image for car in found])
+    tokens = evaluation.patch_tokens(model, backbone.normalise, pictures)
+    scores, threshold, _ = evaluation.foreground_scores(tokens)
+    truth = evaluation.patch_masks(np.stack([car.mask for car in found]), 16)
+    assert evaluation.iou(scores > threshold, truth).mean() >= 0.6
+
+
+def test_sam_finds_cars_from_a_box_and_points():
+    assert (SAM / "model.safetensors").stat().st_size < LIMIT
+    network = build_tiny_sam(SAM / "model.safetensors")
+    rng = np.random.default_rng(0)
+    found = []
+    for car in _fresh_cars(16):
+        patches = functional.adaptive_avg_pool2d(torch.from_numpy(car.mask)[None], 16)[0]
+        prompt = prompts.coarse_prompt(patches.numpy(), rng)
+        found.append(sam.predicted_iou(network, car.image, car.mask, prompt, box=True))
+    assert np.mean(found) >= 0.8
+
+
+@pytest.mark.parametrize("folder", [DINO, SAM], ids=["dinov2", "sam"])
+def test_model_card_says_what_it_is(folder):
+    card = (folder / "README.md").read_text()
+    assert "Stand-in" in card and "It is not" in card
+    assert all(family in card for family in (*cars.STAND_IN_FAMILIES, *cars.DEMO_FAMILIES))
+    assert json.loads((folder / "evaluation.json").read_text())["images"] >= 500
+
+
+def test_sam_gives_the_same_through_predictor_and_forward():
+    torch.manual_seed(0)
+    network = build_tiny_sam(None)
+    image = cars.render(FRESH, 0, cars.DEMO_FAMILIES, size=64).image
+    predictor = SamPredictor(network)
+    predictor.set_image(image)
+    box, point = np.array([8.0, 16.0, 56.0, 48.0]), np.array([[30.0, 30.0]])
+    one = predictor.predict(point, np.ones(1, int), box, multimask_output=False)
+    transform = predictor.transform
+    record = {
+        "image": torch.from_numpy(transform.apply_image(image)).permute(2, 0, 1),
+        "original_size": (64, 64),
+        "boxes": torch.from_numpy(transform.apply_boxes(box[None], (64, 64))),
+        "point_coords": torch.from_numpy(transform.apply_coords(point[None], (64, 64))),
+        "point_labels": torch.ones(1, 1, dtype=torch.int),
+    }
+    two = network([record], multimask_output=False)[0]
+    np.testing.assert_array_equal(one[0][0], two["masks"][0, 0].numpy())
+    several = network([record], multimask_output=True)[0]
+    assert several["masks"].shape == (1, 3, 64, 64)
+
+
+def test_batched_decoding_equals_sams_own():
+    torch.manual_seed(0)
+    network = build_tiny_sam(None)
+    embeddings = torch.randn(3, 64, 16, 16)
+    points = (IMAGE_SIZE * torch.rand(3, 2, 2), torch.ones(3, 2, dtype=torch.int))
+    boxes = torch.tensor([[10.0, 10, 90, 90], [20, 30, 60, 70], [0, 0, 128, 128]])
+    with torch.inference_mode():
+        logits, quality = sam.decode(network, embeddings, points, boxes)
+        for i in range(3):
+            own = network.mask_decoder.predict_masks(
+                embeddings[i : i + 1],
+                network.prompt_encoder.get_dense_pe(),
+                *network.prompt_encoder(
+                    (points[0][i : i + 1], points[1][i : i + 1]), boxes[i : i + 1], None
+                ),
+            )
+            torch.testing.assert_close(logits[i : i + 1], own[0])
+            torch.testing.assert_close(quality[i : i + 1], own[1])
+
+
+def test_codes_are_carried_without_distortion():
+    basis = code_basis(128)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(CODE_DIM), atol=1e-5, rtol=0)
+    off = surface_code(torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, len(cars.PARTS) - 1))
+    assert (off[:, 0] < 0).all() and not off[:, 1:].any()
+
+
+def test_mirrored_scenes_exchange_left_and_right(few_scenes):
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.zeros(32, dtype=torch.long)
+    view = random_view(few_scenes, rows, 32, rng)
+    columns = torch.linspace(-1, 1, 32)
+    weight = view.foreground.clamp(min=1e-6)
+    x, y = (view.position[:, axis] for axis in (0, 1))
+    # The mean of x does not tell a picture from its mirror image; y's sign does.
+    slope = (columns * (x - (x.sum((1, 2)) / weight.sum((1, 2)))[:, None, None] * weight)).sum(
+        (1, 2)
+    )
+    side = y.sum((1, 2))
+    assert (
+        torch.sign(slope) == torch.sign(slope[0]) * torch.sign(side[0]) * torch.sign(side)
+    ).all()
+    assert (side > 0).any() and (side < 0).any()
+    assert float(view.image.min()) >= 0 and float(random_colours(view.image, rng).max()) <= 1
+
+
+def test_scenes_do_not_depend_on_batches(few_scenes):
+    again = scenes.render_scenes(range(5, 8), seed=5, size=48)
+    np.testing.assert_array_equal(again.image, few_scenes.image[5:])
+
+
+def test_scenes_step_writes_what_it_renders(tmp_path, few_scenes):
+    scenes.main(out=tmp_path, scenes=8, size=48, seed=5, workers=1)
+    loaded = scenes.load_scenes(tmp_path / "scenes.h5")
+    for name in scenes.Scenes.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(few_scenes, name))
+
+
+def test_two_steps_of_training_change_the_networks(tmp_path, few_scenes):
+    model, losses = backbone.train(
+        few_scenes, backbone.BackboneTraining(steps=2, batch_size=4, warmup=1)
+    )
+    assert len(losses) == 2 and all(np.isfinite(losses))
+    backbone.save_backbone(model, tmp_path / "backbone")
+    loaded = Dinov2Model.from_pretrained(tmp_path / "backbone")
+    torch.testing.assert_close(loaded.state_dict(), model.state_dict())
+    network = sam.train(few_scenes, sam.SamTraining(steps=2, batch_size=4, warmup=1))
+    sam.save_sam(network, tmp_path / "sam")
+    loaded = build_tiny_sam(tmp_path / "sam" / "model.safetensors")
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict())
