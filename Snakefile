@@ -13,6 +13,7 @@ include: "rules/training.smk"
 include: "rules/views.smk"
 include: "rules/scores.smk"
 include: "rules/stand_ins.smk"
+include: "rules/docs.smk"
 
 
 rule all:

@@ -63,7 +63,8 @@ def main() -> None:
         times[name] = time.perf_counter() - start, images
         print(f"{name}: {times[name][0]:.2f} s")
     difference = (times["literal"][1] - times["batched"][1]).abs().max().item()
-    print(f"ratio: {times['literal'][0] / times['batched'][0]:.2f}, largest difference {difference:.1e}")
+    ratio = times["literal"][0] / times["batched"][0]
+    print(f"ratio: {ratio:.2f}, largest difference {difference:.1e}")
 
 
 if __name__ == "__main__":

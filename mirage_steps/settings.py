@@ -112,6 +112,9 @@ class Training(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
+    record_every: int = Field(
+        100, ge=1, description="Steps whose mean loss makes one line of metrics.jsonl."
+    )
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
     sample_every: int = Field(5000, ge=1, description="Steps between sample grids.")
     seed: int = Field(0, ge=0, description="Seed of weights, noise, steps and data order.")

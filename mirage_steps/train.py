@@ -2,8 +2,8 @@
 
 Writes ``model.safetensors`` (the averaged weights), ``config.json`` and ``loss.png`` into the
 output folder. What must survive a failed job lives in a folder of its own, ``--checkpoints``: the
-newest checkpoint, ``metrics.jsonl`` and sample grids while it runs. A run that was stopped goes on from
-there; settings or data that changed since start it anew.
+newest checkpoint, ``metrics.jsonl`` and sample grids while it runs. A run that was stopped goes on
+from there; settings or data that changed since start it anew.
 """
 
 import hashlib
@@ -147,8 +147,8 @@ class Trainer:
         """Number of trained values."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    def step(self, images: Tensor, poses: Tensor) -> dict[str, float]:
-        """One optimiser step on a batch; returns loss per value and gradient norm."""
+    def step(self, images: Tensor, poses: Tensor) -> Tensor:
+        """One optimiser step on a batch; loss per value and gradient norm, (2,), on the device."""
         torch.manual_seed(_step_seed(self.training.seed, self.done))
         images, poses = images.to(self.device), poses.to(self.device)
         times = diffusion.antithetic_steps(len(images)).to(self.device)
@@ -169,7 +169,7 @@ class Trainer:
         self.schedule.step()
         self.ema.update_parameters(self.model)
         self.done += 1
-        return {"loss": loss.item() / images[0].numel(), "gradient_norm": norm.item()}
+        return torch.stack([loss.detach() / images[0].numel(), norm])
 
     def state(self) -> dict:
         """Everything a resumed run needs, as tensors and plain values."""
@@ -225,19 +225,23 @@ def _train(trainer: Trainer, data: Data, folder: Path, identity: dict) -> None:
     fingerprint = _fingerprint(training, identity)
     _resume(trainer, folder, fingerprint)
     folder.mkdir(parents=True, exist_ok=True)
-    stopped = _Stop()
+    stopped, recent = _Stop(), []
     with (
         open(folder / "metrics.jsonl", "a") as metrics,
         tqdm(total=training.iterations, initial=trainer.done, unit="step", mininterval=5.0) as bar,
     ):
         while trainer.done < training.iterations:
-            values = trainer.step(*data.batch(trainer.done))
-            rate = trainer.optimizer.param_groups[0]["lr"]
-            record = {"step": trainer.done, **values, "learning_rate": rate}
-            print(json.dumps(record), file=metrics, flush=True)
+            recent.append(trainer.step(*data.batch(trainer.done)))
             bar.update()
-            bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
             last = trainer.done == training.iterations
+            if last or stopped.asked or trainer.done % training.record_every == 0:
+                # Only here the figures leave the device, and the step waits for them.
+                loss, norm = torch.stack(recent).mean(0).tolist()
+                rate = trainer.optimizer.param_groups[0]["lr"]
+                record = {"step": trainer.done, "loss": loss, "gradient_norm": norm}
+                print(json.dumps({**record, "learning_rate": rate}), file=metrics, flush=True)
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                recent.clear()
             if last or stopped.asked or trainer.done % training.checkpoint_every == 0:
                 save_checkpoint(trainer, folder, fingerprint)
             if stopped.asked and not last:
@@ -247,15 +251,16 @@ def _train(trainer: Trainer, data: Data, folder: Path, identity: dict) -> None:
 
 
 class _Stop:
-    """Notices SIGTERM and lets the step in hand finish."""
+    """Notices SIGTERM and Ctrl-C and lets the step in hand finish."""
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
         self.asked = True
-        log.warning("SIGTERM: saving a checkpoint, then leaving")
+        log.warning("%s: saving a checkpoint, then leaving", signal.Signals(number).name)
 
 
 def _identity(crops: Path, poses: Path) -> dict[str, str]:
@@ -269,7 +274,8 @@ def _identity(crops: Path, poses: Path) -> dict[str, str]:
 
 def _fingerprint(training: settings.Training, identity: dict) -> dict:
     """What a checkpoint must have been made with to be gone on from."""
-    kept = training.model_dump(mode="json", exclude={"checkpoint_every", "sample_every"})
+    unrelated = {"checkpoint_every", "sample_every", "record_every"}
+    kept = training.model_dump(mode="json", exclude=unrelated)
     if training.schedule == "constant":
         kept.pop("iterations")  # a longer run begins as the shorter one
     return {"version": VERSION, **kept, **identity}

@@ -1,9 +1,10 @@
 # The checked configuration, and how settings become flags.
+import re
 import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from mirage_steps.settings import NAME_PATTERN, load
+from mirage_steps.settings import load
 from mirage_steps.support.code import code_hash
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.step import flags
@@ -34,18 +35,12 @@ ROWS = {
 
 
 wildcard_constraints:
-    dataset=NAME_PATTERN,
+    dataset="|".join(map(re.escape, configuration.datasets)),
 
 
 def dataset_settings(wildcards):
     """Settings of the data set that a rule works on."""
-    try:
-        return configuration.datasets[wildcards.dataset]
-    except KeyError:
-        known = ", ".join(configuration.datasets)
-        raise WorkflowError(
-            f"no data set {wildcards.dataset!r} in the config; there is: {known}"
-        ) from None
+    return configuration.datasets[wildcards.dataset]
 
 
 def section(*names):

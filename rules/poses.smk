@@ -12,7 +12,7 @@ rule dataset:
         "<results>/{dataset}/benchmarks/dataset.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         source=source_words,
         out=subpath(output.manifest, parent=True),
@@ -20,7 +20,7 @@ rule dataset:
     message:
         "{wildcards.dataset}: listing the images"
     shell:
-        "python -m mirage_steps.dataset --out {params.out:q} {params.source} 2>&1 | tee {log:q}"
+        "python -m mirage_steps.dataset --out {params.out:q} {params.source} 2>&1 | tee -i {log:q}"
 
 
 rule features:
@@ -35,7 +35,7 @@ rule features:
         "<results>/{dataset}/benchmarks/features.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
     params:
@@ -46,7 +46,7 @@ rule features:
         "{wildcards.dataset}: patch tokens of the images"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --out {params.out:q}"
-        " {params.backbone} 2>&1 | tee {log:q}"
+        " {params.backbone} 2>&1 | tee -i {log:q}"
 
 
 rule foreground:
@@ -65,7 +65,7 @@ rule foreground:
         "<results>/{dataset}/benchmarks/foreground.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         foreground=section("foreground"),
         out=subpath(output.model, parent=True),
@@ -74,7 +74,7 @@ rule foreground:
         "{wildcards.dataset}: foreground and crops by PCA 1"
     shell:
         "python -m mirage_steps.foreground --manifest {input.manifest:q} --tokens {input.tokens:q}"
-        " --out {params.out:q} {params.foreground} 2>&1 | tee {log:q}"
+        " --out {params.out:q} {params.foreground} 2>&1 | tee -i {log:q}"
 
 
 rule crops:
@@ -90,7 +90,7 @@ rule crops:
         "<results>/{dataset}/benchmarks/crops.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         image_size=setting("training", "image_size"),
         out=subpath(output.crops, parent=True),
@@ -99,7 +99,7 @@ rule crops:
         "{wildcards.dataset}: crops at the diffusion model's size"
     shell:
         "python -m mirage_steps.crops --manifest {input.manifest:q} --windows {input.windows:q}"
-        " --out {params.out:q} --image-size {params.image_size} 2>&1 | tee {log:q}"
+        " --out {params.out:q} --image-size {params.image_size} 2>&1 | tee -i {log:q}"
 
 
 rule crop_features:
@@ -115,7 +115,7 @@ rule crop_features:
         "<results>/{dataset}/benchmarks/crop_features.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
     params:
@@ -126,7 +126,7 @@ rule crop_features:
         "{wildcards.dataset}: patch tokens of the crops"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --windows {input.windows:q}"
-        " --out {params.out:q} {params.backbone} 2>&1 | tee {log:q}"
+        " --out {params.out:q} {params.backbone} 2>&1 | tee -i {log:q}"
 
 
 rule pose_space:
@@ -143,7 +143,7 @@ rule pose_space:
         "<results>/{dataset}/benchmarks/pose_space.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         out=subpath(output.model, parent=True),
         code=code_hash("pose_space"),
@@ -151,7 +151,7 @@ rule pose_space:
         "{wildcards.dataset}: pose space by PCA 2"
     shell:
         "python -m mirage_steps.pose_space --tokens {input.tokens:q}"
-        " --foreground {input.foreground:q} --out {params.out:q} 2>&1 | tee {log:q}"
+        " --foreground {input.foreground:q} --out {params.out:q} 2>&1 | tee -i {log:q}"
 
 
 rule poses:
@@ -170,7 +170,7 @@ rule poses:
         "<results>/{dataset}/benchmarks/poses.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         poses=section("poses"),
         out=subpath(output.poses, parent=True),
@@ -179,7 +179,7 @@ rule poses:
         "{wildcards.dataset}: poses by K-Means"
     shell:
         "python -m mirage_steps.poses --maps {input.maps:q} --crops {input.crops:q}"
-        " --out {params.out:q} {params.poses} 2>&1 | tee {log:q}"
+        " --out {params.out:q} {params.poses} 2>&1 | tee -i {log:q}"
 
 
 rule pose_eval:
@@ -205,4 +205,4 @@ rule pose_eval:
         "{wildcards.dataset}: poses against true azimuths"
     shell:
         "python -m mirage_steps.pose_eval --manifest {input.manifest:q} --poses {input.poses:q}"
-        " --out {params.out:q} {params.labels} 2>&1 | tee {log:q}"
+        " --out {params.out:q} {params.labels} 2>&1 | tee -i {log:q}"

@@ -18,7 +18,7 @@ rule masks:
         masked="|".join(MASKED),
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
     params:
@@ -29,7 +29,7 @@ rule masks:
         "{wildcards.dataset}: removing the background, {wildcards.masked}"
     shell:
         "python -m mirage_steps.masks --images {input.images:q} --foreground {input.foreground:q}"
-        " --out {params.out:q} {params.words} 2>&1 | tee {log:q}"
+        " --out {params.out:q} {params.words} 2>&1 | tee -i {log:q}"
 
 
 rule embed:
@@ -46,7 +46,7 @@ rule embed:
         set="[^/]+",
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
     params:
@@ -57,7 +57,7 @@ rule embed:
         "{wildcards.dataset}: features of {wildcards.set}"
     shell:
         "python -m mirage_steps.embed --images {input.images:q} --out {params.out:q}"
-        " {params.words} 2>&1 | tee {log:q}"
+        " {params.words} 2>&1 | tee -i {log:q}"
 
 
 rule fid:
@@ -73,7 +73,7 @@ rule fid:
         "<results>/{dataset}/benchmarks/fid.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         rows=row_words,
         out=subpath(output.table, parent=True),
@@ -82,4 +82,4 @@ rule fid:
         "{wildcards.dataset}: the table of distances"
     shell:
         "python -m mirage_steps.fid --dataset {wildcards.dataset} --out {params.out:q}"
-        " {params.rows} 2>&1 | tee {log:q}"
+        " {params.rows} 2>&1 | tee -i {log:q}"

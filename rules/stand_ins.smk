@@ -15,7 +15,7 @@ rule stand_in_scenes:
         "<results>/stand_ins/benchmarks/scenes.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         out=subpath(output.scenes, parent=True),
         code=code_hash("stand_ins.scenes"),
@@ -23,7 +23,7 @@ rule stand_in_scenes:
         "Rendering the pictures that the stand-in networks learn from"
     shell:
         "python -m mirage_steps.stand_ins.scenes --out {params.out:q} --workers {threads}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"
 
 
 rule stand_in_backbone:
@@ -42,7 +42,7 @@ rule stand_in_backbone:
         "<results>/stand_ins/benchmarks/backbone.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         out=subpath(output.weights, parent=True),
         code=code_hash("stand_ins.backbone"),
@@ -50,7 +50,7 @@ rule stand_in_backbone:
         "Training the stand-in for DINOv2"
     shell:
         "python -m mirage_steps.stand_ins.backbone --scenes {input.scenes:q} --out {params.out:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"
 
 
 rule stand_in_sam:
@@ -67,7 +67,7 @@ rule stand_in_sam:
         "<results>/stand_ins/benchmarks/sam.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     params:
         out=subpath(output.weights, parent=True),
         code=code_hash("stand_ins.sam"),
@@ -75,7 +75,7 @@ rule stand_in_sam:
         "Training the stand-in for SAM"
     shell:
         "python -m mirage_steps.stand_ins.sam --scenes {input.scenes:q} --out {params.out:q}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"
 
 
 rule stand_ins:

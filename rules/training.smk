@@ -17,7 +17,7 @@ rule train:
         "<results>/{dataset}/benchmarks/train.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
     params:
@@ -31,4 +31,4 @@ rule train:
     shell:
         "python -m mirage_steps.train --crops {input.crops:q} --poses {input.poses:q}"
         " --out {params.out:q} --checkpoints {params.out:q}/checkpoints {params.training}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"

@@ -19,7 +19,7 @@ rule real:
         "{wildcards.dataset}: two disjoint sets of real images"
     shell:
         "python -m mirage_steps.real --crops {input.crops:q} --poses {input.poses:q}"
-        " --out {params.out:q} {params.fid} 2>&1 | tee {log:q}"
+        " --out {params.out:q} {params.fid} 2>&1 | tee -i {log:q}"
 
 
 rule views:
@@ -39,7 +39,7 @@ rule views:
         kind="|".join(GENERATED),
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
     params:
@@ -53,7 +53,7 @@ rule views:
     shell:
         "python -m mirage_steps.views --model {input.model:q} --poses {input.poses:q}"
         " --out {params.out:q} --kind {wildcards.kind} --samples {params.samples}"
-        " {params.views} {params.guidance} 2>&1 | tee {log:q}"
+        " {params.views} {params.guidance} 2>&1 | tee -i {log:q}"
 
 
 rule sheet:
@@ -70,7 +70,7 @@ rule sheet:
         "<results>/{dataset}/benchmarks/sheet.tsv"
     conda:
         "../envs/mirage.yaml"
-    threads: workflow.cores
+    threads: 8
     resources:
         gpu=1,
     params:
@@ -81,4 +81,4 @@ rule sheet:
         "{wildcards.dataset}: contact sheet and turn"
     shell:
         "python -m mirage_steps.sheet --model {input.model:q} --out {params.out:q} {params.words}"
-        " 2>&1 | tee {log:q}"
+        " 2>&1 | tee -i {log:q}"

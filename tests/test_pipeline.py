@@ -1,4 +1,4 @@
-"""The real graph in miniature, run by Snakemake as a user would: to fid.txt, stale, broken, killed."""
+"""The real graph in miniature, run by Snakemake as a user would: whole, stale, broken, killed."""
 
 import json
 import os
@@ -80,11 +80,12 @@ def finished(tmp_path_factory) -> Project:
 
 
 @pytest.fixture
-def changed(finished: Project):
-    """The finished project, whose configuration a test may change."""
-    before = (finished.folder / "mini.yaml").read_text()
-    yield finished
-    (finished.folder / "mini.yaml").write_text(before)
+def changed(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project that a test may change and break."""
+    project = Project(tmp_path / "copy")
+    for name in ("results", ".snakemake"):
+        shutil.copytree(finished.folder / name, project.folder / name)
+    return project
 
 
 def test_table_has_every_row(finished):
@@ -156,7 +157,8 @@ def test_unknown_key_gets_a_hint(changed):
 
 def test_unknown_data_set_is_named(finished):
     output = finished.run("--", "results/nosuch/fid.txt", ok=False)
-    assert "no data set 'nosuch' in the config" in output and "Traceback" not in output
+    assert re.search("No rule to produce.*results/nosuch/fid.txt", output), output
+    assert "Traceback" not in output
 
 
 def errors(text: str) -> list[str]:
@@ -178,17 +180,12 @@ def test_missing_input_gets_one_line(changed, section, key, value, target, messa
     found = set(errors(output))
     assert len(found) == 1 and message in found.pop(), output
     assert "Traceback" not in output
-    # The failed job's outputs are gone: make them again for the other tests.
-    (changed.folder / "mini.yaml").write_text((ROOT / "tests" / "mini.yaml").read_text())
-    changed.run("--", *TARGETS)
 
 
-def test_killed_training_goes_on(tmp_path, finished):
+def test_killed_training_goes_on(changed):
     """SIGKILL takes Snakemake and the step at once; the next run resumes from the checkpoint."""
-    project = Project(tmp_path / "killed")
-    shutil.copytree(finished.folder / "results", project.folder / "results")
+    project = changed
     shutil.rmtree(project["training"])
-    shutil.copytree(finished.folder / ".snakemake", project.folder / ".snakemake")
     project.settings(training={"iterations": 100000, "schedule": "constant"})
     process = project.start("--", "results/mini/training/model.safetensors")
     metrics = project["training/checkpoints/metrics.jsonl"]
@@ -228,7 +225,8 @@ def test_folder_of_bad_and_good_files(tmp_path):
     (photos / "ünter; rm -rf").mkdir(parents=True)
     for number in range(10):
         image = Image.fromarray(render(3, number, DEMO_FAMILIES, 64).image)
-        image.convert("L" if number == 3 else "RGB").save(photos / "ünter; rm -rf" / f"{number}.png")
+        path = photos / "ünter; rm -rf" / f"{number}.png"
+        image.convert("L" if number == 3 else "RGB").save(path)
     (photos / "empty.jpg").touch()
     (photos / "notes.txt").write_text("no image")
     good = (photos / "ünter; rm -rf" / "0.png").read_bytes()
@@ -239,9 +237,9 @@ def test_folder_of_bad_and_good_files(tmp_path):
     )
     project.run("--", "results/mini/poses/pose_eval.json")
     rejected = project["rejected.csv"].read_text()
-    for name, reason in {
-        "empty.jpg": "empty file", "notes.txt": "not an image", "cut.png": "", "huge.png": "max_pixels"
-    }.items():  # fmt: skip
-        assert re.search(rf"{name}.*{reason}", rejected), rejected
+    assert re.search("empty.jpg.*empty file", rejected)
+    assert re.search("notes.txt.*not an image", rejected)
+    assert re.search("cut.png", rejected)
+    assert re.search("huge.png.*max_pixels", rejected)
     assert project["manifest.csv"].read_text().count("\n") == 11
     assert json.loads(project["poses/pose_eval.json"].read_text())["images"] == 0

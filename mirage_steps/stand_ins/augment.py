@@ -38,13 +38,13 @@ def uniform(n: int, low: float, high: float, rng: torch.Generator) -> Tensor:
 def random_windows(n: int, rng: torch.Generator) -> Tensor:
     """(n, 4) windows (centre x, centre y, half-width, half-height), the picture being [-1, 1]^2.
 
-    Half of them are nearly the whole picture; windows may leave it a little, as the pipeline's
+    Most of them are nearly the whole picture; windows may leave it a little, as the pipeline's
     crops do, whose outside repeats the edge.
     """
     half = torch.where(
-        torch.rand(n, generator=rng) < 0.5,
+        torch.rand(n, generator=rng) < 0.7,
         uniform(n, 0.9, 1.05, rng),
-        uniform(n, 0.45, 0.95, rng),
+        uniform(n, 0.5, 0.95, rng),
     )
     aspect = torch.exp(uniform(n, -0.12, 0.12, rng))
     slack = (1 - half).clamp(min=0) + 0.06
@@ -84,9 +84,10 @@ def _sample(values: Tensor, grid: Tensor, mode: str) -> Tensor:
 def random_colours(image: Tensor, rng: torch.Generator) -> Tensor:
     """Change the colours of pictures (n, 3, s, s) in [0, 1]: mixing, light, grey, blur, noise."""
     n = len(image)
-    mixing = torch.eye(3) + 0.22 * torch.randn(n, 3, 3, generator=rng)
-    mixing = mixing / mixing.sum(2, keepdim=True).clamp(min=0.4)
-    grey = (torch.rand(n, generator=rng) < 0.12)[:, None, None]
+    # Mild, since it is their colour that tells head lights from tail lights.
+    mixing = torch.eye(3) + 0.08 * torch.randn(n, 3, 3, generator=rng)
+    mixing = mixing / mixing.sum(2, keepdim=True).clamp(min=0.5)
+    grey = (torch.rand(n, generator=rng) < 0.04)[:, None, None]
     mixing = torch.where(grey, torch.full((3, 3), 1 / 3), mixing)
     image = torch.einsum("nij,njyx->niyx", mixing, image)
     mean = image.mean((1, 2, 3), keepdim=True)

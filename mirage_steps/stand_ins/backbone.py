@@ -33,17 +33,17 @@ _SAVE_EVERY = 200
 # Side of the training pictures until these shares of the run: attention's cost grows with the
 # fourth power of the side, and most can be learnt from few tokens. DINOv2 interpolates its
 # position embedding; the rest of the run is at IMAGE_SIZE.
-_SMALL_SIZES = ((0.55, 32), (0.88, 48))
+_SMALL_SIZES = ((0.55, 32), (0.90, 48))
 
 
 class BackboneTraining(Settings):
     """Training of the stand-in backbone."""
 
-    steps: int = Field(4000, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(64, ge=2, description="Pictures a step.")
-    learning_rate: float = Field(1.5e-3, gt=0, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(0.02, ge=0, description="Weight decay of AdamW.")
-    warmup: int = Field(150, ge=0, description="Steps over which the learning rate rises.")
+    steps: int = Field(2400, ge=1, description="Optimiser steps.")
+    batch_size: int = Field(40, ge=2, description="Pictures a step.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.02, ge=0, description="Weight decay of matrices.")
+    warmup: int = Field(100, ge=0, description="Steps over which the learning rate rises.")
     precision: str = Field("auto", description="auto, float32 or bfloat16.")
     seed: int = Field(0, ge=0, description="Seed of weights, windows and colours.")
 
@@ -93,7 +93,7 @@ def train(
     rng = torch.Generator().manual_seed(settings.seed)
     model = Dinov2Model(configuration()).train()
     basis = code_basis(model.config.hidden_size)
-    optimiser, schedule = make_optimiser(model, settings)
+    optimiser = Optimiser(model, settings)
     losses: list[float] = []
     for step in tqdm(range(settings.steps), unit="step", mininterval=2):
         rows = torch.randint(len(scenes.image), (settings.batch_size,), generator=rng)
@@ -103,11 +103,7 @@ def train(
         with autocast(torch.device("cpu"), settings.precision):
             tokens = model(pixels).last_hidden_state[:, 1:]
         loss = (tokens.float() - target).square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        optimiser.step(loss)
         losses.append(loss.item())
         if checkpoint is not None and (step + 1) % _SAVE_EVERY == 0:
             log.info("step %d: loss %.3f", step + 1, sum(losses[-200:]) / len(losses[-200:]))
@@ -120,26 +116,45 @@ def training_size(progress: float) -> int:
     return next((size for until, size in _SMALL_SIZES if progress < until), IMAGE_SIZE)
 
 
-def make_optimiser(
-    model: torch.nn.Module, settings: Settings
-) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """AdamW with a linear warm-up and a cosine decay to zero; no decay of biases and norms."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
-    warmup = min(settings.warmup, settings.steps // 2)
+class Optimiser:
+    """Muon for the matrices of the network's layers, AdamW for all else, as one.
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = (step - warmup) / max(1, settings.steps - warmup)
-        return 0.5 * (1 + math.cos(math.pi * progress))
+    The learning rate rises linearly and falls to zero along a cosine. Muon (Jordan 2024) learns
+    in about half of AdamW's steps here; it wants plain matrices, not embeddings or convolutions.
 
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    Args:
+        model: whose parameters are to be learnt.
+        settings: of a training, with steps, warmup, learning_rate and weight_decay.
+    """
+
+    def __init__(self, model: torch.nn.Module, settings: Settings) -> None:
+        linear = [m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        matrices = {id(weight) for weight in linear}
+        others = [p for p in model.parameters() if id(p) not in matrices]
+        rate, decay = settings.learning_rate, settings.weight_decay
+        # Scaled to AdamW's usual size of a step, so that one learning rate serves both.
+        muon = torch.optim.Muon(linear, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self._model = model
+        self._each = (muon, adam)
+        warmup = min(settings.warmup, settings.steps // 2)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = (step - warmup) / max(1, settings.steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * progress))
+
+        self._schedules = [torch.optim.lr_scheduler.LambdaLR(one, factor) for one in self._each]
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of ``loss``, whose norm is clipped to 1."""
+        self._model.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        for one, schedule in zip(self._each, self._schedules, strict=True):
+            one.step()
+            schedule.step()
 
 
 def save_backbone(model: Dinov2Model, folder: Path) -> None:

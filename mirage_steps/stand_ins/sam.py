@@ -18,7 +18,7 @@ from mirage_steps.core import boxes as geometry
 from mirage_steps.settings import Settings
 from mirage_steps.stand_ins import cars
 from mirage_steps.stand_ins.augment import random_colours, random_view
-from mirage_steps.stand_ins.backbone import make_optimiser
+from mirage_steps.stand_ins.backbone import Optimiser
 from mirage_steps.stand_ins.evaluation import EVALUATION_SEED
 from mirage_steps.stand_ins.prompts import Prompt, coarse_prompt
 from mirage_steps.stand_ins.scenes import Scenes, load_scenes
@@ -37,11 +37,11 @@ _SAVE_EVERY = 500
 class SamTraining(Settings):
     """Training of the stand-in SAM."""
 
-    steps: int = Field(2000, ge=1, description="Optimiser steps.")
+    steps: int = Field(1500, ge=1, description="Optimiser steps.")
     batch_size: int = Field(32, ge=2, description="Pictures a step.")
-    learning_rate: float = Field(1.5e-3, gt=0, description="Peak learning rate of AdamW.")
-    weight_decay: float = Field(0.02, ge=0, description="Weight decay of AdamW.")
-    warmup: int = Field(150, ge=0, description="Steps over which the learning rate rises.")
+    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.02, ge=0, description="Weight decay of matrices.")
+    warmup: int = Field(100, ge=0, description="Steps over which the learning rate rises.")
     precision: str = Field("auto", description="auto, float32 or bfloat16.")
     seed: int = Field(0, ge=0, description="Seed of weights, windows, colours and prompts.")
 
@@ -146,7 +146,7 @@ def train(scenes: Scenes, settings: SamTraining, checkpoint: Path | None = None)
     rng = torch.Generator().manual_seed(settings.seed)
     prompts = np.random.default_rng(settings.seed)
     sam = build_tiny_sam(None).train()
-    optimiser, schedule = make_optimiser(sam, settings)
+    optimiser = Optimiser(sam, settings)
     losses: list[float] = []
     for step in tqdm(range(settings.steps), unit="step", mininterval=2):
         rows = torch.randint(len(scenes.image), (settings.batch_size,), generator=rng)
@@ -160,11 +160,7 @@ def train(scenes: Scenes, settings: SamTraining, checkpoint: Path | None = None)
         logits, quality = decode(sam, embeddings.float(), points, boxes)
         coverage = functional.interpolate(view.foreground[:, None], (_LOW, _LOW), mode="area")[:, 0]
         loss = mask_loss(logits, quality, coverage)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        optimiser.step(loss)
         losses.append(loss.item())
         if checkpoint is not None and (step + 1) % _SAVE_EVERY == 0:
             log.info("step %d: loss %.3f", step + 1, float(np.mean(losses[-200:])))

@@ -59,6 +59,8 @@ def run(main: Callable[..., None]) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def flags(settings: BaseModel) -> list[str]:
