@@ -43,7 +43,7 @@ def main(
     if not entries:
         raise UserError(
             f"none of the {len(rejected)} files is a readable image; "
-            f"{out / 'rejected.csv'} says why"
+            f"the first, {rejected[0][0]}: {rejected[0][1]}"
         )
     write_manifest(out / "manifest.csv", entries)
     log.info("%d images, %d files rejected", len(entries), len(rejected))

@@ -95,7 +95,7 @@ class Row:
 
 def main(
     *,
-    row: Annotated[tuple[tuple[str, str, str], ...], tyro.conf.UseAppendAction] = (),
+    row: Annotated[tuple[tuple[str, Path, Path], ...], tyro.conf.UseAppendAction] = (),
     dataset: str,
     out: Path,
 ) -> None:
@@ -110,7 +110,7 @@ def main(
         raise UserError("--row is needed at least once: NAME GENERATED.h5 REAL.h5")
     rows = []
     for name, generated, real in row:
-        rows.append(compare(name, Path(generated), Path(real)))
+        rows.append(compare(name, generated, real))
         log.info("%s: FD %.3f, KID %.6f", name, rows[-1].frechet, rows[-1].kernel)
     if len({result.networks for result in rows}) > 1:
         found = "; ".join(f"{result.name}: {result.networks}" for result in rows)

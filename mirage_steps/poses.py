@@ -28,6 +28,9 @@ def main(*, maps: Path, crops: Path, out: Path, poses: settings.Poses = settings
     """
     with open_h5(maps, "maps", "valid") as file:
         values, valid, names = file["maps"][:], file["valid"][:], read_names(file)
+    with open_h5(crops, "image") as file:
+        if read_names(file) != names:
+            raise UserError(f"{crops} and {maps} list different images; rerun crops and pose_space")
     if len(names) < poses.k:
         raise UserError(
             f"poses.k = {poses.k}, but an object was found in only {len(names)} images; "

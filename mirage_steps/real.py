@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv
 from mirage_steps.support.h5 import by_image, create_h5, open_h5
+from mirage_steps.support.labels import read_labels
 from mirage_steps.support.step import run
 
 
@@ -24,7 +24,7 @@ def main(*, crops: Path, poses: Path, out: Path, samples: int, seed: int = 0) ->
         samples: Images of each set.
         seed: Seed of the choice.
     """
-    labels = [int(row["pose"]) for row in read_csv(poses)]
+    labels = read_labels(poses, crops)
     with open_h5(crops, "images") as file:
         count, *shape = file["images"].shape
         if count < 2 * samples:
@@ -37,7 +37,7 @@ def main(*, crops: Path, poses: Path, out: Path, samples: int, seed: int = 0) ->
             with create_h5(out / name / "images.h5") as target:
                 target.attrs["kind"] = name
                 images = by_image(target, "images", samples, tuple(shape), np.uint8)
-                target["pose"] = np.array(labels, np.int16)[indices]
+                target["pose"] = labels[indices].astype(np.int16)
                 for place, index in enumerate(indices):
                     images[place] = file["images"][int(index)]
 

@@ -9,7 +9,7 @@ paper's; all others are this project's choice, since the paper is silent on them
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +23,9 @@ class Settings(BaseModel):
     """A frozen section of the configuration that refuses keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # Keys that change how the work is done but not what comes out: no reason to do it again.
+    untracked: ClassVar[tuple[str, ...]] = ()
 
 
 class Folder(Settings):
@@ -52,6 +55,8 @@ Source = Annotated[Folder | Procedural, Field(discriminator="kind")]
 
 class Backbone(Settings):
     """The vision transformer whose patch tokens are the features."""
+
+    untracked = ("batch_size",)
 
     model: str = Field(
         "facebook/dinov2-base", description="Local folder or hub name of a transformers model."
@@ -93,10 +98,14 @@ class Poses(Settings):
 class Training(Settings):
     """The diffusion model and its training (paper, section 3.2 and appendix A)."""
 
+    untracked = ("record_every", "checkpoint_every", "sample_every")
+
     preset: Literal["paper", "small"] = Field(
         "paper", description="The paper's U-Net, or a small one that learns on two cores."
     )
-    image_size: int = Field(64, ge=8, description="Side of the images in pixels (paper: 64).")
+    image_size: int = Field(
+        64, ge=16, multiple_of=8, description="Side of the images in pixels (paper: 64)."
+    )
     iterations: int = Field(1_000_000, ge=1, description="Optimiser steps (paper: 1e6 for cars).")
     batch_size: int = Field(128, ge=1, description="Images a step (DDIM: 128).")
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of Adam (DDIM: 2e-4).")
@@ -122,6 +131,8 @@ class Training(Settings):
 
 class Views(Settings):
     """Sampling: DDIM with cross-frame attention and hard-attention guidance (section 3.3)."""
+
+    untracked = ("batch_size",)
 
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps (paper: 50).")
     batch_size: int = Field(
@@ -149,6 +160,8 @@ class Sheet(Settings):
 
 class Masks(Settings):
     """Background removal by segment-anything."""
+
+    untracked = ("sam_batch_size",)
 
     sam: str = Field(
         "vit_h",

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mirage_steps import settings
 from mirage_steps.core.diffusion import keyed_noise, to_pixels
 from mirage_steps.core.multiview import sample_views
+from mirage_steps.core.unet import UNet
 from mirage_steps.support import pictures
 from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.model import load_model
@@ -30,7 +31,7 @@ def main(
     """Show objects from all sides.
 
     Args:
-        model: The training step's config.json; its weights lie beside it.
+        model: The training step's model.safetensors; its config.json lies beside it.
         out: Folder for contact_sheet.png and turn.gif.
         sheet: How many objects.
         views: Sampler.
@@ -45,17 +46,30 @@ def main(
         # The noises of the sets count from 0; the sheet's objects are others.
         noise = keyed_noise(views.seed + 1, [number], (3, side, side)).to(where)
         reference = int(np.random.default_rng([views.seed + 1, number, 1]).integers(poses))
-        # The reference's own pose is no other view: the reference itself stands in its place.
-        others = [pose for pose in range(poses) if pose != reference]
-        chosen = torch.tensor([[reference, *others]], device=where)
         with autocast(where, views.precision):
-            images = sample_views(network, noise, chosen, views.steps, guidance.gamma)
-        ordered = torch.empty_like(images[0])
-        ordered[chosen[0]] = images[0]
-        rows.append(to_pixels(ordered))
+            images = all_poses(network, noise, reference, views, guidance.gamma)
+        rows.append(to_pixels(images))
         references.append(reference)
     pictures.contact_sheet(out / "contact_sheet.png", np.stack(rows), references, guidance.gamma)
     pictures.turn(out / "turn.gif", np.stack(rows))
+
+
+def all_poses(
+    network: UNet, noise: torch.Tensor, reference: int, views: settings.Views, gamma: float
+) -> torch.Tensor:
+    """One object in every pose, the reference in its own, (k, 3, S, S).
+
+    Views depend on the reference alone (equation 1), so they may be made a few at a time.
+    """
+    poses = network.config.poses
+    others = [pose for pose in range(poses) if pose != reference]
+    size = max(1, (views.batch_size - 1) // (2 if gamma != 1 else 1))
+    images = noise.new_empty(poses, *noise.shape[1:])
+    for start in range(0, len(others), size):
+        chosen = [reference, *others[start : start + size]]
+        asked = torch.tensor([chosen], device=noise.device)
+        images[chosen] = sample_views(network, noise, asked, views.steps, gamma)[0].to(images.dtype)
+    return images
 
 
 if __name__ == "__main__":

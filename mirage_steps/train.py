@@ -6,6 +6,7 @@ newest checkpoint, ``metrics.jsonl`` and sample grids while it runs. A run that 
 from there; settings or data that changed since start it anew.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -18,7 +19,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from mirage_steps import settings
@@ -28,8 +28,9 @@ from mirage_steps.core.unet import UNetConfig, build, preset
 from mirage_steps.support import pictures
 from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic, read_csv, write_json
-from mirage_steps.support.h5 import open_h5, read_names
+from mirage_steps.support.files import atomic, write_json
+from mirage_steps.support.h5 import open_h5
+from mirage_steps.support.labels import read_labels
 from mirage_steps.support.step import log, run
 
 # Raised by hand when a change makes old checkpoints or models wrong; an edit that does not, such
@@ -79,19 +80,6 @@ def main(
     pictures.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
 
-def read_labels(poses: Path, crops: Path) -> np.ndarray:
-    """Pose of every crop, (n,) int64, in the order of ``crops.h5``.
-
-    Raises:
-        UserError: the two list different images.
-    """
-    rows = read_csv(poses)
-    with open_h5(crops, "image") as file:
-        if [row["image"] for row in rows] != read_names(file):
-            raise UserError(f"{poses} and {crops} list different images; rerun the poses step")
-    return np.array([int(row["pose"]) for row in rows])
-
-
 class Data:
     """Batches of images and poses that depend on the seed and the step alone.
 
@@ -133,8 +121,7 @@ class Trainer:
     def __init__(self, config: UNetConfig, training: settings.Training, device: torch.device):
         self.config, self.training, self.device = config, training, device
         self.model = build(config, training.seed).to(device)
-        self.ema = AveragedModel(self.model, multi_avg_fn=_ema_update(training.ema))
-        self.ema.eval()
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=training.learning_rate, fused=True
         )
@@ -167,9 +154,18 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()
         self.schedule.step()
-        self.ema.update_parameters(self.model)
+        self._average()
         self.done += 1
         return torch.stack([loss.detach() / images[0].numel(), norm])
+
+    def _average(self) -> None:
+        """Exponential moving average whose window grows with the run until it is ``ema`` long.
+
+        At the start the averaged weights would otherwise be dominated by the untrained ones.
+        """
+        decay = min(self.training.ema, (1 + self.done) / (10 + self.done))
+        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(averaged, [value.detach() for value in current], 1 - decay)
 
     def state(self) -> dict:
         """Everything a resumed run needs, as tensors and plain values."""
@@ -188,19 +184,6 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.done = state["done"]
-
-
-def _ema_update(decay: float):
-    """Exponential moving average whose window grows with the run until ``decay`` is reached.
-
-    At the start the averaged weights would otherwise be dominated by the untrained ones.
-    """
-
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        now = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - now)
-
-    return update
 
 
 def _rate(training: settings.Training):
@@ -232,18 +215,24 @@ def _train(trainer: Trainer, data: Data, folder: Path, identity: dict) -> None:
     ):
         while trainer.done < training.iterations:
             recent.append(trainer.step(*data.batch(trainer.done)))
-            bar.update()
             last = trainer.done == training.iterations
             if last or stopped.asked or trainer.done % training.record_every == 0:
                 # Only here the figures leave the device, and the step waits for them.
                 loss, norm = torch.stack(recent).mean(0).tolist()
+                if not math.isfinite(loss + norm):
+                    raise UserError(
+                        f"the loss is not finite at step {trainer.done}; the last checkpoint is "
+                        "kept: try precision: float32 or a lower learning_rate"
+                    )
                 rate = trainer.optimizer.param_groups[0]["lr"]
                 record = {"step": trainer.done, "loss": loss, "gradient_norm": norm}
                 print(json.dumps({**record, "learning_rate": rate}), file=metrics, flush=True)
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 recent.clear()
+            # Before the progress bar, whose pipe may be gone when a scheduler ends the job.
             if last or stopped.asked or trainer.done % training.checkpoint_every == 0:
                 save_checkpoint(trainer, folder, fingerprint)
+            bar.update()
             if stopped.asked and not last:
                 raise SystemExit(143)
             if last or trainer.done % training.sample_every == 0:
@@ -274,8 +263,7 @@ def _identity(crops: Path, poses: Path) -> dict[str, str]:
 
 def _fingerprint(training: settings.Training, identity: dict) -> dict:
     """What a checkpoint must have been made with to be gone on from."""
-    unrelated = {"checkpoint_every", "sample_every", "record_every"}
-    kept = training.model_dump(mode="json", exclude=unrelated)
+    kept = training.model_dump(mode="json", exclude=set(training.untracked))
     if training.schedule == "constant":
         kept.pop("iterations")  # a longer run begins as the shorter one
     return {"version": VERSION, **kept, **identity}
@@ -296,21 +284,25 @@ def _resume(trainer: Trainer, folder: Path, fingerprint: dict) -> None:
     try:
         state = torch.load(path, map_location=trainer.device, weights_only=True)
         before = state.pop("fingerprint")
+        changed = sorted(
+            key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key)
+        )
+        if state["done"] > trainer.training.iterations:
+            changed.append("iterations")
+        if not changed:
+            trainer.restore(state)
     except Exception as error:
         # torch.load raises many types on a damaged file; each means the same to the user.
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UserError(f"{path}: damaged ({reason}); delete it to start anew") from None
-    changed = sorted(
-        key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key)
-    )
     if changed:
-        log.warning("starting anew: %s changed since the checkpoint", ", ".join(changed))
+        kept = path.replace(folder / "checkpoint.previous.pt")
+        log.warning("starting anew: %s changed; the old is %s", ", ".join(changed), kept)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
         return
-    trainer.restore(state)
-    kept = [record for record in read_metrics(folder) if record["step"] <= trainer.done]
+    records = [record for record in read_metrics(folder) if record["step"] <= trainer.done]
     with atomic(folder / "metrics.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
     log.info("resuming after step %d", trainer.done)
 
 
@@ -333,7 +325,7 @@ def _sample(trainer: Trainer, folder: Path) -> None:
     noise = diffusion.keyed_noise(trainer.training.seed, [0, 1, 2], shape).to(trainer.device)
     with autocast(trainer.device, trainer.training.precision):
         images = sample_single(
-            trainer.ema.module,
+            trainer.ema,
             noise.repeat_interleave(poses, 0),
             torch.arange(poses, device=trainer.device).repeat(3),
             _SAMPLE_STEPS,
@@ -343,7 +335,7 @@ def _sample(trainer: Trainer, folder: Path) -> None:
 
 
 def _write_model(trainer: Trainer, out: Path) -> None:
-    weights = {key: value.contiguous() for key, value in trainer.ema.module.state_dict().items()}
+    weights = {key: value.contiguous() for key, value in trainer.ema.state_dict().items()}
     write_json(
         out / "config.json",
         {

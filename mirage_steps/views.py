@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mirage_steps import settings
 from mirage_steps.core.diffusion import keyed_noise, to_pixels
 from mirage_steps.core.multiview import sample_single, sample_views
-from mirage_steps.core.unet import UNet
+from mirage_steps.core.unet import Frames, UNet
 from mirage_steps.support import pictures
 from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
@@ -39,22 +39,24 @@ def main(
     out: Path,
     kind: Literal["no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag"],
     samples: int,
+    gamma: float = 1.0,
     views: settings.Views = settings.Views(),
-    guidance: settings.Guidance = settings.Guidance(),
     device: str = "auto",
 ) -> None:
     """Generate a set of images.
 
     Args:
-        model: The training step's config.json; its weights lie beside it.
+        model: The training step's model.safetensors; its config.json lies beside it.
         poses: poses.csv, for the poses' frequencies.
         out: Folder for images.h5 and images.png.
         kind: Which set.
         samples: Number of images.
+        gamma: Weight of the soft pass in equation 7; 1 is no guidance.
         views: Sampler.
-        guidance: Hard-attention guidance, used by mv-bg-hag only.
         device: auto, cpu or cuda.
     """
+    if gamma != 1 and kind != "mv-bg-hag":
+        raise UserError(f"--gamma {gamma}: only --kind mv-bg-hag is guided; leave it at 1")
     where = choose_device(device)
     network = load_model(model.parent, where, untrained=kind == "untrained")
     labels = np.array([int(row["pose"]) for row in read_csv(poses)])
@@ -63,7 +65,6 @@ def main(
     if kind in ("no-mv", "untrained"):
         batches = _single(network, labels, samples, views, where)
     else:
-        gamma = guidance.gamma if kind == "mv-bg-hag" else 1.0
         batches = _multi(network, samples, views, gamma, where)
     side = network.config.image_size
     with create_h5(out / "images.h5") as file, tqdm(total=samples, unit="image") as bar:
@@ -110,7 +111,8 @@ def _multi(
 ) -> Iterator[Batch]:
     """Batches of novel views with their poses and the numbers of their objects."""
     frames = 1 + NOVEL_VIEWS
-    size = max(1, views.batch_size // frames)
+    # What runs at once is all frames of an object, the guided views twice.
+    size = max(1, views.batch_size // Frames(NOVEL_VIEWS, hard=gamma != 1).count)
     objects = -(-samples // NOVEL_VIEWS)
     for start in range(0, objects, size):
         numbers = list(range(start, min(start + size, objects)))

@@ -1,6 +1,7 @@
 # The checked configuration, and how settings become flags.
 import re
 import shlex
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
@@ -8,6 +9,10 @@ from mirage_steps.settings import load
 from mirage_steps.support.code import code_hash
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.step import flags
+
+# Every step's messages go to the terminal and to its log. A scheduler's signal reaches all processes
+# of a job at once; the `tee` of every rule ignores it, because the step still has a checkpoint to save
+# and to report.
 
 try:
     configuration = load(config)
@@ -44,11 +49,14 @@ def dataset_settings(wildcards):
 
 
 def section(*names):
-    """Parameter function: flags of the named sections of the data set's settings."""
+    """Parameter function: flags of the named sections, but for the keys that change no result.
+
+    Those are given as resources, by :func:`setting`, of which a change makes nothing stale.
+    """
 
     def words(wildcards):
-        settings = dataset_settings(wildcards)
-        return shlex.join(sum((flags(getattr(settings, name)) for name in names), []))
+        sections = [getattr(dataset_settings(wildcards), name) for name in names]
+        return shlex.join(word for part in sections for word in flags(part, part.untracked))
 
     return words
 
@@ -56,6 +64,20 @@ def section(*names):
 def setting(name, key):
     """Parameter function: one value of a section of the data set's settings."""
     return lambda wildcards: getattr(getattr(dataset_settings(wildcards), name), key)
+
+
+def weights(name, key):
+    """Input function: the files of a network that the config names by a path.
+
+    What is fetched, or not there, is no input: the step says so itself.
+    """
+
+    def files(wildcards):
+        path = Path(str(setting(name, key)(wildcards)))
+        found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        return [str(file) for file in found if file.is_file()]
+
+    return files
 
 
 def source_words(wildcards):
@@ -70,9 +92,9 @@ def labels_input(wildcards):
     return [] if labels is None else str(labels)
 
 
-def guidance_words(wildcards):
-    """Only what is guided depends on the guidance: an edit of gamma leaves the others alone."""
-    return section("guidance")(wildcards) if wildcards.kind == "mv-bg-hag" else ""
+def gamma(wildcards):
+    """Only what is guided depends on gamma: an edit of it leaves the other sets alone."""
+    return setting("guidance", "gamma")(wildcards) if wildcards.kind == "mv-bg-hag" else 1.0
 
 
 def features_of_rows(wildcards):

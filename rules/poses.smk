@@ -20,12 +20,13 @@ rule dataset:
     message:
         "{wildcards.dataset}: listing the images"
     shell:
-        "python -m mirage_steps.dataset --out {params.out:q} {params.source} 2>&1 | tee -i {log:q}"
+        "python -m mirage_steps.dataset --out {params.out:q} {params.source} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule features:
     input:
         manifest=rules.dataset.output.manifest,
+        weights=weights("backbone", "model"),
     output:
         tokens="<results>/{dataset}/features/tokens.h5",
         run="<results>/{dataset}/features/features.run.json",
@@ -38,6 +39,7 @@ rule features:
     threads: 8
     resources:
         gpu=1,
+        batch_size=setting("backbone", "batch_size"),
     params:
         backbone=section("backbone"),
         out=subpath(output.tokens, parent=True),
@@ -46,7 +48,7 @@ rule features:
         "{wildcards.dataset}: patch tokens of the images"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --out {params.out:q}"
-        " {params.backbone} 2>&1 | tee -i {log:q}"
+        " {params.backbone} --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule foreground:
@@ -74,7 +76,7 @@ rule foreground:
         "{wildcards.dataset}: foreground and crops by PCA 1"
     shell:
         "python -m mirage_steps.foreground --manifest {input.manifest:q} --tokens {input.tokens:q}"
-        " --out {params.out:q} {params.foreground} 2>&1 | tee -i {log:q}"
+        " --out {params.out:q} {params.foreground} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule crops:
@@ -99,13 +101,14 @@ rule crops:
         "{wildcards.dataset}: crops at the diffusion model's size"
     shell:
         "python -m mirage_steps.crops --manifest {input.manifest:q} --windows {input.windows:q}"
-        " --out {params.out:q} --image-size {params.image_size} 2>&1 | tee -i {log:q}"
+        " --out {params.out:q} --image-size {params.image_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule crop_features:
     input:
         manifest=rules.dataset.output.manifest,
         windows=rules.foreground.output.windows,
+        weights=weights("backbone", "model"),
     output:
         tokens=temp("<results>/{dataset}/crop_features/tokens.h5"),
         run="<results>/{dataset}/crop_features/features.run.json",
@@ -118,6 +121,7 @@ rule crop_features:
     threads: 8
     resources:
         gpu=1,
+        batch_size=setting("backbone", "batch_size"),
     params:
         backbone=section("backbone"),
         out=subpath(output.tokens, parent=True),
@@ -126,7 +130,7 @@ rule crop_features:
         "{wildcards.dataset}: patch tokens of the crops"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --windows {input.windows:q}"
-        " --out {params.out:q} {params.backbone} 2>&1 | tee -i {log:q}"
+        " --out {params.out:q} {params.backbone} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule pose_space:
@@ -151,7 +155,7 @@ rule pose_space:
         "{wildcards.dataset}: pose space by PCA 2"
     shell:
         "python -m mirage_steps.pose_space --tokens {input.tokens:q}"
-        " --foreground {input.foreground:q} --out {params.out:q} 2>&1 | tee -i {log:q}"
+        " --foreground {input.foreground:q} --out {params.out:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule poses:
@@ -179,7 +183,7 @@ rule poses:
         "{wildcards.dataset}: poses by K-Means"
     shell:
         "python -m mirage_steps.poses --maps {input.maps:q} --crops {input.crops:q}"
-        " --out {params.out:q} {params.poses} 2>&1 | tee -i {log:q}"
+        " --out {params.out:q} {params.poses} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule pose_eval:
@@ -205,4 +209,4 @@ rule pose_eval:
         "{wildcards.dataset}: poses against true azimuths"
     shell:
         "python -m mirage_steps.pose_eval --manifest {input.manifest:q} --poses {input.poses:q}"
-        " --out {params.out:q} {params.labels} 2>&1 | tee -i {log:q}"
+        " --out {params.out:q} {params.labels} 2>&1 | (trap '' INT TERM; exec tee {log:q})"

@@ -5,6 +5,8 @@ rule masks:
             f"<results>/{wildcards.dataset}/sets/{MASKED[wildcards.masked]}/images.h5"
         ),
         foreground=rules.foreground.output.model,
+        backbone=weights("backbone", "model"),
+        sam=weights("masks", "sam"),
     output:
         images="<results>/{dataset}/sets/{masked}/images.h5",
         picture="<results>/{dataset}/sets/{masked}/masks.png",
@@ -21,6 +23,8 @@ rule masks:
     threads: 8
     resources:
         gpu=1,
+        batch_size=setting("backbone", "batch_size"),
+        sam_batch_size=setting("masks", "sam_batch_size"),
     params:
         words=section("backbone", "masks"),
         out=subpath(output.images, parent=True),
@@ -29,12 +33,15 @@ rule masks:
         "{wildcards.dataset}: removing the background, {wildcards.masked}"
     shell:
         "python -m mirage_steps.masks --images {input.images:q} --foreground {input.foreground:q}"
-        " --out {params.out:q} {params.words} 2>&1 | tee -i {log:q}"
+        " --out {params.out:q} {params.words} --batch-size {resources.batch_size}"
+        " --sam-batch-size {resources.sam_batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule embed:
     input:
         images="<results>/{dataset}/sets/{set}/images.h5",
+        backbone=weights("backbone", "model"),
+        inception=weights("embed", "inception"),
     output:
         features="<results>/{dataset}/sets/{set}/features.h5",
         run="<results>/{dataset}/sets/{set}/embed.run.json",
@@ -49,6 +56,7 @@ rule embed:
     threads: 8
     resources:
         gpu=1,
+        batch_size=setting("backbone", "batch_size"),
     params:
         words=section("backbone", "embed"),
         out=subpath(output.features, parent=True),
@@ -57,7 +65,7 @@ rule embed:
         "{wildcards.dataset}: features of {wildcards.set}"
     shell:
         "python -m mirage_steps.embed --images {input.images:q} --out {params.out:q}"
-        " {params.words} 2>&1 | tee -i {log:q}"
+        " {params.words} --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule fid:
@@ -82,4 +90,4 @@ rule fid:
         "{wildcards.dataset}: the table of distances"
     shell:
         "python -m mirage_steps.fid --dataset {wildcards.dataset} --out {params.out:q}"
-        " {params.rows} 2>&1 | tee -i {log:q}"
+        " {params.rows} 2>&1 | (trap '' INT TERM; exec tee {log:q})"

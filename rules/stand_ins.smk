@@ -23,7 +23,7 @@ rule stand_in_scenes:
         "Rendering the pictures that the stand-in networks learn from"
     shell:
         "python -m mirage_steps.stand_ins.scenes --out {params.out:q} --workers {threads}"
-        " 2>&1 | tee -i {log:q}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule stand_in_backbone:
@@ -50,7 +50,7 @@ rule stand_in_backbone:
         "Training the stand-in for DINOv2"
     shell:
         "python -m mirage_steps.stand_ins.backbone --scenes {input.scenes:q} --out {params.out:q}"
-        " 2>&1 | tee -i {log:q}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule stand_in_sam:
@@ -75,7 +75,7 @@ rule stand_in_sam:
         "Training the stand-in for SAM"
     shell:
         "python -m mirage_steps.stand_ins.sam --scenes {input.scenes:q} --out {params.out:q}"
-        " 2>&1 | tee -i {log:q}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule stand_ins:

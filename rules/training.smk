@@ -20,6 +20,9 @@ rule train:
     threads: 8
     resources:
         gpu=1,
+        record_every=setting("training", "record_every"),
+        checkpoint_every=setting("training", "checkpoint_every"),
+        sample_every=setting("training", "sample_every"),
     params:
         training=section("training"),
         out=subpath(output.weights, parent=True),
@@ -31,4 +34,6 @@ rule train:
     shell:
         "python -m mirage_steps.train --crops {input.crops:q} --poses {input.poses:q}"
         " --out {params.out:q} --checkpoints {params.out:q}/checkpoints {params.training}"
-        " 2>&1 | tee -i {log:q}"
+        " --record-every {resources.record_every} --sample-every {resources.sample_every}"
+        " --checkpoint-every {resources.checkpoint_every}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"

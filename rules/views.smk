@@ -19,13 +19,13 @@ rule real:
         "{wildcards.dataset}: two disjoint sets of real images"
     shell:
         "python -m mirage_steps.real --crops {input.crops:q} --poses {input.poses:q}"
-        " --out {params.out:q} {params.fid} 2>&1 | tee -i {log:q}"
+        " --out {params.out:q} {params.fid} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule views:
     input:
-        weights=rules.train.output.weights,
-        model=rules.train.output.config,
+        model=rules.train.output.weights,
+        config=rules.train.output.config,
         poses=rules.poses.output.poses,
     output:
         images="<results>/{dataset}/sets/{kind}/images.h5",
@@ -42,9 +42,10 @@ rule views:
     threads: 8
     resources:
         gpu=1,
+        batch_size=setting("views", "batch_size"),
     params:
         views=section("views"),
-        guidance=guidance_words,
+        gamma=gamma,
         samples=setting("fid", "samples"),
         out=subpath(output.images, parent=True),
         code=code_hash("views"),
@@ -53,13 +54,14 @@ rule views:
     shell:
         "python -m mirage_steps.views --model {input.model:q} --poses {input.poses:q}"
         " --out {params.out:q} --kind {wildcards.kind} --samples {params.samples}"
-        " {params.views} {params.guidance} 2>&1 | tee -i {log:q}"
+        " --gamma {params.gamma} {params.views} --batch-size {resources.batch_size}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule sheet:
     input:
-        weights=rules.train.output.weights,
-        model=rules.train.output.config,
+        model=rules.train.output.weights,
+        config=rules.train.output.config,
     output:
         sheet="<results>/{dataset}/sheet/contact_sheet.png",
         turn="<results>/{dataset}/sheet/turn.gif",
@@ -73,6 +75,7 @@ rule sheet:
     threads: 8
     resources:
         gpu=1,
+        batch_size=setting("views", "batch_size"),
     params:
         words=section("sheet", "views", "guidance"),
         out=subpath(output.sheet, parent=True),
@@ -81,4 +84,5 @@ rule sheet:
         "{wildcards.dataset}: contact sheet and turn"
     shell:
         "python -m mirage_steps.sheet --model {input.model:q} --out {params.out:q} {params.words}"
-        " 2>&1 | tee -i {log:q}"
+        " --batch-size {resources.batch_size}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"

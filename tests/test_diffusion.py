@@ -45,11 +45,13 @@ def test_fifty_steps_start_at_980_and_end_at_the_clean_image():
     assert all(a[1] == b[0] for a, b in zip(steps, steps[1:], strict=False))
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 50, 1000])
+@pytest.mark.parametrize("count", [1, 3, 7, 50, 600, 1000])
 def test_steps_chain_for_any_count(count):
     steps = diffusion.ddim_steps(count)
     assert len(steps) == count and steps[-1][1] == -1
     assert [t for t, _ in steps[1:]] == [t for _, t in steps[:-1]]
+    # One stride below T at most: noise must not be taken for a half-denoised image.
+    assert 1000 - steps[0][0] <= -(-1000 // count) and min(a - b for a, b in steps) >= 1
 
 
 def test_step_is_equation_4():

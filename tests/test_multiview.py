@@ -83,7 +83,8 @@ class LiteralUNet:
             if isinstance(layer, unet._Stage):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self.stage(layer, h, embedding, mode)
-        return model.stem_out(model.conv_out(functional.silu(model.norm_out(h))))
+        out = model.conv_out(functional.silu(model.norm_out(h)))
+        return model.stem_out(out + model.gain(embedding)[:, :, None, None] * model.stem_in(x))
 
     def stage(self, layer, h, embedding, mode):
         if not isinstance(layer, unet._Stage):

@@ -18,6 +18,7 @@ from mirage_steps import train
 from mirage_steps.core.unet import UNetConfig, build
 from mirage_steps.settings import Training
 from mirage_steps.support.errors import UserError
+from mirage_steps.support.labels import read_labels
 from mirage_steps.support.model import load_model
 
 IMAGES, POSES, SIZE = 12, 4, 32
@@ -80,7 +81,7 @@ def test_changed_settings_start_anew(data, tmp_path, monkeypatch, caplog):
             run(data, tmp_path / "run", SETTINGS)
     changed = SETTINGS.model_copy(update={"learning_rate": 1e-4})
     found = run(data, tmp_path / "run", changed)
-    assert "starting anew: learning_rate changed" in caplog.text
+    assert "starting anew: learning_rate changed; the old is" in caplog.text
     expected = run(data, tmp_path / "fresh", changed)
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
@@ -92,6 +93,39 @@ def test_changed_poses_start_anew(data, tmp_path, caplog):
     data["poses"].write_text(text)
     run(data, tmp_path / "run", SETTINGS)
     assert "starting anew: poses changed" in caplog.text
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint.previous.pt").exists()
+
+
+def test_fewer_iterations_start_anew(data, tmp_path, caplog):
+    constant = SETTINGS.model_copy(update={"schedule": "constant"})
+    run(data, tmp_path / "run", constant)
+    shorter = constant.model_copy(update={"iterations": 3})
+    found = run(data, tmp_path / "run", shorter)
+    assert "iterations changed" in caplog.text
+    for name, value in run(data, tmp_path / "fresh", shorter).items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_longer_run_goes_on_from_the_shorter(data, tmp_path):
+    constant = SETTINGS.model_copy(update={"schedule": "constant"})
+    run(data, tmp_path / "run", constant.model_copy(update={"iterations": 3}))
+    found = run(data, tmp_path / "run", constant)
+    for name, value in run(data, tmp_path / "fresh", constant).items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
+    original = train.Trainer.step
+
+    def step(self, *batch):
+        values = original(self, *batch)
+        return values * float("nan") if self.done == 4 else values
+
+    monkeypatch.setattr(train.Trainer, "step", step)
+    with pytest.raises(UserError, match="not finite at step 4"):
+        run(data, tmp_path / "run", SETTINGS)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "checkpoint.pt", weights_only=True)
+    assert saved["done"] == 2
 
 
 def test_damaged_checkpoint_is_named(data, tmp_path):
@@ -128,7 +162,7 @@ def test_sigterm_saves_and_leaves(data, tmp_path):
 
 def test_an_epoch_shows_every_image_once(data):
     with h5py.File(data["crops"]) as file:
-        labels = train.read_labels(data["poses"], data["crops"])
+        labels = read_labels(data["poses"], data["crops"])
         source = train.Data(file["images"], labels, SETTINGS)
         batches = [source.batch(step) for step in range(6)]
         pixels = np.concatenate([images.numpy() for images, _ in batches]).reshape(24, -1)
@@ -141,7 +175,7 @@ def test_an_epoch_shows_every_image_once(data):
 
 def test_batches_may_be_larger_than_the_data(data):
     with h5py.File(data["crops"]) as file:
-        labels = train.read_labels(data["poses"], data["crops"])
+        labels = read_labels(data["poses"], data["crops"])
         big = SETTINGS.model_copy(update={"batch_size": 31})
         images, poses = train.Data(file["images"], labels, big).batch(2)
     assert images.shape == (31, 3, SIZE, SIZE) and len(poses) == 31
@@ -153,11 +187,10 @@ def test_averaged_weights_are_the_literal_average(data):
     expected = [p.detach().clone() for p in trainer.model.parameters()]
     for number in range(4):
         trainer.step(torch.rand(4, 3, SIZE, SIZE), torch.arange(4))
-        # The first update copies the weights, as torch's averaged model does.
-        decay = 0.0 if number == 0 else min(SETTINGS.ema, (1 + number) / (10 + number))
+        decay = min(SETTINGS.ema, (1 + number) / (10 + number))
         for mean, now in zip(expected, trainer.model.parameters(), strict=True):
             mean.mul_(decay).add_(now.detach(), alpha=1 - decay)
-    for mean, found in zip(expected, trainer.ema.module.parameters(), strict=True):
+    for mean, found in zip(expected, trainer.ema.parameters(), strict=True):
         torch.testing.assert_close(found, mean)
 
 

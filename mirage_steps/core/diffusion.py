@@ -71,8 +71,7 @@ def ddim_steps(count: int) -> list[tuple[int, int]]:
     DDIM's "uniform" spacing: for 50 steps t = 980, 960, ..., 0. After the last comes -1, the clean
     image, at which alpha is 1.
     """
-    stride = T // count
-    times = list(range(0, stride * count, stride))
+    times = [number * T // count for number in range(count)]
     return list(zip(reversed(times), reversed([-1, *times[:-1]]), strict=True))
 
 

@@ -36,7 +36,7 @@ def border_patches(valid: np.ndarray) -> np.ndarray:
     """Patches that touch the edge of the image's own content, never padding.
 
     Args:
-        valid: bool (n, g, g), patches that lie wholly on the image.
+        valid: bool (n, g, g), patches that lie on the image.
 
     Returns:
         bool (n, g, g): valid patches with a neighbour outside.

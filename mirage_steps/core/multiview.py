@@ -42,6 +42,7 @@ def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma
     output = model.decode(
         frames.spread(h), [frames.spread(skip) for skip in skips], frames.spread(embedding), frames
     ).unflatten(0, (-1, frames.count))
+    output = output.to(x.dtype)  # equation 7 enlarges small differences: not for bfloat16
     if frames.hard:
         reference, soft, hard = output.split([1, views, views], dim=1)
         # Equation 7. Soft and hard pass have the same input, and the weights add up to one, so the

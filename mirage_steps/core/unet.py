@@ -32,7 +32,10 @@ class UNetConfig:
         attention_below: attention after each residual block at resolutions up to this.
         head_dim: channels of an attention head.
         heads: attention heads; their channels together need not equal the level's.
-        stem: factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none.
+        stem: factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none. With
+            a stem, the input also goes straight to the output with a gain that depends on time and
+            pose: most of a block's values are noise that the network would else have to carry
+            through all its layers only to give it back.
         dropout: in residual blocks, while training.
         prediction: what the network's output means: ``noise`` (paper), or ``velocity``, from which
             the noise follows (:func:`mirage_steps.core.diffusion.noise_from_output`).
@@ -156,9 +159,11 @@ class UNet(nn.Module):
         self.norm_out = nn.GroupNorm(32, channels)
         self.conv_out = nn.Conv2d(channels, pixels, 3, padding=1)
         self.stem_out = nn.PixelShuffle(config.stem)
+        self.gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
         # The untrained network puts out zero, the usual start of such networks.
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for layer in filter(None, (self.conv_out, self.gain)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def embed(self, t: Tensor, pose: Tensor) -> Tensor:
         """Joint embedding of time and pose.
@@ -186,11 +191,12 @@ class UNet(nn.Module):
             embedding: (n, embedding).
 
         Returns:
-            The bottleneck's features and the skip connections, first to last.
+            The bottleneck's features and the skip connections, first to last, before them all the
+            input's blocks.
         """
-        h = self.stem_in(x).contiguous(memory_format=torch.channels_last)
-        h = self.conv_in(h)
-        skips = [h]
+        blocks = self.stem_in(x).contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(blocks)
+        skips = [blocks, h]
         for layer in self.down:
             h = layer(h, embedding)
             skips.append(h)
@@ -203,7 +209,7 @@ class UNet(nn.Module):
 
         Args:
             h: features of the bottleneck.
-            skips: skip connections, first to last.
+            skips: the input's blocks and the skip connections, first to last.
             embedding: (n, embedding).
             frames: how the batch divides into objects, for cross-frame attention (equation 6);
                 None for plain self-attention (equation 5).
@@ -212,12 +218,14 @@ class UNet(nn.Module):
             (n, 3, S, S).
         """
         h = self.middle_out(self.middle_attention(h, frames), embedding)
-        skips = list(skips)
+        blocks, *skips = skips
         for layer in self.up:
             if isinstance(layer, _Stage):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, embedding, frames)
         h = self.conv_out(functional.silu(self.norm_out(h)))
+        if self.gain is not None:
+            h = torch.addcmul(h, self.gain(embedding)[:, :, None, None], blocks)
         return self.stem_out(h)
 
 
@@ -313,9 +321,12 @@ def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         (n, heads, queries, d).
     """
     chunks = []
-    for part in query.split(_QUERY_CHUNK, dim=2):
-        best = (part @ key.transpose(2, 3)).argmax(dim=3, keepdim=True)
-        chunks.append(value.gather(2, best.expand(-1, -1, -1, value.shape[3])))
+    # Logits that differ little are equal in bfloat16, and the first would always win.
+    keys = key.transpose(2, 3).to(torch.promote_types(key.dtype, torch.float32))
+    with torch.autocast(query.device.type, enabled=False):
+        for part in query.split(_QUERY_CHUNK, dim=2):
+            best = (part.to(keys.dtype) @ keys).argmax(dim=3, keepdim=True)
+            chunks.append(value.gather(2, best.expand(-1, -1, -1, value.shape[3])))
     return torch.cat(chunks, dim=2)
 
 

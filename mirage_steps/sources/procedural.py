@@ -33,7 +33,8 @@ def render_images(
     for folder in ("images", "true_masks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     # Threads of the parent may hold locks that a forked child would wait for for ever.
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    workers = len(os.sched_getaffinity(0))  # the job's cores, not the machine's
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         azimuths = pool.map(partial(_render_one, source, out), range(source.images), chunksize=16)
         entries = [
             Entry(name, out / name, source.size, source.size, azimuth)

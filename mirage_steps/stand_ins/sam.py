@@ -37,7 +37,7 @@ _SAVE_EVERY = 500
 class SamTraining(Settings):
     """Training of the stand-in SAM."""
 
-    steps: int = Field(1500, ge=1, description="Optimiser steps.")
+    steps: int = Field(1000, ge=1, description="Optimiser steps.")
     batch_size: int = Field(32, ge=2, description="Pictures a step.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.02, ge=0, description="Weight decay of matrices.")

@@ -5,8 +5,9 @@ import hashlib
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-# Settings reach a step through its flags; the others do not change what is computed.
-_IGNORED = {"settings", "support.step", "support.errors", "support.code"}
+# Settings reach a step through its flags; the others do not change what is computed. Pictures do
+# change, but a new layout must not make a training stale.
+_IGNORED = {"settings", "support.step", "support.errors", "support.code", "support.pictures"}
 
 
 def code_hash(step: str) -> str:

@@ -66,7 +66,11 @@ def foreground(path: Path, examples: Sequence[ForegroundExample], threshold: flo
     columns = min(8, len(examples))
     bands = -(-len(examples) // columns)
     figure, axes = plt.subplots(
-        2 * bands, columns, figsize=(1.6 * columns, 3.3 * bands), squeeze=False
+        2 * bands,
+        columns,
+        figsize=(1.5 * columns, 3.1 * bands + 0.3),
+        squeeze=False,
+        layout="constrained",
     )
     for axis in axes.flat:
         axis.axis("off")
@@ -120,7 +124,7 @@ def poses(
     columns = 2 if len(rows) > 6 else 1
     half = -(-len(rows) // columns)
     figure, axes = plt.subplots(
-        half, columns, figsize=(7 * columns, 0.82 * half), squeeze=False, layout="constrained"
+        half, columns, figsize=(6.6 * columns, 0.9 * half), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.axis("off")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,20 @@ def run(main: Callable[..., None]) -> None:
         sys.exit(130)
 
 
-def flags(settings: BaseModel) -> list[str]:
+def flags(settings: BaseModel, exclude: Collection[str] = ()) -> list[str]:
     """The command-line words that give a step these settings, every key spelled out.
 
     Written out in full so that Snakemake's comparison of parameters sees every change, also one
     of a default.
+
+    Args:
+        settings: a section.
+        exclude: keys to leave out.
     """
     words: list[str] = []
     for key, value in settings:
+        if key in exclude:
+            continue
         flag = "--" + key.replace("_", "-")
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + key.replace("_", "-"))
@@ -92,6 +98,11 @@ def _write_provenance(name: str, arguments: dict[str, Any], started: float) -> N
             settings.update(value.model_dump(mode="json"))
         elif isinstance(value, Path) and key != "out":
             inputs[key] = _identity(value)
+        elif isinstance(value, tuple):  # rows of a table: a name and files
+            inputs[key] = [
+                [_identity(part) if isinstance(part, Path) else part for part in row]
+                for row in value
+            ]
         elif key != "out":
             settings[key] = value
     write_json(
