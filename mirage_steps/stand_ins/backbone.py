@@ -119,8 +119,8 @@ def training_size(progress: float) -> int:
 class Optimiser:
     """Muon for the matrices of the network's layers, AdamW for all else, as one.
 
-    The learning rate rises linearly and falls to zero along a cosine. Muon (Jordan 2024) learns
-    in about half of AdamW's steps here; it wants plain matrices, not embeddings or convolutions.
+    The learning rate rises linearly and falls to zero along a cosine. Muon (Jordan 2024)
+    learnt faster here than AdamW alone; it wants plain matrices, not embeddings or convolutions.
 
     Args:
         model: whose parameters are to be learnt.
@@ -194,7 +194,7 @@ Measured on {scores.images} pictures of the demo's families (`evaluation.json`):
 | median azimuth error within K-Means clusters (K = {scores.k}) | {scores.median_error:.1f} degrees |
 | share of pictures within 30 degrees of their cluster's mean | {scores.within_30:.1%} |
 
-Made by `snakemake --cores 2 stand_ins`; the committed copy is that rule's output.
+To make it again: `snakemake --cores 2 stand_ins`.
 """  # noqa: E501
 
 

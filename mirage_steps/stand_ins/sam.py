@@ -256,7 +256,7 @@ Mean IoU with the true mask on {scores.images} pictures of the demo's families
 | box and one to three points | tight crops, 64 pixels | {scores.crops:.3f} |
 | one point, best of three masks | whole, 96 pixels | {scores.points_only:.3f} |
 
-Made by `snakemake --cores 2 stand_ins`; the committed copy is that rule's output.
+To make it again: `snakemake --cores 2 stand_ins`.
 """
 
 
