@@ -14,6 +14,7 @@ import tyro
 
 from mirage_steps.core.metrics import frechet_from_features, kernel_distance
 from mirage_steps.embed import INCEPTION
+from mirage_steps.support.backbone import STAND_IN
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic, write_json
 from mirage_steps.support.h5 import open_h5
@@ -29,7 +30,6 @@ MEANING = {
     "real-vs-real-nobg": "other real images, both sides without background: the floor",
     "mv-nobg-hag": "multi-view sets with guidance, both sides without background",
 }
-STAND_IN = "stand-in"
 
 
 @dataclass(frozen=True)

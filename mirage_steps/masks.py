@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.core.foreground import ForegroundModel, Region, find_objects
-from mirage_steps.support.backbone import Backbone
+from mirage_steps.support.backbone import STAND_IN, Backbone
 from mirage_steps.support.device import choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic, require_disk, write_json
@@ -83,6 +83,8 @@ def main(
         )
     sam = load_sam(masks.sam, chosen)
     name = Path(masks.sam).name
+    if Path(masks.sam).is_dir() and not name.startswith(STAND_IN):
+        name = f"{STAND_IN} {name}"  # only stand-ins are folders
 
     def locate(pixels: np.ndarray) -> list[Region | None]:
         patches = network.tokens(pixels)[0].cpu().numpy()

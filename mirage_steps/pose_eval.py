@@ -92,6 +92,11 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
             f"labels {labels}: none of its images names one image of the data set ({fits[0]} name "
             f"none, {fits[2]} several; a name with its folders tells equal file names apart)"
         )
+    if fits[0] or fits[2]:
+        log.warning(
+            "labels %s: %d name no image of the data set and %d several; they are not used",
+            labels, fits[0], fits[2],
+        )  # fmt: skip
     return found
 
 

@@ -58,6 +58,7 @@ def configuration() -> Dinov2Config:
         num_attention_heads=4,
         mlp_ratio=3,
         layerscale_value=1.0,
+        stand_in=True,
     )
 
 

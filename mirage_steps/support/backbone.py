@@ -13,6 +13,8 @@ from torch.nn import functional
 
 from mirage_steps.support.errors import UserError
 
+# What names of the embedded networks begin with, wherever a figure of theirs appears.
+STAND_IN = "stand-in"
 # DINOv2's preprocessor; the model's own is used where its folder has one.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -76,8 +78,11 @@ class Backbone:
                 f"backbone.resolution {resolution} is not a multiple of the patch size "
                 f"{patch_size} of {model}; use {max(near, patch_size)}"
             )
+        name = Path(model).name
+        if getattr(config, "stand_in", False) and not name.startswith(STAND_IN):
+            name = f"{STAND_IN} {name}"  # whatever its folder is called
         return cls(
-            Path(model).name,
+            name,
             network.to(device).eval().requires_grad_(False),
             resolution,
             patch_size,
