@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,27 +138,37 @@ def test_damaged_checkpoint_is_named(data, tmp_path):
         run(data, tmp_path / "run", SETTINGS)
 
 
-def test_sigterm_saves_and_leaves(data, tmp_path):
+def test_sigterm_to_the_whole_job_saves_and_leaves(data, tmp_path):
+    """As a scheduler does it: the shell, the step and the log's tee get the signal together."""
+    root = Path(train.__file__).parents[1]
+    rule = (root / "rules" / "training.smk").read_text()
+    pipe = re.search(r"2>&1 \|.*\{log:q\}\)", rule)[0].replace("{log:q}", "log.txt")
     words = [
-        "--crops", data["crops"], "--poses", data["poses"], "--out", tmp_path / "run",
-        "--checkpoints", tmp_path / "run" / "checkpoints", "--preset", "small",
+        sys.executable, "-m", "mirage_steps.train", "--crops", data["crops"], "--poses",
+        data["poses"], "--out", "run", "--checkpoints", "run/checkpoints", "--preset", "small",
         "--image-size", SIZE, "--iterations", 100000, "--batch-size", 4, "--record-every", 1,
     ]  # fmt: skip
+    command = f"set -euo pipefail; {shlex.join(map(str, words))} {pipe}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "mirage_steps.train", *map(str, words)],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ["bash", "-c", command], cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
     )  # fmt: skip
     metrics = tmp_path / "run" / "checkpoints" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "checkpoint.pt", weights_only=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint.pt"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists():  # bash goes at once, the step finishes what it does
+        assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+        time.sleep(0.1)
+    saved = torch.load(checkpoint, weights_only=True)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert saved["done"] == steps[-1]
+    assert "SIGTERM: saving a checkpoint" in (tmp_path / "log.txt").read_text()
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
