@@ -216,7 +216,9 @@ def _train(trainer: Trainer, data: Data, folder: Path, identity: dict) -> None:
         while trainer.done < training.iterations:
             recent.append(trainer.step(*data.batch(trainer.done)))
             last = trainer.done == training.iterations
-            if last or stopped.asked or trainer.done % training.record_every == 0:
+            save = last or stopped.asked or trainer.done % training.checkpoint_every == 0
+            # What is saved was looked at before: numbers gone bad would be resumed for ever.
+            if save or trainer.done % training.record_every == 0:
                 # Only here the figures leave the device, and the step waits for them.
                 loss, norm = torch.stack(recent).mean(0).tolist()
                 if not math.isfinite(loss + norm):
@@ -230,7 +232,7 @@ def _train(trainer: Trainer, data: Data, folder: Path, identity: dict) -> None:
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 recent.clear()
             # Before the progress bar, whose pipe may be gone when a scheduler ends the job.
-            if last or stopped.asked or trainer.done % training.checkpoint_every == 0:
+            if save:
                 save_checkpoint(trainer, folder, fingerprint)
             bar.update()
             if stopped.asked and not last:

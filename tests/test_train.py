@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not finite at step 4"):
         run(data, tmp_path / "run", SETTINGS)
     saved = torch.load(tmp_path / "run" / "checkpoints" / "checkpoint.pt", weights_only=True)
-    assert saved["done"] == 2
+    assert saved["done"] == 2, "the checkpoint at step 4 must not replace the good one"
 
 
 def test_damaged_checkpoint_is_named(data, tmp_path):
