@@ -147,8 +147,9 @@ def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict)
         axis.scatter(found, np.full(len(found), 2.0 + pose), s=3, color=colours[pose])
         if len(found):
             mean = np.radians(circular_mean(azimuths[poses == pose]))
-            axis.text(mean, k + 3.0, str(pose), ha="center", va="center", fontsize=8)
+            axis.text(mean, k + 3.5, str(pose), ha="center", va="center", fontsize=8)
     axis.set_rticks([])
+    axis.set_rlim(0, k + 4.5)
     axis.set_theta_zero_location("S")
     axis.set_title(
         f"true azimuth (0 = front) of {k} poses, one ring each: median error "
@@ -214,7 +215,7 @@ def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], gamma
 def turn(path: Path, rows: np.ndarray) -> None:
     """Objects side by side, turning through the poses, as an endless GIF."""
     objects, k = rows.shape[:2]
-    columns = min(objects, 4)
+    columns = -(-objects // -(-objects // 4))  # at most four in a row, rows evenly filled
     frames = []
     for pose in range(k):
         frame = Image.fromarray(tile(rows[:, pose], columns))
