@@ -19,15 +19,5 @@ include: "rules/docs.smk"
 rule all:
     default_target: True
     input:
-        expand("<results>/{dataset}/fid.txt", dataset=configuration.datasets),
-        expand("<results>/{dataset}/sheet/contact_sheet.png", dataset=configuration.datasets),
-        expand("<results>/{dataset}/poses/pose_eval.json", dataset=configuration.datasets),
-    localrule: True
-
-
-rule demo:
-    input:
-        "<results>/demo/fid.txt",
-        "<results>/demo/sheet/contact_sheet.png",
-        "<results>/demo/poses/pose_eval.json",
+        expand("<results>/{dataset}/overview.txt", dataset=configuration.datasets),
     localrule: True

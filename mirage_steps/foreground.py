@@ -66,6 +66,13 @@ def main(
     with atomic(out / "pca1.npz") as path:
         model.save(path)
     found = sum(row[1] for row in rows)
+    whole = sum(_fills_image(entry, row) for entry, row in zip(entries, rows, strict=True))
+    if whole > found / 2:
+        log.warning(
+            "the object's box is the whole image in %d of %d images: if the objects do not fill "
+            "them, the component does not separate; look at foreground.png",
+            whole, found,
+        )  # fmt: skip
     write_json(
         out / "foreground.json",
         {
@@ -78,6 +85,7 @@ def main(
             "threshold": model.threshold,
             "images": len(rows),
             "images_without_object": len(rows) - found,
+            "images_filled_by_their_box": whole,
             "images_with_padded_crop": sum(bool(row[1]) and row[-2] > 0 for row in rows),
         },
     )
@@ -147,6 +155,14 @@ def _locate(
                 masked = np.where(valid[index - part.start], scores[index - part.start], np.nan)
                 examples.append(pictures.ForegroundExample(entries[index], masked, row))
     return rows, examples
+
+
+def _fills_image(entry: Entry, row: tuple) -> bool:
+    """Whether the object's box covers nearly all of the image."""
+    if not row[1]:
+        return False
+    x0, y0, x1, y1 = row[2:6]
+    return (x1 - x0) * (y1 - y0) > 0.95 * entry.width * entry.height
 
 
 def _row(entry: Entry, region: core.Region | None, margin: float) -> tuple:

@@ -197,6 +197,7 @@ rule pose_eval:
         run="<results>/{dataset}/poses/pose_eval.run.json",
     log:
         "<results>/{dataset}/logs/pose_eval.log",
+    priority: 10
     conda:
         "../envs/mirage.yaml"
     params:

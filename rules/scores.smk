@@ -1,4 +1,5 @@
 # Backgrounds removed, features of every set, the table of distances (paper, section 4).
+# Before the training, where it can be: a network that is not there shows at once.
 rule masks:
     input:
         images=lambda wildcards: (
@@ -18,6 +19,7 @@ rule masks:
         "<results>/{dataset}/benchmarks/masks-{masked}.tsv"
     wildcard_constraints:
         masked="|".join(MASKED),
+    priority: 10
     conda:
         "../envs/mirage.yaml"
     threads: 8
@@ -37,6 +39,7 @@ rule masks:
         " --sam-batch-size {resources.sam_batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
+# Before the training, where it can be: a network that is not there shows at once.
 rule embed:
     input:
         images="<results>/{dataset}/sets/{set}/images.h5",
@@ -51,6 +54,7 @@ rule embed:
         "<results>/{dataset}/benchmarks/embed-{set}.tsv"
     wildcard_constraints:
         set="[^/]+",
+    priority: 10
     conda:
         "../envs/mirage.yaml"
     threads: 8
@@ -91,3 +95,31 @@ rule fid:
     shell:
         "python -m mirage_steps.fid --dataset {wildcards.dataset} --out {params.out:q}"
         " {params.rows} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+
+
+rule overview:
+    input:
+        table=rules.fid.output.table,
+        pictures=[
+            rules.foreground.output.picture,
+            rules.poses.output.picture,
+            rules.pose_eval.output.picture,
+            rules.train.output.loss,
+            "<results>/{dataset}/sets/no-mv/images.png",
+            "<results>/{dataset}/sets/mv-bg-hag/images.png",
+            "<results>/{dataset}/sets/mv-nobg-hag/masks.png",
+            rules.sheet.output.sheet,
+            rules.sheet.output.turn,
+        ],
+    output:
+        overview="<results>/{dataset}/overview.txt",
+    log:
+        "<results>/{dataset}/logs/overview.log",
+    localrule: True
+    conda:
+        "../envs/mirage.yaml"
+    message:
+        "{wildcards.dataset}: everything; the table and the list of pictures"
+    shell:
+        "(cat {input.table:q}; echo; echo Pictures:; printf '  %s\\n' {input.pictures:q})"
+        " > {output.overview:q} 2> {log:q}"

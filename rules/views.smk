@@ -1,4 +1,5 @@
 # Generated and real sets of images (paper, section 3.3).
+# Before the training: too few images for the table show at once.
 rule real:
     input:
         crops=rules.crops.output.crops,
@@ -9,6 +10,7 @@ rule real:
         run="<results>/{dataset}/sets/real.run.json",
     log:
         "<results>/{dataset}/logs/real.log",
+    priority: 10
     conda:
         "../envs/mirage.yaml"
     params:

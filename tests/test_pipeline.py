@@ -64,11 +64,7 @@ class Project:
         return self.folder / "results" / "mini" / path
 
 
-TARGETS = (
-    "results/mini/fid.txt",
-    "results/mini/sheet/contact_sheet.png",
-    "results/mini/poses/pose_eval.json",
-)
+TARGETS = ("results/mini/overview.txt",)
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +113,28 @@ def test_nothing_temporary_is_left(finished):
     assert not finished["crop_features/tokens.h5"].exists()
 
 
+def test_overview_names_pictures_that_exist(finished):
+    text = finished["overview.txt"].read_text()
+    assert text.startswith(finished["fid.txt"].read_text())
+    pictures = text.partition("Pictures:\n")[2].split("\n")[:-1]
+    assert len(pictures) == 9
+    assert all((finished.folder / path.strip()).stat().st_size > 1000 for path in pictures)
+
+
 def test_second_run_does_nothing(finished):
     assert "Nothing to be done" in finished.run("--", *TARGETS)
 
 
 def test_gamma_reruns_only_what_depends_on_it(changed):
     changed.settings(guidance={"gamma": 2.0})
-    assert changed.planned(*TARGETS) == {"views": 1, "masks": 1, "embed": 2, "sheet": 1, "fid": 1}
+    assert changed.planned(*TARGETS) == {
+        "views": 1,
+        "masks": 1,
+        "embed": 2,
+        "sheet": 1,
+        "fid": 1,
+        "overview": 1,
+    }
 
 
 def test_k_leaves_features_alone(changed):
@@ -141,7 +152,7 @@ def test_labels_rerun_only_the_evaluation(changed):
     config = yaml.safe_load(path.read_text())
     config["datasets"]["mini"]["labels"] = "labels.csv"
     path.write_text(yaml.safe_dump(config))
-    assert changed.planned(*TARGETS) == {"pose_eval": 1}
+    assert changed.planned(*TARGETS) == {"pose_eval": 1, "overview": 1}
 
 
 def finished_image(project: Project) -> str:

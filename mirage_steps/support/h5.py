@@ -31,12 +31,12 @@ def open_h5(path: Path, *needed: str) -> Iterator[h5py.File]:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(
-            f"{path}: not a readable HDF5 file ({error}); delete it and rerun"
+            f"{path}: not a readable HDF5 file ({error}); if a step made it, delete it and rerun"
         ) from None
     with file:
         missing = [key for key in needed if key not in file]
         if missing:
-            raise UserError(f"{path}: has no dataset {', '.join(missing)}; delete it and rerun")
+            raise UserError(f"{path}: has no dataset {', '.join(missing)}; is it the right file?")
         yield file
 
 

@@ -34,6 +34,27 @@ def ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator
             yield waiting.popleft().result()
 
 
+def read_entry(entry: Entry) -> Image.Image:
+    """Decode an image of the manifest.
+
+    Raises:
+        UserError: it can no longer be read, or has another size.
+    """
+    try:
+        image = read_rgb(entry.path, max_pixels=entry.width * entry.height)
+    except (UnreadableImage, OSError) as error:
+        raise UserError(
+            f"{entry.path}: was readable when the manifest was made, now: {error}; "
+            "restore it, or delete manifest.csv to list the images again"
+        ) from None
+    if image.size != (entry.width, entry.height):
+        raise UserError(
+            f"{entry.path}: was {entry.width}x{entry.height} when the manifest was made, now "
+            f"{image.width}x{image.height}; delete manifest.csv to list the images again"
+        )
+    return image
+
+
 def image_batches(
     entries: Sequence[Entry], prepare: Callable[[Image.Image, int], Image.Image], size: int
 ) -> Iterator[np.ndarray]:
@@ -52,20 +73,7 @@ def image_batches(
     """
 
     def load(index: int) -> np.ndarray:
-        entry = entries[index]
-        try:
-            image = read_rgb(entry.path, max_pixels=entry.width * entry.height)
-        except (UnreadableImage, OSError) as error:
-            raise UserError(
-                f"{entry.path}: was readable when the manifest was made, now: {error}; "
-                "restore it, or delete manifest.csv to list the images again"
-            ) from None
-        if image.size != (entry.width, entry.height):
-            raise UserError(
-                f"{entry.path}: was {entry.width}x{entry.height} when the manifest was made, now "
-                f"{image.width}x{image.height}; delete manifest.csv to list the images again"
-            )
-        return np.asarray(prepare(image, index))
+        return np.asarray(prepare(read_entry(entries[index]), index))
 
     batch: list[np.ndarray] = []
     for array in ahead(load, range(len(entries))):

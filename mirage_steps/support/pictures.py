@@ -16,7 +16,7 @@ from PIL import Image
 from mirage_steps.core.circle import circular_mean
 from mirage_steps.support.files import atomic
 from mirage_steps.support.h5 import open_h5
-from mirage_steps.support.images import read_rgb
+from mirage_steps.support.loading import read_entry
 from mirage_steps.support.manifest import Entry
 
 
@@ -79,7 +79,7 @@ def foreground(path: Path, examples: Sequence[ForegroundExample], threshold: flo
         top = axes[2 * (number // columns), number % columns]
         bottom = axes[2 * (number // columns) + 1, number % columns]
         entry = example.entry
-        top.imshow(read_rgb(entry.path, entry.width * entry.height))
+        top.imshow(read_entry(entry))
         if example.row[1]:
             for box, colour in ((example.row[2:6], "lime"), (example.row[6:10], "yellow")):
                 x0, y0, x1, y1 = box

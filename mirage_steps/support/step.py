@@ -41,10 +41,9 @@ def run(main: Callable[..., None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     module = sys.modules[main.__module__]
     name = module.__spec__.name if module.__spec__ else Path(module.__file__).stem
-    arguments: dict[str, Any] = {}
 
     def recorded(**given: Any) -> None:
-        arguments.update(given)
+        _require_folder(Path(given["out"]))
         started = time.time()
         main(**given)
         _write_provenance(name, given, started)
@@ -61,6 +60,14 @@ def run(main: Callable[..., None]) -> None:
         sys.exit(f"error: {where}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _require_folder(out: Path) -> None:
+    """Make the output folder before any work is done in vain."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--out {out}: is a file or below one; give a folder") from None
 
 
 def flags(settings: BaseModel, exclude: Collection[str] = ()) -> list[str]:
