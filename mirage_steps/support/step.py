@@ -63,11 +63,10 @@ def run(main: Callable[..., None]) -> None:
 
 
 def _require_folder(out: Path) -> None:
-    """Make the output folder before any work is done in vain."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--out {out}: is a file or below one; give a folder") from None
+    """Refuse an output folder that cannot be made, before any work is done in vain."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file; give a folder")
 
 
 def flags(settings: BaseModel, exclude: Collection[str] = ()) -> list[str]:
