@@ -72,7 +72,7 @@ def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig
 
     ``paper``: levels 64 to 512, attention up to 32 x 32 (our reading of appendix A).
     ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels and predicts
-    the velocity, which takes some hundred steps to draw a car where the noise takes many thousand.
+    the velocity, from which shapes appear in the few hundred steps that such a machine can afford.
     """
     if name == "paper":
         return UNetConfig(image_size, poses, (64, 128, 256, 512), dropout=dropout)
