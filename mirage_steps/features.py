@@ -1,7 +1,8 @@
 """Step 2: patch tokens of a vision transformer, streamed to HDF5.
 
 Run twice: on whole images, letterboxed to the backbone's resolution, and, with ``--windows``, on
-the crops that the foreground step found. Writes ``tokens.h5``:
+the crops that the foreground step found, moved so that the object is in the middle (paper, section
+3.1): where it stands is no part of its pose. Writes ``tokens.h5``:
 
 - ``patch_tokens`` (n, T, dim) float16, one chunk an image, row by row from the top left;
 - ``cls_token`` (n, dim) float16;
@@ -51,7 +52,7 @@ def main(
         content = [content_box(entry.width, entry.height) for entry in entries]
         prepare = _letterbox(network)
     else:
-        found = read_windows(windows, entries)
+        found = read_windows(windows, entries, centre=True)
         entries = [entry for entry, _ in found]
         content = [window_content(window, entry.width, entry.height) for entry, window in found]
         prepare = _crop([window for _, window in found], network.resolution)

@@ -1,8 +1,9 @@
 """Step 3: separate the object from its surroundings and find its crop (paper, section 3.1).
 
 PCA 1 over the patch tokens of all images; one side of one component is the object. Writes
-``pca1.npz`` (the stored model), ``foreground.csv`` (box, crop window, padded share of every image),
-``foreground.json`` (what was chosen and how clearly) and ``foreground.png``.
+``pca1.npz`` (the stored model), ``foreground.csv`` (of every image the object's box, the window of
+the crop to train on, and that one's padded share), ``foreground.json`` (what was chosen and how
+clearly) and ``foreground.png``.
 """
 
 from pathlib import Path

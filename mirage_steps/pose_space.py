@@ -1,7 +1,7 @@
-"""Step 4b: PCA 2 on foreground tokens, all tokens projected to three components (section 3.1).
+"""Step 4b: PCA 2 on foreground tokens, which project to maps of three components (section 3.1).
 
-Writes ``pca2.npz`` and ``maps.h5``: ``maps`` (n, T, 3) float32, ``valid`` (n, T) bool (False on
-padding) and ``image`` (n,) names.
+Writes ``pca2.npz`` and ``maps.h5``: ``maps`` (n, T, 3) float32 of length 1, zero off the object
+and where none is seen, ``valid`` (n, T) bool (False on padding) and ``image`` (n,) names.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_steps.core.boxes import valid_patches
-from mirage_steps.core.foreground import ForegroundModel
+from mirage_steps.core.foreground import ForegroundModel, object_maps
 from mirage_steps.core.pca import Moments, Pca
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic
@@ -45,7 +45,7 @@ def main(*, tokens: Path, foreground: Path, out: Path) -> None:
         )  # fmt: skip
         with atomic(out / "pca2.npz") as path:
             np.savez(path, **pca.arrays())
-        _write_maps(out / "maps.h5", file, pca)
+        _write_maps(out / "maps.h5", file, model, pca)
 
 
 def foreground_moments(file: h5py.File, model: ForegroundModel) -> Moments:
@@ -60,17 +60,28 @@ def foreground_moments(file: h5py.File, model: ForegroundModel) -> Moments:
     return moments
 
 
-def _write_maps(path: Path, file: h5py.File, pca: Pca) -> None:
+def _write_maps(path: Path, file: h5py.File, model: ForegroundModel, pca: Pca) -> None:
     count, patches, _ = file["patch_tokens"].shape
     grid = round(patches**0.5)
+    empty = 0
     with create_h5(path) as out:
         maps = by_image(out, "maps", count, (patches, _COMPONENTS), np.float32)
         valid = by_image(out, "valid", count, (patches,), bool)
         write_names(out, read_names(file))
         for rows in tqdm(list(slices(count, _BATCH)), desc="maps", mininterval=1.0):
-            maps[rows] = pca.project(file["patch_tokens"][rows])
-            content = file["content"][rows]
-            valid[rows] = valid_patches(content, grid).reshape(len(content), -1)
+            tokens, content = file["patch_tokens"][rows], file["content"][rows]
+            scores = model.scores(tokens)
+            inside = valid_patches(content, grid)
+            shown = (scores > model.threshold) & inside
+            empty += int((~shown.any((1, 2))).sum())
+            maps[rows] = object_maps(pca.project(tokens), shown.reshape(len(tokens), -1))
+            valid[rows] = inside.reshape(len(tokens), -1)
+    if empty:
+        log.warning(
+            "%d of %d crops show no foreground patch, so their pose means nothing; look at "
+            "foreground.png and try foreground.threshold: zero",
+            empty, count,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -108,7 +108,12 @@ class Training(Settings):
     )
     iterations: int = Field(1_000_000, ge=1, description="Optimiser steps (paper: 1e6 for cars).")
     batch_size: int = Field(128, ge=1, description="Images a step (DDIM: 128).")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of Adam (DDIM: 2e-4).")
+    optimizer: Literal["adam", "muon"] = Field(
+        "adam",
+        description="Adam (DDIM), or Muon for the hidden layers and Adam for the rest, which "
+        "learns more in few steps.",
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate (DDIM: 2e-4).")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="Learning rate over the run: constant (DDIM) or cosine to zero."
     )
@@ -127,6 +132,12 @@ class Training(Settings):
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
     sample_every: int = Field(5000, ge=1, description="Steps between sample grids.")
     seed: int = Field(0, ge=0, description="Seed of weights, noise, steps and data order.")
+
+    @model_validator(mode="after")
+    def _levels_fit(self) -> "Training":
+        if self.preset == "small" and self.image_size % 16:
+            raise ValueError("image_size must be a multiple of 16 for the preset small")
+        return self
 
 
 class Views(Settings):

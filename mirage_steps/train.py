@@ -24,6 +24,7 @@ from tqdm import tqdm
 from mirage_steps import settings
 from mirage_steps.core import diffusion
 from mirage_steps.core.multiview import sample_single
+from mirage_steps.core.optimizers import optimizers
 from mirage_steps.core.unet import UNetConfig, build, preset
 from mirage_steps.support import pictures
 from mirage_steps.support.device import autocast, choose_device
@@ -35,7 +36,7 @@ from mirage_steps.support.step import log, run
 
 # Raised by hand when a change makes old checkpoints or models wrong; an edit that does not, such
 # as a reformatting, must never cost days of training.
-VERSION = 1
+VERSION = 2
 
 _SAMPLE_STEPS = 25
 
@@ -122,10 +123,8 @@ class Trainer:
         self.config, self.training, self.device = config, training, device
         self.model = build(config, training.seed).to(device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=training.learning_rate, fused=True
-        )
-        self.schedule = LambdaLR(self.optimizer, _rate(training))
+        self.optimizers = optimizers(self.model, training.optimizer, training.learning_rate)
+        self.schedules = [LambdaLR(one, _rate(training)) for one in self.optimizers]
         self.alphas = diffusion.cumulative_alphas().to(device)
         self.done = 0
 
@@ -149,11 +148,13 @@ class Trainer:
         else:
             target = noise
         loss = diffusion.squared_error(predicted, target)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
-        self.optimizer.step()
-        self.schedule.step()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         self._average()
         self.done += 1
         return torch.stack([loss.detach() / images[0].numel(), norm])
@@ -173,17 +174,18 @@ class Trainer:
             "done": self.done,
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
     def restore(self, state: dict) -> None:
         """Go on from what :meth:`state` gave."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
         self.done = state["done"]
+        for schedule in self.schedules:
+            schedule.last_epoch = self.done
 
 
 def _rate(training: settings.Training):
@@ -226,7 +228,7 @@ def _train(trainer: Trainer, data: Data, folder: Path, identity: dict) -> None:
                         f"the loss is not finite at step {trainer.done}; the last checkpoint is "
                         "kept: try precision: float32 or a lower learning_rate"
                     )
-                rate = trainer.optimizer.param_groups[0]["lr"]
+                rate = trainer.optimizers[0].param_groups[0]["lr"]
                 record = {"step": trainer.done, "loss": loss, "gradient_norm": norm}
                 print(json.dumps({**record, "learning_rate": rate}), file=metrics, flush=True)
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mirage_steps.core.boxes import (
+    centred,
     content_box,
     crop,
     from_letterbox,
@@ -156,6 +157,17 @@ def test_a_window_at_the_edge_is_shifted_not_padded():
 def test_a_window_larger_than_the_image_is_centred_on_it():
     window = square_window((0, 0, 100, 40), 100, 40, 0.1)
     np.testing.assert_allclose(window, (-12.5, -42.5, 112.5, 82.5))
+
+
+def test_a_centred_window_keeps_its_side_and_shows_the_box_in_its_middle():
+    for box, width, height in _boxes(100, 8):
+        window = square_window(box, width, height, 0.06)
+        moved = centred(window, box)
+        np.testing.assert_allclose(np.subtract(moved[2:], moved[:2]), window[2] - window[0])
+        np.testing.assert_allclose(np.add(moved[2:], moved[:2]), np.add(box[2:], box[:2]))
+        if padded_share(moved, width, height) == 0:
+            np.testing.assert_allclose(moved, window, atol=1e-9)
+    assert centred((0, 30, 40, 70), (0, 40, 20, 60)) == (-10, 30, 30, 70)
 
 
 def test_padded_share_is_the_share_of_pixels_outside():

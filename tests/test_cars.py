@@ -80,6 +80,43 @@ def test_without_placement_cars_are_centred_and_alike_in_size():
             assert abs(places.mean() - 31.5) <= 1
 
 
+@pytest.mark.parametrize("overhang", [0.0, 0.1, 0.25])
+def test_an_overhanging_car_is_cut_by_one_edge(overhang):
+    sides = set()
+    for index in range(10):
+        # Large pictures of the small car, so that pixels do not matter.
+        words = {"families": cars.DEMO_FAMILIES, "size": 96, "span": (0.4, 0.6)}
+        free = cars.render(4, index, **words)
+        cut = cars.render(4, index, **words, overhang=overhang)
+        assert cut.azimuth_deg == free.azimuth_deg
+        extents = [_extent(car.mask) for car in (free, cut)]
+        at = [extents[1][0] <= 1, extents[1][1] <= 1, extents[1][2] >= 95, extents[1][3] >= 95]
+        assert sum(at) == 1
+        side = at.index(True)
+        sides.add(side)
+        whole, left = (extent[side % 2 + 2] - extent[side % 2] for extent in extents)
+        assert left == pytest.approx((1 - overhang) * whole, abs=2)
+        # Only the car's place changes, and along one axis alone.
+        other = 1 - side % 2
+        assert extents[0][other::2] == pytest.approx(extents[1][other::2], abs=1)
+    assert len(sides) >= 3
+
+
+def test_a_car_may_be_kept_near_an_edge_without_touching_it():
+    for index in range(6):
+        car = cars.render(4, index, cars.DEMO_FAMILIES, span=(0.25, 0.4), overhang=-0.2)
+        extent = np.array(_extent(car.mask))
+        room = np.minimum(extent[:2], 96 - extent[2:])
+        lengths = extent[2:] - extent[:2]
+        assert np.abs(room - 0.2 * lengths).min() <= 2 and room.min() > 0
+
+
+def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Box (x0, y0, x1, y1) of what a mask covers, in pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+
+
 def test_families_of_demo_and_stand_ins_are_apart():
     assert not set(cars.DEMO_FAMILIES) & set(cars.STAND_IN_FAMILIES)
     assert set(cars.DEMO_FAMILIES) | set(cars.STAND_IN_FAMILIES) == set(cars.FAMILIES)

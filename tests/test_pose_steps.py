@@ -162,17 +162,31 @@ def test_tokens_are_those_of_a_direct_forward_pass(done):
         np.testing.assert_allclose(file["cls_token"][:], hidden[:, 0], atol=4e-3)
 
 
-def test_tokens_of_crops_are_those_of_the_windows(done):
+def test_tokens_of_crops_are_those_of_windows_with_the_object_in_the_middle(done):
     by_name = {entry.image: entry for entry in done.entries}
-    squares = [crop(read_rgb(by_name[row["image"]].path), _window(row), 32) for row in done.windows]
+    windows = []
+    for row in done.windows:
+        half = (float(row["window_x1"]) - float(row["window_x0"])) / 2
+        x, y = ((float(row[f"{a}0"]) + float(row[f"{a}1"])) / 2 for a in "xy")
+        windows.append((x - half, y - half, x + half, y + half))
+    squares = [
+        crop(read_rgb(by_name[row["image"]].path), window, 32)
+        for row, window in zip(done.windows, windows, strict=True)
+    ]
     hidden = _direct(done.model, squares)
     with h5py.File(done.root / "cropped/tokens.h5") as file:
         assert _names(file) == [row["image"] for row in done.windows]
-        np.testing.assert_allclose(file["patch_tokens"][:], hidden[:, 1:], atol=4e-3)
+        # The windows are equal but for rounding, which may change a pixel by one grey level.
+        np.testing.assert_allclose(file["patch_tokens"][:], hidden[:, 1:], atol=2e-2)
         content = file["content"][:]
-    for row, box in zip(done.windows, content, strict=True):
+    moved = 0
+    for row, window, box in zip(done.windows, windows, content, strict=True):
+        entry = by_name[row["image"]]
         share = float(1 - (box[2] - box[0]) * (box[3] - box[1]))
-        assert share == pytest.approx(float(row["padded_share"]), abs=2e-3)
+        expected = padded_share(window, entry.width, entry.height)
+        assert share == pytest.approx(expected, abs=2e-3)
+        moved += window != pytest.approx(_window(row), abs=0.5)
+    assert moved
 
 
 @pytest.mark.parametrize("registers", [1, 4])
@@ -321,7 +335,7 @@ def test_crops_are_the_windows_in_the_manifest_s_order(done):
             np.testing.assert_array_equal(pixels, np.asarray(expected))
 
 
-def test_maps_are_projections_on_components_of_foreground_tokens(done):
+def test_maps_are_projections_of_foreground_tokens_of_length_one(done):
     model = ForegroundModel.load(done.root / "found/pca1.npz")
     with h5py.File(done.root / "cropped/tokens.h5") as file:
         tokens = file["patch_tokens"][:].astype(np.float64)
@@ -331,12 +345,15 @@ def test_maps_are_projections_on_components_of_foreground_tokens(done):
     assert valid.shape == maps.shape[:2] and valid.dtype == bool
     assert names == [row["image"] for row in done.windows]
     row = model.sign * model.pca.components[model.component]
-    chosen = tokens[((tokens - model.pca.mean) @ row > model.threshold) & valid]
+    front = (tokens - model.pca.mean) @ row > model.threshold
+    chosen = tokens[front & valid]
     stored = np.load(done.root / "space/pca2.npz")
     np.testing.assert_allclose(stored["mean"], chosen.mean(0), atol=1e-3)
     # The sign of each axis is free.
     axes = np.linalg.eigh(np.cov(chosen.T))[1][:, ::-1][:, :3].T
-    expected = (tokens - chosen.mean(0)) @ axes.T
+    expected = (tokens - chosen.mean(0)) @ axes.T * (front & valid)[..., None]
+    expected /= np.linalg.norm(expected, axis=(1, 2), keepdims=True)
+    assert 0.1 < front.mean() < 0.9
     signs = np.sign((expected * maps).sum((0, 1)))
     np.testing.assert_allclose(maps, expected * signs, atol=2e-2)
 

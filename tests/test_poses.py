@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 from mirage_steps.core.circle import circular_distance, circular_mean, shortest_cycle
+from mirage_steps.core.foreground import object_maps
 from mirage_steps.core.poses import (
     PoseModel,
     fill_padding,
@@ -157,6 +158,20 @@ def test_a_pose_without_images_has_no_mean():
 
 
 # Maps with padding
+
+
+def test_maps_show_the_object_alone_and_have_the_same_length():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(6, 9, 3)) * rng.uniform(0.1, 50, (6, 1, 1))
+    shown = rng.random((6, 9)) < 0.5
+    shown[2] = False
+    maps = object_maps(values, shown)
+    assert maps.dtype == np.float32 and not maps[~shown].any()
+    np.testing.assert_allclose((maps**2).sum((1, 2)), [1, 1, 0, 1, 1, 1], atol=1e-5)
+    # Lengths and background do not matter; the pattern on the object stays.
+    np.testing.assert_allclose(maps, object_maps(7 * values + ~shown[..., None], shown), atol=1e-6)
+    ratio = maps[0][shown[0]] / values[0][shown[0]]
+    np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-4)
 
 
 def test_position_means_leave_padding_out():

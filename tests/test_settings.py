@@ -87,6 +87,7 @@ def test_what_is_missing_is_told(config, where):
         ({"poses": 5}, "datasets.demo.poses: "),
         ({"training": {"ema": 1.0}}, "training.ema: input should be less than 1 (got 1.0)"),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate: "),
+        ({"training": {"preset": "small", "image_size": 40}}, "training: image_size must be a"),
         ({"training": {"precision": "half"}}, "training.precision: input should be 'auto'"),
         ({"foreground": {"margin": 0.5}}, "foreground.margin: input should be less than 0.5"),
         ({"foreground": {"fallback_sign": 0}}, "foreground.fallback_sign: input should be -1 or 1"),
@@ -177,6 +178,7 @@ def _other(value: object, field) -> object:
     """A value that is not the default but valid."""
     choices = {"rule": "first-component", "threshold": "zero", "fallback_sign": -1}
     choices |= {"preset": "small", "schedule": "cosine", "precision": "bfloat16"}
+    choices |= {"optimizer": "muon"}
     choices |= {"token": "mean-patch", "kind": "procedural"}
     if field in choices:
         return choices[field]

@@ -3,17 +3,22 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from segment_anything import SamPredictor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
+from mirage_steps import features, foreground, pose_space, settings
+from mirage_steps.core.poses import PoseModel, fill_padding, position_means, score_azimuths
 from mirage_steps.stand_ins import backbone, cars, evaluation, prompts, sam, scenes
 from mirage_steps.stand_ins.augment import random_colours, random_view
 from mirage_steps.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
 from mirage_steps.stand_ins.tiny_sam import IMAGE_SIZE, build_tiny_sam
+from mirage_steps.support.manifest import Entry, write_manifest
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 DINO = WEIGHTS / "stand-in-dinov2-cars"
@@ -52,6 +57,29 @@ def test_first_component_of_the_backbone_is_foreground():
     scores, threshold, _ = evaluation.foreground_scores(tokens)
     truth = evaluation.patch_masks(np.stack([car.mask for car in found]), 16)
     assert evaluation.iou(scores > threshold, truth).mean() >= 0.6
+
+
+def test_poses_of_fresh_cars_are_found(tmp_path):
+    manifest, windows, k = tmp_path / "manifest.csv", tmp_path / "foreground.csv", 8
+    entries = []
+    for index in range(256):
+        car = cars.render(FRESH, index, cars.DEMO_FAMILIES, size=64)
+        entries.append(Entry(f"{index}.png", tmp_path / f"{index}.png", 64, 64, car.azimuth_deg))
+        Image.fromarray(car.image).save(entries[-1].path)
+    write_manifest(manifest, entries)
+    network = settings.Backbone(model=str(DINO), resolution=64)
+    features.main(manifest=manifest, out=tmp_path / "whole", backbone=network)
+    foreground.main(manifest=manifest, tokens=tmp_path / "whole" / "tokens.h5", out=tmp_path)
+    features.main(manifest=manifest, windows=windows, out=tmp_path, backbone=network)
+    pose_space.main(tokens=tmp_path / "tokens.h5", foreground=tmp_path / "pca1.npz", out=tmp_path)
+    with h5py.File(tmp_path / "maps.h5") as file:
+        maps, valid = file["maps"][:], file["valid"][:]
+    means = position_means(maps, valid)
+    fill_padding(maps, valid, means)
+    labels, _ = PoseModel.fit(maps, means, k, starts=10, seed=0).assign(maps)
+    scores = score_azimuths(labels, np.array([entry.azimuth_deg for entry in entries]), k)
+    assert scores["median_error_deg"] <= 15 and scores["share_within_30_deg"] >= 0.8
+    assert scores["order_errors"] == 0
 
 
 def test_sam_finds_cars_from_a_box_and_points():

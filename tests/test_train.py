@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from mirage_steps import train
-from mirage_steps.core.unet import UNetConfig, build
+from mirage_steps.core.optimizers import KernelMuon, optimizers
+from mirage_steps.core.unet import UNetConfig, build, preset
 from mirage_steps.settings import Training
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.labels import read_labels
@@ -62,14 +63,16 @@ def stop_after(monkeypatch, steps: int) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, monkeypatch, stop):
-    whole = run(data, tmp_path / "whole", SETTINGS)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, monkeypatch, stop, optimizer):
+    settings = SETTINGS.model_copy(update={"optimizer": optimizer})
+    whole = run(data, tmp_path / "whole", settings)
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
         with pytest.raises(KeyboardInterrupt):
-            run(data, tmp_path / "parts", SETTINGS)
+            run(data, tmp_path / "parts", settings)
     assert not (tmp_path / "parts" / "model.safetensors").exists()
-    parts = run(data, tmp_path / "parts", SETTINGS)
+    parts = run(data, tmp_path / "parts", settings)
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name
     steps = [record["step"] for record in train.read_metrics(tmp_path / "parts" / "checkpoints")]
@@ -242,3 +245,34 @@ def test_damaged_model_is_named(data, tmp_path):
     weights.write_bytes(weights.read_bytes()[:500])
     with pytest.raises(UserError, match="not a trained model"):
         load_model(tmp_path / "run", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_every_parameter_has_one_optimizer(optimizer):
+    model = build(preset("small", SIZE, POSES, 0.0), 0)
+    found = []
+    for each in optimizers(model, optimizer, 1e-3):
+        owned = [p for group in each.param_groups for p in group["params"]]
+        found += getattr(each, "kernels", owned)
+    assert sorted(map(id, found)) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_kernels_step_like_their_matrices(layout):
+    """Against torch's Muon on plain matrices, the literal reading of the docstring."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(6, 4, 3, 3, generator=generator)
+    kernel = torch.nn.Parameter(start.clone(memory_format=layout))
+    matrix = torch.nn.Parameter(start.flatten(1).clone())
+    ours = KernelMuon([kernel], 0.01)
+    literal = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = torch.randn(6, 4, 3, 3, generator=generator)
+        kernel.grad, matrix.grad = gradient.clone(), gradient.flatten(1).clone()
+        ours.step()
+        literal.step()
+        ours.zero_grad()
+        assert kernel.grad is None
+    assert not torch.equal(kernel, start)
+    # Newton-Schulz runs in bfloat16, whose rounding depends on the columns' order.
+    torch.testing.assert_close(kernel.flatten(1), matrix, atol=1e-3, rtol=0)

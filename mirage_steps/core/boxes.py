@@ -78,6 +78,12 @@ def square_window(box: Box, width: int, height: int, margin: float) -> Box:
     return (start[0], start[1], start[0] + side, start[1] + side)
 
 
+def centred(window: Box, box: Box) -> Box:
+    """The window moved so that the middle of ``box`` is its own, even where it leaves the image."""
+    right, down = ((box[i] + box[i + 2] - window[i] - window[i + 2]) / 2 for i in (0, 1))
+    return (window[0] + right, window[1] + down, window[2] + right, window[3] + down)
+
+
 def padded_share(window: Box, width: int, height: int) -> float:
     """Share of a window's area outside the image, in [0, 1]."""
     inside_x = min(window[2], width) - max(window[0], 0.0)

@@ -153,6 +153,26 @@ class ForegroundModel:
             )
 
 
+def object_maps(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Maps of the object alone, all of the same length.
+
+    Zero is the mean of all objects. Were the background left at its own far-off values, outlines
+    would weigh more than what they enclose. Were the lengths left alone, maps that show little of
+    their object would lie together near zero, whatever its pose.
+
+    Args:
+        values: (n, T, c) tokens projected by PCA 2.
+        shown: bool (n, T), patches on the image that show the object.
+
+    Returns:
+        (n, T, c) float32, zero where nothing is shown, else with a Euclidean norm of 1 for each
+        image.
+    """
+    maps = np.where(shown[..., None], values, 0).astype(np.float32)
+    lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
+    return maps / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
 @dataclass(frozen=True)
 class Region:
     """An object found in an image.

@@ -53,7 +53,7 @@ class PoseModel:
         """Cluster maps by Euclidean K-Means and number the clusters around the circle.
 
         Args:
-            maps: (n, T, c) float32, padding filled.
+            maps: (n, T, c) float32, of ``object_maps`` and then :func:`fill_padding`.
             means: (T, c).
             k: number of poses.
             starts: K-Means runs, of which the one with the least inertia is kept.
@@ -69,7 +69,7 @@ class PoseModel:
         """Nearest pose of each map.
 
         Args:
-            maps: (n, T, c), padding filled.
+            maps: (n, T, c), of ``object_maps`` and then :func:`fill_padding` with ``means``.
 
         Returns:
             (n,) int pose and (n,) float Euclidean distance to its centroid.

@@ -105,6 +105,7 @@ def render(
     size: int = 96,
     placement: float = 1.0,
     span: tuple[float, float] = SPAN,
+    overhang: float | None = None,
 ) -> Rendering:
     """Render car number ``index`` of the endless set ``seed``.
 
@@ -114,12 +115,14 @@ def render(
         placement: randomness of scale and offset in the frame, 0 (fixed and centred) to 1.
         span: bounds of the share of the frame that the longer side of the car's box fills, at
             placement 1; beyond 1 the frame cuts the car.
+        overhang: share of the car's box that lies beyond the edge of the frame nearest to where
+            the car was drawn: 0 touches the edge, below 0 leaves room; None leaves the car alone.
     """
     rng = np.random.default_rng([seed, index])
     azimuth = float(rng.uniform(0, 360))
     shape = draw_shape(FAMILIES[families[int(rng.integers(len(families)))]], rng)
     mesh = build_mesh(shape)
-    camera = _draw_camera(azimuth, mesh, placement, span, rng)
+    camera = _draw_camera(azimuth, mesh, placement, span, overhang, rng)
     look = _draw_look(azimuth, rng)
     rays = _rays(camera, size * _SAMPLES)
     scene = EmbreeScene()
@@ -141,7 +144,12 @@ def render(
 
 
 def _draw_camera(
-    azimuth: float, mesh: Mesh, placement: float, span: tuple[float, float], rng
+    azimuth: float,
+    mesh: Mesh,
+    placement: float,
+    span: tuple[float, float],
+    overhang: float | None,
+    rng: np.random.Generator,
 ) -> _Camera:
     """A camera that sees the car from ``azimuth``, its window around the car's box."""
     turn = np.deg2rad(azimuth)
@@ -165,7 +173,12 @@ def _draw_camera(
     side = (high - low).max() / share
     # What the box leaves free of the frame is what it may be off the centre by.
     slack = np.abs(side - (high - low)) * 0.5 * 0.92
-    offset = placement * rng.uniform(-1, 1, 2) * slack * (0.7, 0.45)
+    drawn = rng.uniform(-1, 1, 2)
+    offset = placement * drawn * slack * (0.7, 0.45)
+    if overhang is not None:
+        axis = np.abs(drawn).argmax()
+        extent = high[axis] - low[axis]
+        offset[axis] = np.sign(drawn[axis]) * (0.5 * (side - extent) + overhang * extent)
     window = 0.5 * (low + high) + offset
     return _Camera(centre, forward, right, up, (float(window[0]), float(window[1]), float(side)))
 

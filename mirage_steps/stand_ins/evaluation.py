@@ -98,7 +98,9 @@ def cluster_errors(maps: np.ndarray, azimuth: np.ndarray, k: int) -> np.ndarray:
 def evaluate_backbone(
     model: torch.nn.Module, normalise: Callable[[Tensor], Tensor], images: int = 1000, k: int = 12
 ) -> BackboneScores:
-    """Run the pipeline's idea on fresh cars: foreground, crops, pose space, K-Means.
+    """Run the paper's way to poses on fresh cars: foreground, crops, pose space, K-Means.
+
+    The pipeline itself does better (``docs/pose_discovery.md``): it leaves the background out.
 
     Args:
         model: called with pictures (n, 3, s, s), gives ``last_hidden_state`` with a CLS token.

@@ -93,7 +93,8 @@ def foreground(path: Path, examples: Sequence[ForegroundExample], threshold: flo
         bottom.set_xlim(0, entry.width)
         bottom.set_ylim(entry.height, 0)
     figure.suptitle(
-        "Above: object's box (green), crop (yellow). Below: the component, red is foreground.",
+        "Above: object's box (green), crop to train on (yellow). "
+        "Below: the component, red is foreground.",
         fontsize=9,
     )
     save_figure(path, figure)
@@ -192,8 +193,8 @@ def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], gamma
         gamma: of the guidance, for the title.
     """
     objects, k, side = rows.shape[:3]
-    figure, axis = plt.subplots(figsize=(0.62 * k + 0.6, 0.62 * objects + 0.6))
-    axis.imshow(tile(rows.reshape(-1, side, side, 3), k))
+    figure, axis = plt.subplots(figsize=(0.82 * k + 0.6, 0.82 * objects + 0.6))
+    axis.imshow(tile(rows.reshape(-1, side, side, 3), k), interpolation="bicubic")
     step = side + 2
     for row, reference in enumerate(references):
         corner = (reference * step + 1, row * step + 1)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mirage_steps.core.boxes import Box
+from mirage_steps.core.boxes import Box, centred
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv, write_csv
 from mirage_steps.support.manifest import Entry
@@ -19,8 +19,13 @@ def write_windows(path: Path, rows: list[tuple]) -> None:
     )
 
 
-def read_windows(path: Path, entries: list[Entry]) -> list[tuple[Entry, Box]]:
+def read_windows(path: Path, entries: list[Entry], centre: bool = False) -> list[tuple[Entry, Box]]:
     """Images in which an object was found, each with its crop window in pixels.
+
+    Args:
+        path: foreground.csv.
+        entries: the manifest's images.
+        centre: move each window so that the object's box is in its middle, even out of the image.
 
     Raises:
         UserError: the table belongs to another manifest, or no object was found at all.
@@ -28,11 +33,11 @@ def read_windows(path: Path, entries: list[Entry]) -> list[tuple[Entry, Box]]:
     rows = read_csv(path)
     if [row.get("image") for row in rows] != [entry.image for entry in entries]:
         raise UserError(f"{path}: lists other images than the manifest; rerun the foreground step")
-    found = [
-        (entry, tuple(float(row[key]) for key in _WINDOW))
-        for entry, row in zip(entries, rows, strict=True)
-        if row["found"] == "1"
-    ]
+    found = []
+    for entry, row in zip(entries, rows, strict=True):
+        if row["found"] == "1":
+            box, window = (tuple(float(row[key]) for key in keys) for keys in (_BOX, _WINDOW))
+            found.append((entry, centred(window, box) if centre else window))
     if not found:
         raise UserError(
             f"{path}: no object was found in any image; look at foreground.png beside it and try "
