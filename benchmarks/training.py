@@ -68,9 +68,8 @@ def middle_times(count: int) -> torch.Tensor:
 
 _STEM_2 = {"stem": 2, "widths": (32, 96, 192, 192)}
 VARIANTS = {
-    "base": Variant("the demo: Muon, rate 3e-3, batch 32, 4 x 4 blocks, pyramid"),
+    "base": Variant("the demo: Muon, rate 3e-3, batch 32, 4 x 4 blocks"),
     "adam": Variant("Adam, rate 1e-3", {"optimizer": "adam", "learning_rate": 1e-3}),
-    "flat": Variant("without the pyramid", network={"pyramid": False}),
     "middle": Variant("more time steps of middle noise (logit-normal)", times=middle_times),
     "stem 2": Variant("2 x 2 blocks, a level of width 32 more", network=_STEM_2),
     "batch 16": Variant("16 images a step", {"batch_size": 16}),

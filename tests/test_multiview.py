@@ -13,14 +13,13 @@ from mirage_steps.core.multiview import denoise_views, sample_single, sample_vie
 from mirage_steps.core.unet import Frames, UNet, UNetConfig, hard_attention, preset
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
-PYRAMID = replace(CONFIG, widths=(32, 64, 32), prediction="velocity", pyramid=True)
 
 
-@pytest.fixture(scope="module", params=[CONFIG, PYRAMID], ids=["noise", "velocity-pyramid"])
+@pytest.fixture(scope="module", params=["noise", "velocity"])
 def network(request) -> UNet:
     """A small network whose zero-initialised layers got values, or nothing would be tested."""
     torch.manual_seed(0)
-    config = request.param
+    config = replace(CONFIG, prediction=request.param)
     model = UNet(config).double().eval().requires_grad_(False)
     for parameter in model.parameters():
         if not parameter.any():
@@ -73,28 +72,19 @@ class LiteralUNet:
         model = self.model
         embedding = model.embed(torch.tensor([t]), torch.tensor([pose]))
         h = model.conv_in(model.stem_in(x))
-        skips, level = [h], 0
+        skips = [h]
         for layer in model.down:
             h = self.stage(layer, h, embedding, "encoder")
-            if isinstance(layer, unet._Down) and model.config.pyramid:
-                level += 1
-                small = 2**level * functional.avg_pool2d(x, 2**level)
-                h = h + model.pyramid_in[level - 1](model.stem_in(small))
             skips.append(h)
         h = model.middle_in(h, embedding)
         h = self.attention[model.middle_attention](h, mode)
         h = model.middle_out(h, embedding)
-        coarse = torch.zeros_like(x)
         for layer in model.up:
             if isinstance(layer, unet._Stage):
                 h = torch.cat([h, skips.pop()], dim=1)
-            elif model.config.pyramid:
-                small = model.stem_out(model.pyramid_out[level - 1](h))
-                coarse += small.repeat_interleave(2**level, 2).repeat_interleave(2**level, 3)
-                level -= 1
             h = self.stage(layer, h, embedding, mode)
-        out = model.out(h) + model.gain(embedding)[:, :, None, None] * model.stem_in(x)
-        return model.stem_out(out) + coarse
+        out = model.conv_out(functional.silu(model.norm_out(h)))
+        return model.stem_out(out + model.gain(embedding)[:, :, None, None] * model.stem_in(x))
 
     def stage(self, layer, h, embedding, mode):
         if not isinstance(layer, unet._Stage):

@@ -36,9 +36,6 @@ class UNetConfig:
             a stem, the input also goes straight to the output with a gain that depends on time and
             pose: most of a block's values are noise that the network would else have to carry
             through all its layers only to give it back.
-        pyramid: every lower level also reads the input at its own scale and adds an image of that
-            scale to the output (NCSN++, Song et al. 2021): at high noise only what is averaged over
-            many pixels can be told from noise, and paint is decided there.
         dropout: in residual blocks, while training.
         prediction: what the network's output means: ``noise`` (paper), or ``velocity``, from which
             the noise follows (:func:`mirage_steps.core.diffusion.noise_from_output`).
@@ -52,7 +49,6 @@ class UNetConfig:
     head_dim: int = 32
     heads: int = 4
     stem: int = 1
-    pyramid: bool = False
     dropout: float = 0.0
     prediction: str = "noise"
 
@@ -75,9 +71,9 @@ def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig
     """The two networks on offer.
 
     ``paper``: levels 64 to 512, attention up to 32 x 32 (our reading of appendix A).
-    ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels, at three
-    scales, and predicts the velocity, from which shapes appear in the few hundred steps that such a
-    machine can afford. ``docs/training.md`` has what was compared.
+    ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels and predicts
+    the velocity, from which shapes appear in the few hundred steps that such a machine can afford
+    (``docs/training.md`` has what was compared).
     """
     if name == "paper":
         return UNetConfig(image_size, poses, (64, 128, 256, 512), dropout=dropout)
@@ -88,7 +84,6 @@ def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig
         blocks=1,
         attention_below=8,
         stem=4,
-        pyramid=True,
         dropout=dropout,
         prediction="velocity",
     )
@@ -137,7 +132,6 @@ class UNet(nn.Module):
 
         resolution, channels = config.image_size // config.stem, widths[0]
         self.down, skips = nn.ModuleList(), [channels]
-        self.pyramid_in, self.pyramid_out = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             attention = resolution <= config.attention_below
             for _ in range(config.blocks):
@@ -148,9 +142,6 @@ class UNet(nn.Module):
                 self.down.append(_Down(channels))
                 skips.append(channels)
                 resolution //= 2
-                if config.pyramid:
-                    self.pyramid_in.append(nn.Conv2d(pixels, channels, 1))
-                    self.pyramid_out.append(_Out(widths[level + 1], pixels, 1))
 
         self.middle_in = ResidualBlock(config, channels, channels)
         self.middle_attention = SelfAttention(config, channels)
@@ -166,13 +157,14 @@ class UNet(nn.Module):
                 self.up.append(_Up(channels))
                 resolution *= 2
 
-        self.out = _Out(channels, pixels, 3)
+        self.norm_out = nn.GroupNorm(32, channels)
+        self.conv_out = nn.Conv2d(channels, pixels, 3, padding=1)
         self.stem_out = nn.PixelShuffle(config.stem)
-        self.gain = None
-        if config.stem > 1:
-            self.gain = nn.Linear(embedding, pixels)
-            nn.init.zeros_(self.gain.weight)
-            nn.init.zeros_(self.gain.bias)
+        self.gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
+        # The untrained network puts out zero, the usual start of such networks.
+        for layer in filter(None, (self.conv_out, self.gain)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def embed(self, t: Tensor, pose: Tensor) -> Tensor:
         """Joint embedding of time and pose.
@@ -203,16 +195,11 @@ class UNet(nn.Module):
             The bottleneck's features and the skip connections, first to last, before them all the
             input's blocks.
         """
-        blocks = self._blocks(x)
+        blocks = self.stem_in(x).contiguous(memory_format=torch.channels_last)
         h = self.conv_in(blocks)
         skips = [blocks, h]
-        pyramid_in = iter(self.pyramid_in)
         for layer in self.down:
             h = layer(h, embedding)
-            if isinstance(layer, _Down) and self.config.pyramid:
-                # Averaging four pixels halves their noise; the factor keeps its variance.
-                x = 2 * functional.avg_pool2d(x, 2)
-                h = h + next(pyramid_in)(self._blocks(x))
             skips.append(h)
         return self.middle_in(h, embedding), skips
 
@@ -233,24 +220,14 @@ class UNet(nn.Module):
         """
         h = self.middle_out(self.middle_attention(h, frames), embedding)
         blocks, *skips = skips
-        pyramid_out = reversed(self.pyramid_out)
-        coarse = None
         for layer in self.up:
             if isinstance(layer, _Stage):
                 h = torch.cat([h, skips.pop()], dim=1)
-            elif self.config.pyramid:
-                image = self.stem_out(next(pyramid_out)(h))
-                coarse = _double(image if coarse is None else coarse + image)
             h = layer(h, embedding, frames)
-        h = self.out(h)
+        h = self.conv_out(functional.silu(self.norm_out(h)))
         if self.gain is not None:
             h = torch.addcmul(h, self.gain(embedding)[:, :, None, None], blocks)
-        h = self.stem_out(h)
-        return h if coarse is None else h + coarse
-
-    def _blocks(self, x: Tensor) -> Tensor:
-        """An image as blocks of pixels, (n, 3, S, S) to (n, 3 stem^2, S / stem, S / stem)."""
-        return self.stem_in(x).contiguous(memory_format=torch.channels_last)
+        return self.stem_out(h)
 
 
 def build(config: UNetConfig, seed: int) -> UNet:
@@ -403,22 +380,4 @@ class _Up(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
-        return self.conv(_double(x))
-
-
-class _Out(nn.Module):
-    """From features to pixels: zero at the start, as is usual."""
-
-    def __init__(self, channels: int, pixels: int, kernel: int):
-        super().__init__()
-        self.norm = nn.GroupNorm(32, channels)
-        self.conv = nn.Conv2d(channels, pixels, kernel, padding=kernel // 2)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(functional.silu(self.norm(x)))
-
-
-def _double(x: Tensor) -> Tensor:
-    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
