@@ -192,7 +192,7 @@ Measured on {scores.images} pictures of the demo's families (`evaluation.json`):
 |---|---|
 | IoU of the first principal component, cut by Otsu's threshold, with the true mask (patches) | {scores.foreground_iou:.3f} |
 | share of the tokens' variance on the first component | {scores.first_variance:.2f} |
-| median azimuth error within K-Means clusters (K = {scores.k}) | {scores.median_error:.1f} degrees |
+| median azimuth error within K-Means clusters of all tokens, as in the paper (K = {scores.k}) | {scores.median_error:.1f} degrees |
 | share of pictures within 30 degrees of their cluster's mean | {scores.within_30:.1%} |
 
 To make it again: `snakemake --cores 2 stand_ins`.
