@@ -28,25 +28,24 @@ from unittest.mock import patch
 import h5py
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 from mirage_steps.core import diffusion
 from mirage_steps.core.metrics import frechet_from_features, kernel_distance
 from mirage_steps.core.multiview import sample_single
-from mirage_steps.core.unet import UNetConfig, preset
+from mirage_steps.core.unet import preset
 from mirage_steps.embed import backbone_features
-from mirage_steps.settings import Training
+from mirage_steps.settings import Training, load
 from mirage_steps.support.backbone import Backbone
 from mirage_steps.support.device import autocast
 from mirage_steps.support.files import write_json
 from mirage_steps.support.labels import read_labels
 from mirage_steps.train import Trainer
 
-SIZE = 64
-BASE = {
-    "preset": "small", "image_size": SIZE, "batch_size": 32, "schedule": "cosine", "warmup": 50,
-    "ema": 0.99, "dropout": 0.0, "optimizer": "muon", "learning_rate": 3e-3,
-}  # fmt: skip
+CONFIG = Path(__file__).parents[1] / "config" / "config.yaml"
+DEMO = load(yaml.safe_load(CONFIG.read_text())).datasets["demo"].training
+SIZE = DEMO.image_size
 TIMES = torch.arange(50, diffusion.T, 100)  # the ten noise levels
 CPU = torch.device("cpu")
 
@@ -68,7 +67,7 @@ def middle_times(count: int) -> torch.Tensor:
 
 _STEM_2 = {"stem": 2, "widths": (32, 96, 192, 192)}
 VARIANTS = {
-    "base": Variant("the demo: Muon, rate 3e-3, batch 32, 4 x 4 blocks"),
+    "base": Variant("the demo, as config/config.yaml has it"),
     "adam": Variant("Adam, rate 1e-3", {"optimizer": "adam", "learning_rate": 1e-3}),
     "middle": Variant("more time steps of middle noise (logit-normal)", times=middle_times),
     "stem 2": Variant("2 x 2 blocks, a level of width 32 more", network=_STEM_2),
@@ -118,8 +117,9 @@ def main() -> None:
 
 def make_trainer(name: str, poses: int, steps: int, seed: int) -> Trainer:
     variant = VARIANTS[name]
-    training = Training(**{**BASE, **variant.training, "iterations": steps, "seed": seed})
-    config: UNetConfig = preset("small", SIZE, poses, 0.0)
+    changed = {**variant.training, "iterations": steps, "seed": seed}
+    training = Training(**{**DEMO.model_dump(), **changed})
+    config = preset(training.preset, SIZE, poses, training.dropout)
     return Trainer(dataclasses.replace(config, **variant.network), training, CPU)
 
 

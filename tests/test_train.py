@@ -276,3 +276,10 @@ def test_kernels_step_like_their_matrices(layout):
     assert not torch.equal(kernel, start)
     # Newton-Schulz runs in bfloat16, whose rounding depends on the columns' order.
     torch.testing.assert_close(kernel.flatten(1), matrix, atol=1e-3, rtol=0)
+
+
+def test_a_kernel_that_muon_could_not_change_is_refused():
+    """A matrix that is a copy would be trained in the kernel's place, and nobody would notice."""
+    kernel = torch.nn.Parameter(torch.randn(4, 6, 3, 3).transpose(0, 1))
+    with pytest.raises(ValueError, match="neither contiguous nor channels_last"):
+        KernelMuon([kernel], 0.01)
