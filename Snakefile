@@ -5,9 +5,11 @@ min_version("9.20")
 
 
 configfile: "config/config.yaml"
+configfile: "config/paper.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/weights.smk"
 include: "rules/poses.smk"
 include: "rules/training.smk"
 include: "rules/views.smk"
@@ -19,5 +21,5 @@ include: "rules/docs.smk"
 rule all:
     default_target: True
     input:
-        expand("<results>/{dataset}/overview.txt", dataset=configuration.datasets),
+        [final(name) for name in configuration.targets or configuration.datasets],
     localrule: True

@@ -31,6 +31,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from mirage_steps import settings
 from mirage_steps.core import diffusion
 from mirage_steps.core.metrics import frechet_from_features, kernel_distance
 from mirage_steps.core.multiview import sample_single
@@ -98,7 +99,8 @@ def main() -> None:
     setup |= {"backbone": words.backbone, "resolution": words.resolution}
     seconds = seconds_a_step(words.out / "setup.json", setup, words.variants, k, known)
     print(seconds, flush=True)
-    network = Backbone.load(words.backbone, words.resolution, CPU)
+    features = settings.Backbone(model=words.backbone, resolution=words.resolution)
+    network = Backbone.load(features, CPU)
     # Seeds outside: after half the time there is one seed of everything.
     for seed in words.seeds:
         for name in words.variants:

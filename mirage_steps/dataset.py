@@ -1,7 +1,7 @@
 """Step 1: list the images of a data set, or make them.
 
-Writes ``manifest.csv`` (image, width, height, azimuth_deg where the source knows it) and
-``rejected.csv`` (image, reason) into the output folder.
+Writes ``manifest.csv`` (image, width, height, and what the source knows of it: azimuth_deg,
+viewpoint, category, box) and ``rejected.csv`` (image, reason) into the output folder.
 """
 
 from functools import partial
@@ -11,34 +11,57 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from mirage_steps.settings import Folder, Procedural
+from mirage_steps import settings
+from mirage_steps.sources import compcars, epfl, folder, procedural, stable_diffusion
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import write_csv
 from mirage_steps.support.manifest import write_manifest
+from mirage_steps.support.published import local
 from mirage_steps.support.step import log, run
+
+_LISTINGS = {
+    settings.Folder: folder.list_images,
+    settings.CompCars: compcars.list_images,
+    settings.Epfl: epfl.list_images,
+    settings.StableDiffusion: stable_diffusion.generate_images,
+    settings.Procedural: procedural.render_images,
+}
+
+
+def _command(name: str) -> object:
+    return tyro.conf.subcommand(name, prefix_name=False)
+
+
+Source = (
+    Annotated[settings.Folder, _command("folder")]
+    | Annotated[settings.CompCars, _command("compcars")]
+    | Annotated[settings.Epfl, _command("epfl")]
+    | Annotated[settings.StableDiffusion, _command("stable-diffusion")]
+    | Annotated[settings.Procedural, _command("procedural")]
+)
 
 
 def main(
     *,
-    source: Annotated[Folder, tyro.conf.subcommand("folder", prefix_name=False)]
-    | Annotated[Procedural, tyro.conf.subcommand("procedural", prefix_name=False)],
+    source: Source,
     out: Path,
+    weights: Path = Path(settings.WEIGHTS),
+    device: str = "auto",
 ) -> None:
     """List the images of a data set, or make them.
 
     Args:
         source: Where the images come from.
         out: Folder of the data set, e.g. results/demo.
+        weights: Folder of fetched networks, for Stable Diffusion.
+        device: auto, cpu or cuda, for Stable Diffusion.
     """
     progress = partial(tqdm, unit="image", mininterval=1.0)
-    if isinstance(source, Folder):
-        from mirage_steps.sources.folder import list_images
-
-        entries, rejected = list_images(source, out, progress)
-    else:
-        from mirage_steps.sources.procedural import render_images
-
-        entries, rejected = render_images(source, out, progress)
+    listing = _LISTINGS[type(source)]
+    if isinstance(source, settings.StableDiffusion):
+        resolve = partial(local, setting="source.model", weights=weights)
+        listing = partial(listing, resolve=resolve, device=device)
+    entries, rejected = listing(source, out, progress)
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
     if not entries:
         raise UserError(

@@ -23,18 +23,13 @@ from mirage_steps import settings
 from mirage_steps.support.backbone import Backbone
 from mirage_steps.support.device import choose_device
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.fetch import fetch
 from mirage_steps.support.h5 import create_h5, open_h5, slices
 from mirage_steps.support.loading import ahead
+from mirage_steps.support.published import FILES, local
 from mirage_steps.support.step import log, run
 
-INCEPTION_FILE = "inception-2015-12-05.pt"
 # What features of the published file are called; any other file is called by its own name.
 INCEPTION = "clean-fid Inception"
-INCEPTION_URL = (
-    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/" + INCEPTION_FILE
-)
-_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 INCEPTION_DIM = 2048
 
 Extractor = Callable[[np.ndarray], np.ndarray]
@@ -46,6 +41,7 @@ def main(
     out: Path,
     backbone: settings.Backbone = settings.Backbone(),
     embed: settings.Embed = settings.Embed(),
+    weights: Path = Path(settings.WEIGHTS),
     device: str = "auto",
 ) -> None:
     """Write features.h5: one row of each network's features for each image of a set.
@@ -55,17 +51,18 @@ def main(
         out: Folder for features.h5.
         backbone: The vision transformer.
         embed: Which features.
+        weights: Folder of fetched networks.
         device: auto, cpu or cuda.
     """
     chosen = choose_device(device)
-    network = Backbone.load(backbone.model, backbone.resolution, chosen)
+    network = Backbone.load(backbone, chosen, weights)
     extractors: dict[str, tuple[int, Extractor]] = {
         "backbone": (network.dim, lambda pixels: backbone_features(network, pixels, embed.token))
     }
     if embed.inception == "none":
         about = {"inception_absent": "not configured (embed.inception is none)"}
     else:
-        inception = Inception(inception_file(embed.inception), chosen)
+        inception = Inception(inception_file(embed.inception, weights), chosen)
         extractors["inception"] = (INCEPTION_DIM, inception.features)
         about = {"inception": inception.name}
     with open_h5(images, "images") as source, create_h5(out / "features.h5") as features:
@@ -142,10 +139,12 @@ class Inception:
         except (RuntimeError, ValueError, AttributeError):
             raise UserError(
                 f"embed.inception {path}: not clean-fid's Inception in TorchScript; get it from "
-                f"{INCEPTION_URL}"
+                f"{FILES['inception'].url}"
             ) from None
         with open(path, "rb") as content:
-            published = hashlib.file_digest(content, "sha256").hexdigest() == _INCEPTION_SHA256
+            published = (
+                hashlib.file_digest(content, "sha256").hexdigest() == FILES["inception"].sha256
+            )
         self.name = INCEPTION if published else path.name
         self.device = device
         self._resize = build_resizer("clean")
@@ -166,20 +165,20 @@ class Inception:
         return self.layers((pixels - 128) / 128).reshape(len(images), INCEPTION_DIM).cpu().numpy()
 
 
-def inception_file(inception: str) -> Path:
+def inception_file(inception: str, weights: Path) -> Path:
     """Where the network's file is; ``auto`` fetches it on first use, whole or not at all.
 
     Raises:
         UserError: it is not there and cannot be fetched.
     """
-    if inception != "auto":
-        if not Path(inception).is_file():
-            raise UserError(
-                f"embed.inception {inception}: no such file; download {INCEPTION_URL} to it, or "
-                "set embed.inception to auto or none"
-            )
-        return Path(inception)
-    return fetch(INCEPTION_URL, _INCEPTION_SHA256, "embed.inception auto")
+    if inception == "auto":
+        return local("inception", "embed.inception auto", weights)
+    if not Path(inception).is_file():
+        raise UserError(
+            f"embed.inception {inception}: no such file; download {FILES['inception'].url} to it, "
+            "or set embed.inception to auto or none"
+        )
+    return Path(inception)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ def main(
     out: Path,
     windows: Path | None = None,
     backbone: settings.Backbone = settings.Backbone(),
+    weights: Path = Path(settings.WEIGHTS),
     device: str = "auto",
 ) -> None:
     """Compute patch tokens of a vision transformer.
@@ -44,9 +45,10 @@ def main(
         out: Folder for tokens.h5.
         windows: The foreground step's foreground.csv, to look at its crops, not at whole images.
         backbone: The vision transformer.
+        weights: Folder of fetched networks.
         device: auto, cpu or cuda.
     """
-    network = Backbone.load(backbone.model, backbone.resolution, choose_device(device))
+    network = Backbone.load(backbone, choose_device(device), weights)
     entries = read_manifest(manifest)
     if windows is None:
         content = [content_box(entry.width, entry.height) for entry in entries]

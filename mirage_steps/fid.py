@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from mirage_steps.baseline import OWN_WHITE
 from mirage_steps.core.metrics import frechet_from_features, kernel_distance
 from mirage_steps.embed import INCEPTION
 from mirage_steps.support.backbone import STAND_IN
@@ -58,7 +59,7 @@ class Features:
         inception: (n, 2048) float32, or None.
         inception_name: the network of ``inception``, or why it is absent.
         networks: what made ``backbone``.
-        sam: model that removed the background, empty where nothing did.
+        sam: what removed the background, empty where it was kept.
     """
 
     backbone: np.ndarray
@@ -80,7 +81,8 @@ class Row:
         frechet: Frechet distance of the backbone's features.
         kernel: kernel distance of the backbone's features.
         networks: what made the backbone's features.
-        sam: model that removed both backgrounds, empty where nothing did.
+        sam: model that removed both backgrounds, empty where they were kept.
+        own_white: whether the scored images came without background.
     """
 
     name: str
@@ -91,11 +93,36 @@ class Row:
     kernel: float
     networks: Networks
     sam: str
+    own_white: bool = False
+
+    @property
+    def meaning(self) -> str:
+        """What the row is, in words."""
+        both = ", both sides without background" if self.sam else ""
+        return MEANING.get(self.name, f"another method's images{both}")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper printed of the same data set; shown, never computed with.
+
+    Args:
+        source: where in the paper.
+        fid: FID by the name of the row.
+        differs: settings of this run that are not the paper's.
+    """
+
+    source: str
+    fid: dict[str, float]
+    differs: tuple[str, ...]
 
 
 def main(
     *,
     row: Annotated[tuple[tuple[str, Path, Path], ...], tyro.conf.UseAppendAction] = (),
+    paper: Annotated[tuple[tuple[str, float], ...], tyro.conf.UseAppendAction] = (),
+    paper_source: str = "the paper",
+    differs: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     dataset: str,
     out: Path,
 ) -> None:
@@ -103,6 +130,9 @@ def main(
 
     Args:
         row: Name of a row, features.h5 of the generated set, features.h5 of the real set.
+        paper: Name of a row and the FID that the paper gives for it.
+        paper_source: Where in the paper.
+        differs: A setting of this run that is not the paper's.
         dataset: Name of the data set, for the head of the table.
         out: Folder for fid.txt and metrics.json.
     """
@@ -115,8 +145,9 @@ def main(
     if len({result.networks for result in rows}) > 1:
         found = "; ".join(f"{result.name}: {result.networks}" for result in rows)
         raise UserError(f"rows of different networks do not make one table ({found})")
-    write_json(out / "metrics.json", as_json(dataset, rows))
-    text = as_text(dataset, rows)
+    published = Published(paper_source, dict(paper), differs) if paper else None
+    write_json(out / "metrics.json", as_json(dataset, rows, published))
+    text = as_text(dataset, rows, published)
     with atomic(out / "fid.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     log.info("\n%s", text)
@@ -160,7 +191,7 @@ def compare(name: str, generated: Path, real: Path) -> Row:
         "images": (len(x.backbone), len(y.backbone)),
         "networks": (x.networks, y.networks),
         "Inception": (x.inception_name, y.inception_name),
-        "background removal": (x.sam or "none", y.sam or "none"),
+        "background removal": (_removal(x.sam, y.sam), y.sam or "none"),
     }
     for what, (one, other) in pairs.items():
         if one != other:
@@ -178,11 +209,17 @@ def compare(name: str, generated: Path, real: Path) -> Row:
         frechet_from_features(x.backbone, y.backbone),
         kernel_distance(x.backbone, y.backbone),
         x.networks,
-        x.sam,
+        y.sam,
+        x.sam == OWN_WHITE,
     )
 
 
-def as_json(dataset: str, rows: list[Row]) -> dict[str, object]:
+def _removal(scored: str, real: str) -> str:
+    """What removed the scored set's background; what is rendered on white compares with any."""
+    return real if scored == OWN_WHITE and real else scored or "none"
+
+
+def as_json(dataset: str, rows: list[Row], published: Published | None = None) -> dict[str, object]:
     """The table with every digit; absent distances are null and say why."""
     networks = rows[0].networks
     return {
@@ -203,41 +240,40 @@ def as_json(dataset: str, rows: list[Row]) -> dict[str, object]:
                 "fd_backbone": row.frechet,
                 "kid_backbone": row.kernel,
                 "sam": row.sam or None,
+                "paper_fid": None if published is None else published.fid.get(row.name),
             }
             for row in rows
         ],
-        "notes": notes(rows),
+        "notes": notes(rows, published),
     }
 
 
-def as_text(dataset: str, rows: list[Row]) -> str:
+def as_text(dataset: str, rows: list[Row], published: Published | None = None) -> str:
     """The table as a person reads it."""
     networks = rows[0].networks
     counts = sorted({row.n for row in rows})
     numbers = " or ".join(map(str, counts))
     backbone = f"{networks.backbone} {networks.token}"
-    table = [("row", "n", _inception_column(rows), f"FD {backbone}", f"KID {backbone}", "")]
+    head = ["row", "n", _inception_column(rows), f"FD {backbone}", f"KID {backbone}", ""]
+    table = [head]
     for row in rows:
         inception = "-" if row.inception is None else f"{row.inception:.3f}"
-        table.append(
-            (
-                row.name,
-                str(row.n),
-                inception,
-                f"{row.frechet:.3f}",
-                f"{row.kernel:.6f}",
-                MEANING.get(row.name, ""),
-            )
-        )
-    head = [
+        distances = [inception, f"{row.frechet:.3f}", f"{row.kernel:.6f}"]
+        table.append([row.name, str(row.n), *distances, row.meaning])
+    if published is not None:
+        printed = [published.fid.get(row.name) for row in rows]
+        cells = ["paper's FID", *("-" if value is None else f"{value:.3f}" for value in printed)]
+        for line, cell in zip(table, cells, strict=True):
+            line.insert(3, cell)
+    title = [
         f"{dataset}: distances to real images, smaller is better",
         f"{numbers} images a side, {networks.image_size} x {networks.image_size} pixels; "
         f"{networks.backbone} at {networks.resolution} pixels, {networks.token} token",
     ]
-    return "\n".join([*head, "", *_aligned(table), "", *notes(rows)]) + "\n"
+    return "\n".join([*title, "", *_aligned(table), "", *notes(rows, published)]) + "\n"
 
 
-def notes(rows: list[Row]) -> list[str]:
+def notes(rows: list[Row], published: Published | None = None) -> list[str]:
     """What a reader must know before comparing the numbers with others, a line each."""
     networks = rows[0].networks
     lines = [f"- in {_inception_column(rows)}: {reason}" for reason in _absences(rows)]
@@ -258,6 +294,26 @@ def notes(rows: list[Row]) -> list[str]:
     for sam in sorted({row.sam for row in rows if row.sam}):
         note = "the embedded stand-in for SAM" if sam.startswith(STAND_IN) else "segment-anything"
         lines.append(f"Backgrounds were removed by {sam}, {note}.")
+    lines += [
+        f"{row.name}: its images came on white; {row.sam} removed only the real ones' background."
+        for row in rows
+        if row.own_white
+    ]
+    return lines + (_about_paper(rows, published) if published else [])
+
+
+def _about_paper(rows: list[Row], published: Published) -> list[str]:
+    """What the paper's column is, and how far this run may be compared with it."""
+    lines = [
+        f"paper's FID: as printed in {published.source}; how many images it compared is not said, "
+        "so it is close to column FID at best, and to no other."
+    ]
+    names = {row.name for row in rows}
+    absent = [f"{name} {value:.3f}" for name, value in published.fid.items() if name not in names]
+    if absent:
+        lines.append(f"The paper also gives: {', '.join(absent)}.")
+    if published.differs:
+        lines.append(f"Not as in the paper: {'; '.join(published.differs)}.")
     return lines
 
 
@@ -283,7 +339,7 @@ def _inception_column(rows: list[Row]) -> str:
     return f"FD {names.pop()}"
 
 
-def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+def _aligned(table: list[list[str]]) -> list[str]:
     """Lines of a table: the first and the last column to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []

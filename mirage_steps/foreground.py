@@ -1,6 +1,7 @@
 """Step 3: separate the object from its surroundings and find its crop (paper, section 3.1).
 
-PCA 1 over the patch tokens of all images; one side of one component is the object. Writes
+PCA 1 over the patch tokens of all images; one side of one component is the object. Where the
+manifest gives an object's box, that one is taken. Writes
 ``pca1.npz`` (the stored model), ``foreground.csv`` (of every image the object's box, the window of
 the crop to train on, and that one's padded share), ``foreground.json`` (what was chosen and how
 clearly) and ``foreground.png``.
@@ -39,6 +40,7 @@ def main(
     manifest: Path,
     tokens: Path,
     out: Path,
+    stored: Path | None = None,
     foreground: settings.Foreground = settings.Foreground(),
 ) -> None:
     """Separate the object from its surroundings and find its crop.
@@ -47,22 +49,18 @@ def main(
         manifest: The data set's manifest.csv.
         tokens: tokens.h5 of the whole images.
         out: Folder for pca1.npz, foreground.csv, foreground.json and foreground.png.
+        stored: pca1.npz of another data set, to separate by, where nothing shall be fitted.
         foreground: How the component is chosen and cut.
     """
     entries = read_manifest(manifest)
     with open_h5(tokens, "patch_tokens", "content", "image") as file:
         if read_names(file) != [entry.image for entry in entries]:
             raise UserError(f"{tokens}: holds other images than the manifest; rerun features")
-        everything, border, inside = token_moments(file)
-        pca = Pca.fit(everything, _COMPONENTS)
-        contrasts = core.contrast(pca, border, inside)
-        choice = core.choose(contrasts, foreground.rule, foreground.fallback_sign)
-        _report(choice, foreground)
-        model = core.ForegroundModel(pca, choice.component, choice.sign, 0.0)
-        if foreground.threshold == "otsu":
-            model = core.ForegroundModel(
-                pca, choice.component, choice.sign, _otsu(file, model, everything)
-            )
+        if stored is None:
+            model, about = _fit(file, foreground)
+        else:
+            model = core.ForegroundModel.load(stored)
+            about = {"stored": str(stored), "component": model.component + 1, "sign": model.sign}
         rows, examples = _locate(file, entries, model, foreground.margin)
     with atomic(out / "pca1.npz") as path:
         model.save(path)
@@ -77,12 +75,7 @@ def main(
     write_json(
         out / "foreground.json",
         {
-            "rule": foreground.rule,
-            "component": choice.component + 1,
-            "sign": choice.sign,
-            "sign_decided_by": "border" if choice.decided else "foreground.fallback_sign",
-            "contrast_of_components": [round(float(value), 4) for value in contrasts],
-            "variance_ratio": [round(float(value), 4) for value in pca.variance_ratio],
+            **about,
             "threshold": model.threshold,
             "images": len(rows),
             "images_without_object": len(rows) - found,
@@ -93,6 +86,29 @@ def main(
     pictures.foreground(out / "foreground.png", examples, model.threshold)
     write_windows(out / "foreground.csv", rows)
     log.info("object found in %d of %d images", found, len(rows))
+
+
+def _fit(
+    file: h5py.File, foreground: settings.Foreground
+) -> tuple[core.ForegroundModel, dict[str, object]]:
+    """PCA 1 with its component, sign and threshold, and how they were found."""
+    everything, border, inside = token_moments(file)
+    pca = Pca.fit(everything, _COMPONENTS)
+    contrasts = core.contrast(pca, border, inside)
+    choice = core.choose(contrasts, foreground.rule, foreground.fallback_sign)
+    _report(choice, foreground)
+    model = core.ForegroundModel(pca, choice.component, choice.sign, 0.0)
+    if foreground.threshold == "otsu":
+        threshold = _otsu(file, model, everything)
+        model = core.ForegroundModel(pca, choice.component, choice.sign, threshold)
+    return model, {
+        "rule": foreground.rule,
+        "component": choice.component + 1,
+        "sign": choice.sign,
+        "sign_decided_by": "border" if choice.decided else "foreground.fallback_sign",
+        "contrast_of_components": [round(float(value), 4) for value in contrasts],
+        "variance_ratio": [round(float(value), 4) for value in pca.variance_ratio],
+    }
 
 
 def token_moments(file: h5py.File) -> tuple[Moments, Moments, Moments]:
@@ -167,13 +183,14 @@ def _fills_image(entry: Entry, row: tuple) -> bool:
 
 
 def _row(entry: Entry, region: core.Region | None, margin: float) -> tuple:
-    if region is None:
+    if region is None and entry.box is None:
         return (entry.image, 0, *[""] * 8, "", "")
     width, height = entry.width, entry.height
-    box = from_letterbox(region.box, width, height)
+    box = entry.box or from_letterbox(region.box, width, height)
     window = square_window(box, width, height, margin)
-    share = float(region.mask.mean()) * max(width, height) ** 2 / (width * height)
-    return (entry.image, 1, *box, *window, padded_share(window, width, height), min(share, 1.0))
+    covered = 0.0 if region is None else float(region.mask.mean())
+    share = min(covered * max(width, height) ** 2 / (width * height), 1.0)
+    return (entry.image, 1, *box, *window, padded_share(window, width, height), share)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def main(
     out: Path,
     backbone: settings.Backbone = settings.Backbone(),
     masks: settings.Masks = settings.Masks(),
+    weights: Path = Path(settings.WEIGHTS),
     device: str = "auto",
 ) -> None:
     """Give every image of a set a mask and a white background.
@@ -71,17 +72,18 @@ def main(
         out: Folder for images.h5, masks.png and masks.json.
         backbone: The vision transformer.
         masks: segment-anything.
+        weights: Folder of fetched networks.
         device: auto, cpu or cuda.
     """
     chosen = choose_device(device)
     model = ForegroundModel.load(foreground)
-    network = Backbone.load(backbone.model, backbone.resolution, chosen)
+    network = Backbone.load(backbone, chosen, weights)
     if len(model.pca.mean) != network.dim:
         raise UserError(
             f"{foreground}: fitted on tokens of length {len(model.pca.mean)}, those of "
             f"{network.name} have {network.dim}; use the backbone it was fitted with"
         )
-    sam = load_sam(masks.sam, chosen)
+    sam = load_sam(masks.sam, chosen, weights)
     name = Path(masks.sam).name
     if Path(masks.sam).is_dir() and not name.startswith(STAND_IN):
         name = f"{STAND_IN} {name}"  # only stand-ins are folders

@@ -1,6 +1,7 @@
-"""Step 5b: poses against true azimuths, where they are known. Nothing else ever reads the truth.
+"""Step 5b: poses against true azimuths or viewpoints, where they are known.
 
-Writes ``pose_eval.json`` and ``pose_eval.png``; both say so where no azimuth is known.
+Nothing else ever reads the truth. Writes ``pose_eval.json`` and ``pose_eval.png``; both say so
+where nothing is known.
 """
 
 import math
@@ -9,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.core.poses import score_azimuths
+from mirage_steps.core.poses import score_azimuths, score_labels
 from mirage_steps.support import pictures
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv, write_json
+from mirage_steps.support.labels import count_categories
 from mirage_steps.support.manifest import read_manifest
 from mirage_steps.support.step import log, run
 
 
 def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) -> None:
-    """Compare poses with true azimuths.
+    """Compare poses with true azimuths and viewpoints.
 
     Args:
         manifest: The data set's manifest.csv.
@@ -26,33 +28,51 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
         out: Folder for pose_eval.json and pose_eval.png.
         labels: CSV file with image and azimuth_deg; its image is a path or a file name.
     """
-    truth = {
-        entry.image: entry.azimuth_deg
-        for entry in read_manifest(manifest)
-        if entry.azimuth_deg is not None
-    }
+    entries = read_manifest(manifest)
+    truth = {entry.image: entry.azimuth_deg for entry in entries if entry.azimuth_deg is not None}
     if labels is not None:
-        truth.update(match_labels(labels, [entry.image for entry in read_manifest(manifest)]))
+        truth.update(match_labels(labels, [entry.image for entry in entries]))
+    viewpoints = {entry.image: entry.viewpoint for entry in entries if entry.viewpoint}
     rows = read_csv(poses)
     if not rows or not {"image", "pose"} <= rows[0].keys():
         raise UserError(f"{poses}: needs the columns image and pose; rerun the poses step")
-    k = 1 + max(int(row["pose"]) for row in rows)
-    known = [row for row in rows if row["image"] in truth]
-    if not known:
-        write_json(out / "pose_eval.json", {"images": 0, "note": "no true azimuth is known"})
-        pictures.no_truth(out / "pose_eval.png")
-        return
-    assigned = np.array([int(row["pose"]) for row in known])
-    azimuths = np.array([truth[row["image"]] for row in known])
-    scores = score_azimuths(assigned, azimuths, k)
+    assigned = {row["image"]: int(row["pose"]) for row in rows}
+    k = 1 + max(assigned.values())
+    azimuths = _known(truth, assigned)
+    views = _known(viewpoints, assigned)
+    picture = out / "pose_eval.png"
+    scores: dict = {"images": 0}
+    if azimuths:
+        numbers, values = (np.array(part) for part in zip(*azimuths, strict=True))
+        scores = score_azimuths(numbers, values, k, count_categories(poses))
+        pictures.pose_eval(picture, numbers, values, scores)
+        log.info(
+            "%d images with known azimuth: median error %.1f degrees, %.0f %% within 30 degrees, "
+            "%d steps out of order",
+            scores["images"], scores["median_error_deg"], 100 * scores["share_within_30_deg"],
+            scores["order_errors"],
+        )  # fmt: skip
+    if views:
+        numbers, names = zip(*views, strict=True)
+        agreement = score_labels(np.array(numbers), list(names), k)
+        scores["viewpoints"] = agreement
+        log.info(
+            "%d images with known viewpoint: purity %.3f (chance %.3f), normalised mutual "
+            "information %.3f",
+            agreement["images"], agreement["purity"], agreement["purity_of_chance"],
+            agreement["normalized_mutual_information"],
+        )  # fmt: skip
+        if not azimuths:
+            pictures.viewpoints(picture, agreement)
+    if not azimuths and not views:
+        scores["note"] = "no true azimuth or viewpoint is known"
+        pictures.no_truth(picture)
     write_json(out / "pose_eval.json", scores)
-    pictures.pose_eval(out / "pose_eval.png", assigned, azimuths, scores)
-    log.info(
-        "%d images with known azimuth: median error %.1f degrees, %.0f %% within 30 degrees, "
-        "%d steps out of order",
-        scores["images"], scores["median_error_deg"], 100 * scores["share_within_30_deg"],
-        scores["order_errors"],
-    )  # fmt: skip
+
+
+def _known(truth: dict, assigned: dict[str, int]) -> list[tuple]:
+    """(pose, truth) of every image of which both are known."""
+    return [(pose, truth[image]) for image, pose in assigned.items() if image in truth]
 
 
 def match_labels(labels: Path, images: list[str]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Step 4b: PCA 2 on foreground tokens, which project to maps of three components (section 3.1).
 
-Writes ``pca2.npz`` and ``maps.h5``: ``maps`` (n, T, 3) float32 of length 1, zero off the object
-and where none is seen, ``valid`` (n, T) bool (False on padding) and ``image`` (n,) names.
+Every category of objects has a PCA of its own. Writes ``pca2.npz`` and ``maps.h5``: ``maps``
+(n, T, 3) float32, by default of length 1 and zero off the object and where none is seen, ``valid``
+(n, T) bool (False on padding) and ``image`` (n,) names.
 """
 
 from pathlib import Path
@@ -10,9 +11,11 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from mirage_steps import settings
 from mirage_steps.core.boxes import valid_patches
 from mirage_steps.core.foreground import ForegroundModel, object_maps
 from mirage_steps.core.pca import Moments, Pca
+from mirage_steps.support.categories import read_categories
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic
 from mirage_steps.support.h5 import by_image, create_h5, open_h5, read_names, slices, write_names
@@ -22,45 +25,85 @@ _BATCH = 64
 _COMPONENTS = 3  # paper, section 3.1
 
 
-def main(*, tokens: Path, foreground: Path, out: Path) -> None:
+def main(
+    *,
+    tokens: Path,
+    foreground: Path,
+    out: Path,
+    categories: Path | None = None,
+    stored: Path | None = None,
+    pose_space: settings.PoseSpace = settings.PoseSpace(),
+) -> None:
     """Project the crops' tokens to pose space.
 
     Args:
         tokens: tokens.h5 of the crops.
         foreground: pca1.npz of the foreground step, applied to the crops' tokens.
         out: Folder for pca2.npz and maps.h5.
+        categories: categories.csv, where there are several kinds of object.
+        stored: pca2.npz of another data set, to project with, where nothing shall be fitted.
+        pose_space: What the maps hold.
     """
     model = ForegroundModel.load(foreground)
-    with open_h5(tokens, "patch_tokens", "content") as file:
-        moments = foreground_moments(file, model)
+    with open_h5(tokens, "patch_tokens", "content", "image") as file:
+        kinds = read_categories(categories, read_names(file))
+        pcas = _fit(tokens, file, model, kinds) if stored is None else _load(stored)
+        with atomic(out / "pca2.npz") as path:
+            np.savez(path, **Pca.stack(pcas))
+        _write_maps(out / "maps.h5", file, model, pcas, kinds, pose_space)
+
+
+def _fit(path: Path, file: h5py.File, model: ForegroundModel, kinds: np.ndarray) -> list[Pca]:
+    """PCA 2 of every category."""
+    pcas = []
+    for kind, moments in enumerate(foreground_moments(file, model, kinds)):
         if moments.count <= _COMPONENTS:
             raise UserError(
-                f"{tokens}: only {moments.count} foreground tokens in all crops; look at "
-                "foreground.png and try foreground.threshold: zero"
+                f"{path}: only {moments.count} foreground tokens in all crops of category {kind}; "
+                "look at foreground.png and try foreground.threshold: zero"
             )
-        pca = Pca.fit(moments, _COMPONENTS)
+        pcas.append(Pca.fit(moments, _COMPONENTS))
         log.info(
             "PCA 2 on %d foreground tokens: %s of their variance",
-            moments.count, ", ".join(f"{share:.0%}" for share in pca.variance_ratio),
+            moments.count, ", ".join(f"{share:.0%}" for share in pcas[-1].variance_ratio),
         )  # fmt: skip
-        with atomic(out / "pca2.npz") as path:
-            np.savez(path, **pca.arrays())
-        _write_maps(out / "maps.h5", file, model, pca)
+    return pcas
 
 
-def foreground_moments(file: h5py.File, model: ForegroundModel) -> Moments:
-    """Moments of the crops' tokens on the foreground side, padding left out."""
+def _load(path: Path) -> list[Pca]:
+    with np.load(path) as arrays:
+        return Pca.unstack(arrays)
+
+
+def foreground_moments(file: h5py.File, model: ForegroundModel, kinds: np.ndarray) -> list[Moments]:
+    """Moments of the crops' tokens on the foreground side, padding left out, of every category.
+
+    Args:
+        file: tokens of n crops.
+        model: PCA 1.
+        kinds: (n,) category of each crop, counted from 0.
+    """
     count, patches, dim = file["patch_tokens"].shape
-    moments = Moments(dim)
+    moments = [Moments(dim) for _ in range(int(kinds.max()) + 1)]
     for rows in tqdm(list(slices(count, _BATCH)), desc="PCA 2", mininterval=1.0):
         values = file["patch_tokens"][rows].astype(np.float32)
         scores = model.scores(values)
         chosen = (scores > model.threshold) & valid_patches(file["content"][rows], scores.shape[1])
-        moments.add(values[chosen.reshape(len(values), -1)])
+        chosen = chosen.reshape(len(values), -1)
+        for kind in np.unique(kinds[rows]):
+            own = kinds[rows] == kind
+            moments[kind].add(values[own][chosen[own]])
     return moments
 
 
-def _write_maps(path: Path, file: h5py.File, model: ForegroundModel, pca: Pca) -> None:
+def _write_maps(
+    path: Path,
+    file: h5py.File,
+    model: ForegroundModel,
+    pcas: list[Pca],
+    kinds: np.ndarray,
+    pose_space: settings.PoseSpace,
+) -> None:
     count, patches, _ = file["patch_tokens"].shape
     grid = round(patches**0.5)
     empty = 0
@@ -70,11 +113,15 @@ def _write_maps(path: Path, file: h5py.File, model: ForegroundModel, pca: Pca) -
         write_names(out, read_names(file))
         for rows in tqdm(list(slices(count, _BATCH)), desc="maps", mininterval=1.0):
             tokens, content = file["patch_tokens"][rows], file["content"][rows]
-            scores = model.scores(tokens)
             inside = valid_patches(content, grid)
-            shown = (scores > model.threshold) & inside
+            shown = (model.scores(tokens) > model.threshold) & inside
             empty += int((~shown.any((1, 2))).sum())
-            maps[rows] = object_maps(pca.project(tokens), shown.reshape(len(tokens), -1))
+            projected = np.empty((len(tokens), patches, _COMPONENTS), np.float32)
+            for kind in np.unique(kinds[rows]):
+                own = kinds[rows] == kind
+                projected[own] = pcas[kind].project(tokens[own])
+            shown = shown.reshape(len(tokens), -1)
+            maps[rows] = object_maps(projected, shown, pose_space.background, pose_space.length)
             valid[rows] = inside.reshape(len(tokens), -1)
     if empty:
         log.warning(

@@ -1,7 +1,8 @@
 """Step 5: poses by K-Means in pose space, numbered around the object (paper, section 3.1).
 
-Writes ``poses.csv`` (image, pose, distance), ``poses.npz`` (the centroids, by which a new photo is
-assigned), ``poses.json`` (count of each pose) and ``poses.png`` (Figure 2a).
+Every category of objects has K poses of its own; those of the second category follow those of the
+first. Writes ``poses.csv`` (image, pose, distance, category), ``poses.npz`` (the centroids, by
+which a new photo is assigned), ``poses.json`` (count of each pose) and ``poses.png`` (Figure 2a).
 """
 
 from pathlib import Path
@@ -11,19 +12,30 @@ import numpy as np
 from mirage_steps import settings
 from mirage_steps.core.poses import PoseModel, fill_padding, position_means
 from mirage_steps.support import pictures
+from mirage_steps.support.categories import read_categories
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic, write_csv, write_json
 from mirage_steps.support.h5 import open_h5, read_names
 from mirage_steps.support.step import log, run
 
 
-def main(*, maps: Path, crops: Path, out: Path, poses: settings.Poses = settings.Poses()) -> None:
+def main(
+    *,
+    maps: Path,
+    crops: Path,
+    out: Path,
+    categories: Path | None = None,
+    stored: Path | None = None,
+    poses: settings.Poses = settings.Poses(),
+) -> None:
     """Cluster the maps into poses.
 
     Args:
         maps: maps.h5 of the pose space.
         crops: crops.h5, for the picture.
         out: Folder for poses.csv, poses.npz, poses.json and poses.png.
+        categories: categories.csv, where there are several kinds of object.
+        stored: poses.npz of another data set, to assign by, where nothing shall be fitted.
         poses: Number of poses, starts and seed.
     """
     with open_h5(maps, "maps", "valid") as file:
@@ -31,27 +43,60 @@ def main(*, maps: Path, crops: Path, out: Path, poses: settings.Poses = settings
     with open_h5(crops, "image") as file:
         if read_names(file) != names:
             raise UserError(f"{crops} and {maps} list different images; rerun crops and pose_space")
-    if len(names) < poses.k:
-        raise UserError(
-            f"poses.k = {poses.k}, but an object was found in only {len(names)} images; "
-            "lower poses.k or add images"
-        )
-    means = position_means(values, valid)
-    fill_padding(values, valid, means)
-    log.info("K-Means: %d maps, %d poses, %d starts", len(names), poses.k, poses.starts)
-    model = PoseModel.fit(values, means, poses.k, poses.starts, poses.seed)
-    labels, distances = model.assign(values)
-    counts = np.bincount(labels, minlength=poses.k)
+    kinds = read_categories(categories, names)
+    if stored is None:
+        models = _fit(values, valid, kinds, poses)
+    else:
+        models = PoseModel.load_all(stored)
+    labels, distances = np.empty(len(names), np.int64), np.empty(len(names))
+    k = len(models[0].centroids)
+    for kind, model in enumerate(models):
+        own = _members(kinds, kind)
+        mine = values[own]
+        fill_padding(mine, valid[own], model.means)
+        labels[own], distances[own] = model.assign(mine)
+        labels[own] += kind * k
+    counts = np.bincount(labels, minlength=k * len(models))
     with atomic(out / "poses.npz") as path:
-        model.save(path)
-    pictures.poses(out / "poses.png", model.centroids, labels, distances, crops)
-    write_json(out / "poses.json", {"k": poses.k, "images": counts.tolist()})
+        PoseModel.save_all(path, models)
+    centroids = np.concatenate([model.centroids for model in models])
+    pictures.poses(out / "poses.png", centroids, labels, distances, crops)
+    write_json(out / "poses.json", {"k": k, "categories": len(models), "images": counts.tolist()})
     write_csv(
         out / "poses.csv",
-        ("image", "pose", "distance"),
-        ((n, p, f"{d:.6g}") for n, p, d in zip(names, labels, distances, strict=True)),
+        ("image", "pose", "distance", "category"),
+        (
+            (name, pose, f"{distance:.6g}", kind)
+            for name, pose, distance, kind in zip(names, labels, distances, kinds, strict=True)
+        ),
     )
     log.info("images of each pose: %s", " ".join(map(str, counts)))
+
+
+def _fit(
+    values: np.ndarray, valid: np.ndarray, kinds: np.ndarray, poses: settings.Poses
+) -> list[PoseModel]:
+    """Poses of every category."""
+    models = []
+    for kind in range(int(kinds.max()) + 1):
+        own = _members(kinds, kind)
+        mine = values[own]
+        where = f" of category {kind}" if kinds.any() else ""
+        if len(mine) < poses.k:
+            raise UserError(
+                f"poses.k = {poses.k}, but an object{where} was found in only {len(mine)} images; "
+                "lower poses.k or add images"
+            )
+        means = position_means(mine, valid[own])
+        fill_padding(mine, valid[own], means)
+        log.info("K-Means: %d maps%s, %d poses, %d starts", len(mine), where, poses.k, poses.starts)
+        models.append(PoseModel.fit(mine, means, poses.k, poses.starts, poses.seed))
+    return models
+
+
+def _members(kinds: np.ndarray, kind: int) -> np.ndarray | slice:
+    """Index of a category's images; with one category no copy of all maps is made."""
+    return kinds == kind if kinds.any() else slice(None)
 
 
 if __name__ == "__main__":

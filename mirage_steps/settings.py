@@ -9,12 +9,17 @@ paper's; all others are this project's choice, since the paper is silent on them
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 import tyro
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mirage_steps.support.errors import UserError
+
+# Folder into which published networks are fetched.
+WEIGHTS = "weights/published"
+# Names that a baseline cannot have: those of the sets that are always there.
+SETS = ("real-a", "real-b", "no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag", "mv-nobg-hag")
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
@@ -28,20 +33,72 @@ class Settings(BaseModel):
     untracked: ClassVar[tuple[str, ...]] = ()
 
 
+_MAX_PIXELS = Field(
+    100_000_000, ge=1, description="Images with more pixels are rejected before decoding."
+)
+
+
 class Folder(Settings):
     """Images of a folder, searched recursively."""
 
     kind: Annotated[Literal["folder"], tyro.conf.Suppress] = "folder"
     path: Path = Field(description="Folder with the images.")
-    max_pixels: int = Field(
-        100_000_000, ge=1, description="Images with more pixels are rejected before decoding."
+    max_pixels: int = _MAX_PIXELS
+
+
+class CompCars(Settings):
+    """CompCars (Yang et al. 2015), the web-nature photos of whole cars."""
+
+    kind: Annotated[Literal["compcars"], tyro.conf.Suppress] = "compcars"
+    path: Path = Field(description="Folder of CompCars that holds image/ and label/.")
+    boxes: bool = Field(
+        False,
+        description="Crop by the data set's boxes, not by those that PCA 1 finds (paper: no).",
     )
+    max_pixels: int = _MAX_PIXELS
+
+
+class Epfl(Settings):
+    """EPFL multi-view cars (Ozuysal et al. 2009): sequences of cars on a turntable."""
+
+    kind: Annotated[Literal["epfl"], tyro.conf.Suppress] = "epfl"
+    path: Path = Field(description="Folder of the data set that holds tripod-seq.txt.")
+    boxes: bool = Field(
+        False, description="Crop by the data set's boxes, not by those that PCA 1 finds."
+    )
+    max_pixels: int = _MAX_PIXELS
+
+
+class StableDiffusion(Settings):
+    """Images made by Stable Diffusion from the paper's prompts (section 4.1)."""
+
+    untracked = ("batch_size",)
+
+    kind: Annotated[Literal["stable-diffusion"], tyro.conf.Suppress] = "stable-diffusion"
+    category: str = Field(
+        description='Kind of object as the prompt names it, such as "single '
+        'massive armchair" (paper).'
+    )
+    images: int = Field(100_000, ge=1, description="How many images to make (paper: 100k).")
+    model: str = Field(
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        description="Local folder or hub name of a diffusers pipeline.",
+    )
+    steps: int = Field(50, ge=1, description="Denoising steps of an image.")
+    guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance; 1 is off.")
+    size: int = Field(512, ge=8, multiple_of=8, description="Side of a generated image in pixels.")
+    saved_size: int = Field(256, ge=8, description="Side at which it is kept.")
+    batch_size: int = Field(8, ge=1, description="Images generated at once.")
+    seed: int = Field(0, ge=0, description="Seed of the images' noise.")
 
 
 class Procedural(Settings):
-    """Ray-cast cars with known azimuth and mask: the embedded data set."""
+    """Ray-cast objects with known azimuth and mask: the embedded data set."""
 
     kind: Annotated[Literal["procedural"], tyro.conf.Suppress] = "procedural"
+    objects: Literal["cars", "chairs", "cars-and-chairs"] = Field(
+        "cars", description="What to render; cars and chairs take turns."
+    )
     images: int = Field(2000, ge=1, description="How many images to render.")
     size: int = Field(96, ge=16, le=1024, description="Side of an image in pixels.")
     placement: float = Field(
@@ -50,7 +107,9 @@ class Procedural(Settings):
     seed: int = Field(0, ge=0, description="Seed of shapes, paints, poses and scenes.")
 
 
-Source = Annotated[Folder | Procedural, Field(discriminator="kind")]
+Source = Annotated[
+    Folder | CompCars | Epfl | StableDiffusion | Procedural, Field(discriminator="kind")
+]
 
 
 class Backbone(Settings):
@@ -84,6 +143,17 @@ class Foreground(Settings):
     )
     margin: float = Field(
         0.06, ge=0, lt=0.5, description="Share of the crop left free on each side of the object."
+    )
+
+
+class PoseSpace(Settings):
+    """The maps that K-Means compares (section 3.1)."""
+
+    background: Literal["zero", "kept"] = Field(
+        "zero", description="Patches off the object: zero, or projected like all others (paper)."
+    )
+    length: Literal["one", "kept"] = Field(
+        "one", description="Euclidean length of a map: one, or as it comes (paper)."
     )
 
 
@@ -203,15 +273,47 @@ class Embed(Settings):
     )
 
 
+class Baseline(Settings):
+    """Images of another method, scored as a row of the table."""
+
+    path: Path = Field(description="Folder with the images.")
+    background: Literal["kept", "removed", "remove"] = Field(
+        "kept",
+        description="kept: compared with the real images as they are; removed: already white, "
+        "compared with the real images without background; remove: by SAM, and then the same.",
+    )
+
+
+class Paper(Settings):
+    """What the paper says of a data set; only shown beside what is measured."""
+
+    k: int | None = Field(None, description="Number of poses; none where the paper is silent.")
+    iterations: int = Field(description="Training steps.")
+    fid: dict[str, float] = Field(description="FID of rows of the table.")
+    source: str = Field(description="Where in the paper, such as Table 1.")
+
+
 class Dataset(Settings):
     """One data set: a section for each stage."""
 
     source: Source
+    use: str | None = Field(
+        None,
+        description="Another data set whose PCAs, poses and model this one's photos are turned "
+        "with; nothing is fitted or trained here.",
+    )
+    categories: int = Field(
+        1,
+        ge=1,
+        description="Kinds of object in the set: clusters of CLS tokens, each with poses.k poses "
+        "of its own (the paper's future work).",
+    )
     labels: Path | None = Field(
         None, description="CSV file with image and azimuth_deg; for evaluation only."
     )
     backbone: Backbone = Backbone()
     foreground: Foreground = Foreground()
+    pose_space: PoseSpace = PoseSpace()
     poses: Poses = Poses()
     training: Training = Training()
     views: Views = Views()
@@ -220,6 +322,10 @@ class Dataset(Settings):
     masks: Masks = Masks()
     embed: Embed = Embed()
     fid: Fid = Fid()
+    baselines: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Baseline] = Field(
+        {}, description="Images of other methods, each a row of the table."
+    )
+    paper: Paper | None = Field(None, description="The paper's own figures, for comparison.")
 
     @model_validator(mode="after")
     def _views_have_other_poses(self) -> "Dataset":
@@ -227,12 +333,77 @@ class Dataset(Settings):
             raise ValueError("poses.k must be at least 4: every reference gets three other poses")
         return self
 
+    @model_validator(mode="after")
+    def _another_s_model_is_used_whole(self) -> "Dataset":
+        own = self.model_fields_set - {"source", "use", "labels", "sheet"}
+        if self.use is not None and own:
+            raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use}, since use names it")
+        return self
+
+    @model_validator(mode="after")
+    def _baselines_have_names_of_their_own(self) -> "Dataset":
+        for name in self.baselines:
+            if name in SETS or name == "real-vs-real" or name.endswith("-nobg"):
+                raise ValueError(f"baselines.{name}: is a row of the table already; rename it")
+        return self
+
 
 class Configuration(Settings):
     """The whole configuration."""
 
     results: str = Field("results", description="Folder of all outputs.")
+    weights: str = Field(
+        WEIGHTS,
+        description="Folder into which published networks are fetched once; may be shared.",
+    )
+    targets: tuple[str, ...] | None = Field(
+        None, description="Data sets that `snakemake` without a target makes; all by default."
+    )
     datasets: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Dataset]
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> "Configuration":
+        for name in self.targets or ():
+            if name not in self.datasets:
+                raise ValueError(f"targets: {name} is no data set")
+        for name, dataset in self.datasets.items():
+            if dataset.use is None:
+                continue
+            if dataset.use not in self.datasets or dataset.use == name:
+                raise ValueError(f"datasets.{name}.use: {dataset.use} is no other data set")
+            if self.datasets[dataset.use].use is not None:
+                raise ValueError(
+                    f"datasets.{name}.use: {dataset.use} has no model of its own; use "
+                    f"{self.datasets[dataset.use].use}"
+                )
+        return self
+
+
+def differences(dataset: Dataset) -> list[str]:
+    """Settings of a data set that are not what the paper says, where it says anything."""
+    stated = {
+        "training.preset": "paper",
+        "training.image_size": 64,
+        "training.optimizer": "adam",
+        "training.learning_rate": 2e-4,
+        "views.steps": 50,
+        "guidance.gamma": 1.5,
+        "foreground.rule": "first-component",
+        "foreground.threshold": "zero",
+        "pose_space.background": "kept",
+        "pose_space.length": "kept",
+    }
+    if dataset.paper is not None:
+        stated["training.iterations"] = dataset.paper.iterations
+        if dataset.paper.k is not None:
+            stated["poses.k"] = dataset.paper.k
+    found = []
+    for path, said in stated.items():
+        section, key = path.split(".")
+        value = getattr(getattr(dataset, section), key)
+        if value != said:
+            found.append(f"{path} {value} (paper: {said})")
+    return found
 
 
 def load(config: Mapping) -> Configuration:
@@ -247,14 +418,15 @@ def load(config: Mapping) -> Configuration:
         raise UserError("; ".join(_explain(problem) for problem in error.errors())) from None
 
 
+_KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Source)[0])}
+
+
 def _explain(problem: Mapping) -> str:
     """One problem of pydantic's as a line with the key's path, the value and a hint."""
-    # A tagged union puts its tag into the path; it is no key of the user's.
     path = [str(part) for part in problem["loc"]]
-    if len(path) > 3 and path[2] == "source" and path[3] in ("folder", "procedural"):
-        kind = path.pop(3)
-    else:
-        kind = None
+    kind = None
+    if path[2:3] == ["source"] and path[3:4] and path[3] in _KINDS:
+        kind = path.pop(3)  # the tag of the union, no key of the user's
     where = "config: " + (".".join(path) or "top level")
     if problem["type"] == "extra_forbidden":
         known = _known_keys(path[:-1], kind)
@@ -263,8 +435,11 @@ def _explain(problem: Mapping) -> str:
         return f"{where} is not a key; {hint}"
     if problem["type"] == "missing":
         return f"{where} is required"
-    if problem["type"] == "union_tag_not_found":
-        return f"{where}.kind is required: folder or procedural"
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        wrong = "is required" if problem["type"] == "union_tag_not_found" else "is unknown"
+        return f"{where}.kind {wrong}: {', '.join(_KINDS)}"
+    if problem["loc"][-1:] == ("[key]",):
+        return f"{where.rpartition('.')[0]}: names are letters, digits, and _ . - after the first"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
     return f"{where}: {message[0].lower()}{message[1:]}{given}"
@@ -272,10 +447,15 @@ def _explain(problem: Mapping) -> str:
 
 def _known_keys(path: list[str], kind: str | None) -> list[str]:
     """Keys that are allowed at ``path`` in the configuration."""
-    if not path:
-        return list(Configuration.model_fields)
-    if len(path) == 2:
-        return list(Dataset.model_fields)
-    if path[2] == "source":
-        return list((Folder if kind == "folder" else Procedural).model_fields)
-    return list(Dataset.model_fields[path[2]].annotation.model_fields)
+    if path[2:3] == ["source"]:
+        return list(_KINDS[kind].model_fields)
+    model: type[BaseModel] = Configuration
+    for key in path:
+        if key in model.model_fields:
+            annotation = model.model_fields[key].annotation
+            # Of dict[name, section] and of section | None the section.
+            inner = [part for part in get_args(annotation) if isinstance(part, type)]
+            sections = [part for part in inner if issubclass(part, BaseModel)]
+            model = sections[-1] if sections else annotation
+        # Otherwise a name in a dict, whose section was taken already.
+    return list(model.model_fields)

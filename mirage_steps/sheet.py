@@ -40,35 +40,51 @@ def main(
     """
     where = choose_device(device)
     network = load_model(model.parent, where)
-    poses, side = network.config.poses, network.config.image_size
+    config = network.config
     rows, references = [], []
     for number in tqdm(range(sheet.objects), unit="object"):
         # The noises of the sets count from 0; the sheet's objects are others.
-        noise = keyed_noise(views.seed + 1, [number], (3, side, side)).to(where)
-        reference = int(np.random.default_rng([views.seed + 1, number, 1]).integers(poses))
+        noise = keyed_noise(views.seed + 1, [number], (3, config.image_size, config.image_size))
+        poses = config.siblings(number % config.categories * (config.poses // config.categories))
+        chosen = int(np.random.default_rng([views.seed + 1, number, 1]).integers(len(poses)))
         with autocast(where, views.precision):
-            images = all_poses(network, noise, reference, views, guidance.gamma)
+            images = all_poses(network, noise.to(where), poses[chosen], views, guidance.gamma)
         rows.append(to_pixels(images))
-        references.append(reference)
-    pictures.contact_sheet(out / "contact_sheet.png", np.stack(rows), references, guidance.gamma)
+        references.append(chosen)
+    title = f"generated objects (rows) in all poses (columns), gamma = {guidance.gamma:g}"
+    pictures.contact_sheet(out / "contact_sheet.png", np.stack(rows), references, title)
     pictures.turn(out / "turn.gif", np.stack(rows))
 
 
 def all_poses(
-    network: UNet, noise: torch.Tensor, reference: int, views: settings.Views, gamma: float
+    network: UNet,
+    noise: torch.Tensor,
+    reference: int,
+    views: settings.Views,
+    gamma: float,
+    trajectory: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """One object in every pose, the reference in its own, (k, 3, S, S).
+    """One object in every pose of its category, the reference in its own, (k, 3, S, S).
 
     Views depend on the reference alone (equation 1), so they may be made a few at a time.
+
+    Args:
+        network: the diffusion model.
+        noise: (1, 3, S, S).
+        reference: pose of the reference.
+        views: sampler.
+        gamma: of the guidance.
+        trajectory: (steps, 1, 3, S, S) where the reference is a given image.
     """
-    poses = network.config.poses
-    others = [pose for pose in range(poses) if pose != reference]
+    poses = network.config.siblings(reference)
+    others = [pose for pose in poses if pose != reference]
     size = max(1, (views.batch_size - 1) // (2 if gamma != 1 else 1))
-    images = noise.new_empty(poses, *noise.shape[1:])
+    images = noise.new_empty(len(poses), *noise.shape[1:])
     for start in range(0, len(others), size):
         chosen = [reference, *others[start : start + size]]
         asked = torch.tensor([chosen], device=noise.device)
-        images[chosen] = sample_views(network, noise, asked, views.steps, gamma)[0].to(images.dtype)
+        made = sample_views(network, noise, asked, views.steps, gamma, trajectory=trajectory)[0]
+        images[[poses.index(pose) for pose in chosen]] = made.to(images.dtype)
     return images
 
 

@@ -65,7 +65,7 @@ def main(
     if kind in ("no-mv", "untrained"):
         batches = _single(network, labels, samples, views, where)
     else:
-        batches = _multi(network, samples, views, gamma, where)
+        batches = _multi(network, labels, samples, views, gamma, where)
     side = network.config.image_size
     with create_h5(out / "images.h5") as file, tqdm(total=samples, unit="image") as bar:
         file.attrs["kind"] = kind
@@ -107,18 +107,24 @@ def _single(
 
 
 def _multi(
-    network: UNet, samples: int, views: settings.Views, gamma: float, device: torch.device
+    network: UNet,
+    labels: np.ndarray,
+    samples: int,
+    views: settings.Views,
+    gamma: float,
+    device: torch.device,
 ) -> Iterator[Batch]:
     """Batches of novel views with their poses and the numbers of their objects."""
     frames = 1 + NOVEL_VIEWS
     # What runs at once is all frames of an object, the guided views twice.
     size = max(1, views.batch_size // Frames(NOVEL_VIEWS, hard=gamma != 1).count)
     objects = -(-samples // NOVEL_VIEWS)
+    frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
     for start in range(0, objects, size):
         numbers = list(range(start, min(start + size, objects)))
         chosen = np.stack(
             [
-                _rng(views.seed, number).choice(network.config.poses, frames, replace=False)
+                _poses_of_object(network, frequencies, frames, _rng(views.seed, number))
                 for number in numbers
             ]
         )
@@ -129,6 +135,20 @@ def _multi(
             )
         novel = to_pixels(images[:, 1:].flatten(0, 1))
         yield novel, chosen[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
+
+
+def _poses_of_object(
+    network: UNet, frequencies: np.ndarray, frames: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Distinct poses of one object, the reference's first; kinds as often as in the data."""
+    config = network.config
+    kind = 0
+    if config.categories > 1:
+        kind = int(
+            rng.choice(config.categories, p=frequencies.reshape(config.categories, -1).sum(1))
+        )
+    poses = config.siblings(kind * (config.poses // config.categories))
+    return poses.start + rng.choice(len(poses), frames, replace=False)
 
 
 def _rng(seed: int, number: int) -> np.random.Generator:

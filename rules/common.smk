@@ -1,14 +1,17 @@
 # The checked configuration, and how settings become flags.
 import re
 import shlex
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from mirage_steps.settings import load
+from mirage_steps.settings import differences, load
 from mirage_steps.support.code import code_hash
+from mirage_steps.sources import check_source
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.step import flags
+from mirage_steps.support.published import is_published
+from mirage_steps.support.step import flag, flags
 
 # Every step's messages go to the terminal and to its log. A scheduler's signal reaches all processes
 # of a job at once; the `tee` of every rule ignores it, because the step still has a checkpoint to save
@@ -22,11 +25,11 @@ except UserError as error:
 
 pathvars:
     results=configuration.results,
+    weights=configuration.weights,
 
 
 # The sets of images that are made.
 GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
-MASKED = {"real-a-nobg": "real-a", "real-b-nobg": "real-b", "mv-nobg-hag": "mv-bg-hag"}
 # Row of the table: the set that is scored, and the real set it is compared with.
 ROWS = {
     "real-vs-real": ("real-b", "real-a"),
@@ -37,15 +40,37 @@ ROWS = {
     "real-vs-real-nobg": ("real-b-nobg", "real-a-nobg"),
     "mv-nobg-hag": ("mv-nobg-hag", "real-a-nobg"),
 }
+# Real set that a baseline is compared with, by its key `background`.
+COMPARED_WITH = {"kept": "real-a", "removed": "real-a-nobg", "remove": "real-a-nobg"}
+BASELINES = {name for dataset in configuration.datasets.values() for name in dataset.baselines}
+# Data sets with poses and a model of their own, and those whose photos are turned by another's.
+TRAINED = [name for name, dataset in configuration.datasets.items() if dataset.use is None]
+TURNED = [name for name, dataset in configuration.datasets.items() if dataset.use is not None]
 
 
 wildcard_constraints:
     dataset="|".join(map(re.escape, configuration.datasets)),
 
 
+def refuse(message):
+    """End with one line; Snakemake would lay a traceback around an exception."""
+    sys.exit(f"error: {message}")
+
+
+def final(name):
+    """The last file of a data set, for which all others are made."""
+    last = "overview.txt" if name in TRAINED else "turned/contact_sheet.png"
+    return f"<results>/{name}/{last}"
+
+
 def dataset_settings(wildcards):
     """Settings of the data set that a rule works on."""
     return configuration.datasets[wildcards.dataset]
+
+
+def model_settings(wildcards):
+    """Settings of the data set whose poses and model a rule works with."""
+    return configuration.datasets[dataset_settings(wildcards).use or wildcards.dataset]
 
 
 def section(*names):
@@ -55,7 +80,7 @@ def section(*names):
     """
 
     def words(wildcards):
-        sections = [getattr(dataset_settings(wildcards), name) for name in names]
+        sections = [getattr(model_settings(wildcards), name) for name in names]
         return shlex.join(word for part in sections for word in flags(part, part.untracked))
 
     return words
@@ -63,28 +88,127 @@ def section(*names):
 
 def setting(name, key):
     """Parameter function: one value of a section of the data set's settings."""
-    return lambda wildcards: getattr(getattr(dataset_settings(wildcards), name), key)
+    return lambda wildcards: getattr(getattr(model_settings(wildcards), name), key)
 
 
 def weights(name, key):
-    """Input function: the files of a network that the config names by a path.
-
-    What is fetched, or not there, is no input: the step says so itself.
-    """
+    """Input function: the files of a network, given by a path or fetched by the rule `weights`."""
 
     def files(wildcards):
-        path = Path(str(setting(name, key)(wildcards)))
-        found = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        return [str(file) for file in found if file.is_file()]
+        part = dataset_settings(wildcards).source if name == "source" else None
+        value = str(getattr(part, key, "none") if part else setting(name, key)(wildcards))
+        path = Path(value)
+        if path.exists():
+            found = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+            return [str(file) for file in found if file.is_file()]
+        item = "inception" if value == "auto" else value
+        if not is_published(item):
+            return []  # not there, or none: the step says so itself
+        # Fetched again, it is the same: no reason to work again.
+        return [ancient(f"<weights>/runs/{item}/weights.run.json")]
 
     return files
 
 
+def asked_by(wildcards):
+    """The config key that names a network."""
+    for dataset in configuration.datasets.values():
+        named = {
+            "source.model": getattr(dataset.source, "model", None),
+            "backbone.model": dataset.backbone.model,
+            "masks.sam": dataset.masks.sam,
+        }
+        for key, value in named.items():
+            if value == wildcards.network:
+                return key
+    return "embed.inception"
+
+
+def stored(file):
+    """Input function: what another data set found, for the photos that are turned with it."""
+
+    def path(wildcards):
+        used = dataset_settings(wildcards).use
+        return [] if used is None else [f"<results>/{used}/{file}"]
+
+    return path
+
+
+def stored_words(wildcards, input):
+    return shlex.join(["--stored", *input.stored]) if input.stored else ""
+
+
+def categories_input(wildcards):
+    """Input function: which kind of object each image shows, where there are several."""
+    several = model_settings(wildcards).categories > 1
+    return [f"<results>/{wildcards.dataset}/categories/categories.csv"] if several else []
+
+
+def categories_words(wildcards, input):
+    return shlex.join(["--categories", *input.categories]) if input.categories else ""
+
+
+def own_model(file):
+    """Input function: a file of a data set that trains a model of its own."""
+
+    def path(wildcards):
+        used = dataset_settings(wildcards).use
+        if used is not None:
+            refuse(
+                f"{wildcards.dataset} uses the model of {used} and trains none; its target is "
+                f"{configuration.results}/{wildcards.dataset}/turned/contact_sheet.png"
+            )
+        return f"<results>/{wildcards.dataset}/{file}"
+
+    return path
+
+
+def rows(dataset):
+    """Rows of a data set's table: the fixed ones, then its baselines."""
+    found = dict(ROWS)
+    for name, baseline in configuration.datasets[dataset].baselines.items():
+        row = f"{name}-nobg" if baseline.background == "remove" else name
+        found[row] = (row, COMPARED_WITH[baseline.background])
+    return found
+
+
+def unmasked(wildcards):
+    """Input function: the set whose background is removed."""
+    name = {"mv-nobg-hag": "mv-bg-hag"}.get(
+        wildcards.masked, wildcards.masked.removesuffix("-nobg")
+    )
+    return f"<results>/{wildcards.dataset}/sets/{name}/images.h5"
+
+
 def source_words(wildcards):
     source = dataset_settings(wildcards).source
-    words = flags(source)
+    words = flags(source, source.untracked)
     kind = words.index("--kind")
     return shlex.join([source.kind, *words[:kind], *words[kind + 2 :]])
+
+
+def source_batch(wildcards):
+    """Flags of a source that change no result."""
+    source = dataset_settings(wildcards).source
+    return shlex.join(word for key in source.untracked for word in flag(key, getattr(source, key)))
+
+
+def source_code(wildcards):
+    """Hash of the code that lists or makes a data set's images; other sources do not count."""
+    kind = dataset_settings(wildcards).source.kind.replace("-", "_")
+    others = {f"sources.{path.stem}" for path in Path("mirage_steps/sources").glob("*.py")}
+    return code_hash("dataset", without=others) + code_hash(f"sources.{kind}")
+
+
+def source_there(wildcards):
+    """Input function: refuses a source that is not there, before anything starts."""
+    manifest = Path(configuration.results, wildcards.dataset, "manifest.csv")
+    try:
+        if not manifest.exists():
+            check_source(dataset_settings(wildcards).source)
+    except UserError as error:
+        refuse(f"datasets.{wildcards.dataset}.{error}")
+    return []
 
 
 def labels_input(wildcards):
@@ -97,14 +221,32 @@ def gamma(wildcards):
     return setting("guidance", "gamma")(wildcards) if wildcards.kind == "mv-bg-hag" else 1.0
 
 
+def baseline_words(wildcards):
+    baseline = dataset_settings(wildcards).baselines[wildcards.baseline]
+    return shlex.join(flags(baseline))
+
+
 def features_of_rows(wildcards):
-    names = {name for pair in ROWS.values() for name in pair}
+    names = {name for pair in rows(wildcards.dataset).values() for name in pair}
     return {name: f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in names}
 
 
 def row_words(wildcards, input):
     return shlex.join(
         word
-        for row, (scored, real) in ROWS.items()
+        for row, (scored, real) in rows(wildcards.dataset).items()
         for word in ("--row", row, input[scored], input[real])
     )
+
+
+def paper_words(wildcards):
+    """Flags for the column of the paper's own figures."""
+    dataset = dataset_settings(wildcards)
+    if dataset.paper is None:
+        return ""
+    words = ["--paper-source", dataset.paper.source]
+    for row, value in dataset.paper.fid.items():
+        words += ["--paper", row, str(value)]
+    for difference in differences(dataset):
+        words += ["--differs", difference]
+    return shlex.join(words)

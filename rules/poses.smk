@@ -2,6 +2,9 @@
 
 
 rule dataset:
+    input:
+        there=source_there,
+        weights=weights("source", "model"),
     output:
         manifest="<results>/{dataset}/manifest.csv",
         rejected="<results>/{dataset}/rejected.csv",
@@ -13,14 +16,19 @@ rule dataset:
     conda:
         "../envs/mirage.yaml"
     threads: 8
+    resources:
+        gpu=lambda wildcards: int(dataset_settings(wildcards).source.kind == "stable-diffusion"),
+        source_batch=source_batch,
     params:
         source=source_words,
+        weights=configuration.weights,
         out=subpath(output.manifest, parent=True),
-        code=code_hash("dataset"),
+        code=source_code,
     message:
-        "{wildcards.dataset}: listing the images"
+        "{wildcards.dataset}: listing the images, or making them"
     shell:
-        "python -m mirage_steps.dataset --out {params.out:q} {params.source} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        "python -m mirage_steps.dataset --out {params.out:q} --weights {params.weights:q}"
+        " {params.source} {resources.source_batch} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule features:
@@ -42,19 +50,22 @@ rule features:
         batch_size=setting("backbone", "batch_size"),
     params:
         backbone=section("backbone"),
+        weights=configuration.weights,
         out=subpath(output.tokens, parent=True),
         code=code_hash("features"),
     message:
         "{wildcards.dataset}: patch tokens of the images"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --out {params.out:q}"
-        " {params.backbone} --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " {params.backbone} --batch-size {resources.batch_size} --weights {params.weights:q}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule foreground:
     input:
         manifest=rules.dataset.output.manifest,
         tokens=rules.features.output.tokens,
+        stored=stored("foreground/pca1.npz"),
     output:
         model="<results>/{dataset}/foreground/pca1.npz",
         windows="<results>/{dataset}/foreground/foreground.csv",
@@ -70,13 +81,14 @@ rule foreground:
     threads: 8
     params:
         foreground=section("foreground"),
+        stored=stored_words,
         out=subpath(output.model, parent=True),
         code=code_hash("foreground"),
     message:
         "{wildcards.dataset}: foreground and crops by PCA 1"
     shell:
         "python -m mirage_steps.foreground --manifest {input.manifest:q} --tokens {input.tokens:q}"
-        " --out {params.out:q} {params.foreground} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --out {params.out:q} {params.foreground} {params.stored} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule crops:
@@ -124,19 +136,60 @@ rule crop_features:
         batch_size=setting("backbone", "batch_size"),
     params:
         backbone=section("backbone"),
+        weights=configuration.weights,
         out=subpath(output.tokens, parent=True),
         code=code_hash("features"),
     message:
         "{wildcards.dataset}: patch tokens of the crops"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --windows {input.windows:q}"
-        " --out {params.out:q} {params.backbone} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --out {params.out:q} {params.backbone} --batch-size {resources.batch_size}"
+        " --weights {params.weights:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+
+
+# Only for data sets with several kinds of object.
+rule categories:
+    input:
+        manifest=rules.dataset.output.manifest,
+        tokens=rules.crop_features.output.tokens,
+        crops=rules.crops.output.crops,
+        foreground=rules.foreground.output.model,
+        stored=stored("categories/categories.npz"),
+    output:
+        categories="<results>/{dataset}/categories/categories.csv",
+        model="<results>/{dataset}/categories/categories.npz",
+        counts="<results>/{dataset}/categories/categories.json",
+        picture="<results>/{dataset}/categories/categories.png",
+        run="<results>/{dataset}/categories/categories.run.json",
+    log:
+        "<results>/{dataset}/logs/categories.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/categories.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: 8
+    params:
+        categories=lambda wildcards: model_settings(wildcards).categories,
+        token=setting("embed", "token"),
+        seed=setting("poses", "seed"),
+        stored=stored_words,
+        out=subpath(output.model, parent=True),
+        code=code_hash("categories"),
+    message:
+        "{wildcards.dataset}: kinds of object"
+    shell:
+        "python -m mirage_steps.categories --manifest {input.manifest:q} --tokens {input.tokens:q}"
+        " --crops {input.crops:q} --foreground {input.foreground:q} --out {params.out:q}"
+        " --categories {params.categories} --token {params.token} --seed {params.seed}"
+        " {params.stored} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule pose_space:
     input:
         tokens=rules.crop_features.output.tokens,
         foreground=rules.foreground.output.model,
+        categories=categories_input,
+        stored=stored("pose_space/pca2.npz"),
     output:
         model="<results>/{dataset}/pose_space/pca2.npz",
         maps="<results>/{dataset}/pose_space/maps.h5",
@@ -149,19 +202,25 @@ rule pose_space:
         "../envs/mirage.yaml"
     threads: 8
     params:
+        pose_space=section("pose_space"),
+        categories=categories_words,
+        stored=stored_words,
         out=subpath(output.model, parent=True),
         code=code_hash("pose_space"),
     message:
         "{wildcards.dataset}: pose space by PCA 2"
     shell:
         "python -m mirage_steps.pose_space --tokens {input.tokens:q}"
-        " --foreground {input.foreground:q} --out {params.out:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --foreground {input.foreground:q} --out {params.out:q} {params.pose_space}"
+        " {params.categories} {params.stored} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule poses:
     input:
         maps=rules.pose_space.output.maps,
         crops=rules.crops.output.crops,
+        categories=categories_input,
+        stored=stored("poses/poses.npz"),
     output:
         poses="<results>/{dataset}/poses/poses.csv",
         model="<results>/{dataset}/poses/poses.npz",
@@ -177,13 +236,15 @@ rule poses:
     threads: 8
     params:
         poses=section("poses"),
+        categories=categories_words,
+        stored=stored_words,
         out=subpath(output.poses, parent=True),
         code=code_hash("poses"),
     message:
         "{wildcards.dataset}: poses by K-Means"
     shell:
         "python -m mirage_steps.poses --maps {input.maps:q} --crops {input.crops:q}"
-        " --out {params.out:q} {params.poses} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --out {params.out:q} {params.poses} {params.categories} {params.stored} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule pose_eval:
@@ -207,7 +268,7 @@ rule pose_eval:
         out=subpath(output.scores, parent=True),
         code=code_hash("pose_eval"),
     message:
-        "{wildcards.dataset}: poses against true azimuths"
+        "{wildcards.dataset}: poses against true azimuths or viewpoints"
     shell:
         "python -m mirage_steps.pose_eval --manifest {input.manifest:q} --poses {input.poses:q}"
         " --out {params.out:q} {params.labels} 2>&1 | (trap '' INT TERM; exec tee {log:q})"

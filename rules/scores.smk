@@ -2,9 +2,7 @@
 # Before the training, where it can be: a network that is not there shows at once.
 rule masks:
     input:
-        images=lambda wildcards: (
-            f"<results>/{wildcards.dataset}/sets/{MASKED[wildcards.masked]}/images.h5"
-        ),
+        images=unmasked,
         foreground=rules.foreground.output.model,
         backbone=weights("backbone", "model"),
         sam=weights("masks", "sam"),
@@ -18,7 +16,7 @@ rule masks:
     benchmark:
         "<results>/{dataset}/benchmarks/masks-{masked}.tsv"
     wildcard_constraints:
-        masked="|".join(MASKED),
+        masked="mv-nobg-hag|.+-nobg",
     priority: 10
     conda:
         "../envs/mirage.yaml"
@@ -29,6 +27,7 @@ rule masks:
         sam_batch_size=setting("masks", "sam_batch_size"),
     params:
         words=section("backbone", "masks"),
+        weights=configuration.weights,
         out=subpath(output.images, parent=True),
         code=code_hash("masks"),
     message:
@@ -36,7 +35,7 @@ rule masks:
     shell:
         "python -m mirage_steps.masks --images {input.images:q} --foreground {input.foreground:q}"
         " --out {params.out:q} {params.words} --batch-size {resources.batch_size}"
-        " --sam-batch-size {resources.sam_batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --sam-batch-size {resources.sam_batch_size} --weights {params.weights:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 # Before the training, where it can be: a network that is not there shows at once.
@@ -63,13 +62,41 @@ rule embed:
         batch_size=setting("backbone", "batch_size"),
     params:
         words=section("backbone", "embed"),
+        weights=configuration.weights,
         out=subpath(output.features, parent=True),
         code=code_hash("embed"),
     message:
         "{wildcards.dataset}: features of {wildcards.set}"
     shell:
         "python -m mirage_steps.embed --images {input.images:q} --out {params.out:q}"
-        " {params.words} --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " {params.words} --batch-size {resources.batch_size} --weights {params.weights:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+
+
+# Images of another method, given in a folder.
+rule baseline:
+    output:
+        images="<results>/{dataset}/sets/{baseline}/images.h5",
+        picture="<results>/{dataset}/sets/{baseline}/images.png",
+        rejected="<results>/{dataset}/sets/{baseline}/rejected.csv",
+        run="<results>/{dataset}/sets/{baseline}/baseline.run.json",
+    log:
+        "<results>/{dataset}/logs/baseline-{baseline}.log",
+    wildcard_constraints:
+        baseline="|".join(map(re.escape, BASELINES)) or "(?!)",
+    priority: 10
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        words=baseline_words,
+        image_size=setting("training", "image_size"),
+        fid=section("fid"),
+        out=subpath(output.images, parent=True),
+        code=code_hash("baseline"),
+    message:
+        "{wildcards.dataset}: images of {wildcards.baseline}"
+    shell:
+        "python -m mirage_steps.baseline --out {params.out:q} --image-size {params.image_size}"
+        " {params.words} {params.fid} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule fid:
@@ -88,13 +115,14 @@ rule fid:
     threads: 8
     params:
         rows=row_words,
+        paper=paper_words,
         out=subpath(output.table, parent=True),
         code=code_hash("fid"),
     message:
         "{wildcards.dataset}: the table of distances"
     shell:
         "python -m mirage_steps.fid --dataset {wildcards.dataset} --out {params.out:q}"
-        " {params.rows} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " {params.rows} {params.paper} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule overview:

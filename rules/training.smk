@@ -4,8 +4,8 @@ from mirage_steps.support.code import version
 
 rule train:
     input:
-        crops=rules.crops.output.crops,
-        poses=rules.poses.output.poses,
+        crops=own_model("crops/crops.h5"),
+        poses=own_model("poses/poses.csv"),
     output:
         weights="<results>/{dataset}/training/model.safetensors",
         config="<results>/{dataset}/training/config.json",

@@ -88,3 +88,41 @@ rule sheet:
         "python -m mirage_steps.sheet --model {input.model:q} --out {params.out:q} {params.words}"
         " --batch-size {resources.batch_size}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+
+
+# Photos of a data set that uses the model of another one.
+rule turn:
+    input:
+        model=stored("training/model.safetensors"),
+        config=stored("training/config.json"),
+        crops=rules.crops.output.crops,
+        poses=rules.poses.output.poses,
+        scores=rules.pose_eval.output.scores,
+    output:
+        sheet="<results>/{dataset}/turned/contact_sheet.png",
+        turn="<results>/{dataset}/turned/turn.gif",
+        photos="<results>/{dataset}/turned/turned.json",
+        run="<results>/{dataset}/turned/turn.run.json",
+    log:
+        "<results>/{dataset}/logs/turn.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/turn.tsv"
+    wildcard_constraints:
+        dataset="|".join(map(re.escape, TURNED)) or "(?!)",
+    conda:
+        "../envs/mirage.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        batch_size=setting("views", "batch_size"),
+    params:
+        sheet=lambda wildcards: shlex.join(flags(dataset_settings(wildcards).sheet)),
+        words=section("views", "guidance"),
+        out=subpath(output.sheet, parent=True),
+        code=code_hash("turn"),
+    message:
+        "{wildcards.dataset}: photos from all sides"
+    shell:
+        "python -m mirage_steps.turn --model {input.model:q} --crops {input.crops:q}"
+        " --poses {input.poses:q} --out {params.out:q} {params.sheet} {params.words}"
+        " --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"

@@ -308,7 +308,7 @@ def _evaluate(tmp_path, entries, poses, labels=None) -> str:
 
 def test_without_truth_the_evaluation_says_so(tmp_path):
     entries = [Entry(f"{i}.png", tmp_path / f"{i}.png", 4, 4) for i in range(3)]
-    assert "no true azimuth is known" in _evaluate(tmp_path, entries, [0, 1, 1])
+    assert "no true azimuth or viewpoint is known" in _evaluate(tmp_path, entries, [0, 1, 1])
 
 
 def test_labels_come_before_the_manifest_s_own_azimuths(tmp_path):

@@ -3,8 +3,8 @@
 import json
 import shutil
 import sys
-import urllib.error
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -17,13 +17,16 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from mirage_steps import embed, fid, settings
+from mirage_steps.baseline import OWN_WHITE
 from mirage_steps.core.metrics import frechet_from_features, kernel_distance
 from mirage_steps.support.backbone import Backbone
 from mirage_steps.support.errors import UserError
+from mirage_steps.support.published import FILES
 from mirage_steps.support.step import run
 
 CPU = torch.device("cpu")
 SIDE = 16
+INCEPTION_FILE = FILES["inception"].name
 
 
 class _DummyInception(nn.Module):
@@ -44,7 +47,7 @@ def inception_folder(tmp_path_factory):
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.script(_DummyInception().eval()).save(str(folder / embed.INCEPTION_FILE))
+        torch.jit.script(_DummyInception().eval()).save(str(folder / INCEPTION_FILE))
     return folder
 
 
@@ -117,7 +120,9 @@ def test_features_are_the_backbones_in_order_and_say_what_they_are(tmp_path, bac
         embed=settings.Embed(inception="none", token=token),
         device="cpu",
     )
-    patches, cls = Backbone.load(backbone.model, 32, CPU).tokens(images)
+    patches, cls = Backbone.load(
+        settings.Backbone(model=backbone.model, resolution=32), CPU
+    ).tokens(images)
     expected = cls if token == "cls" else patches.mean(1)
     with h5py.File(tmp_path / "out/features.h5") as file:
         np.testing.assert_allclose(file["backbone"][:], expected.numpy(), atol=1e-5)
@@ -157,7 +162,7 @@ def test_a_set_is_read_in_batches(tmp_path):
 
 def test_inception_of_any_file_name_is_cleanfids(tmp_path, inception_folder):
     other = tmp_path / "my.inception.pt"
-    shutil.copy(inception_folder / embed.INCEPTION_FILE, other)
+    shutil.copy(inception_folder / INCEPTION_FILE, other)
     images = _images(5)
     found = embed.Inception(other, CPU).features(images)
 
@@ -177,23 +182,24 @@ def test_features_of_another_network_do_not_carry_the_name_of_cleanfids(
             images=_set(tmp_path / "set.h5", _images(3)),
             out=tmp_path,
             backbone=backbone,
-            embed=settings.Embed(inception=str(inception_folder / embed.INCEPTION_FILE)),
+            embed=settings.Embed(inception=str(inception_folder / INCEPTION_FILE)),
             device="cpu",
         )
         with h5py.File(tmp_path / "features.h5") as file:
             assert file["inception"].shape == (3, 2048)
             return file.attrs["inception"]
 
-    assert name() == embed.INCEPTION_FILE
-    content = (inception_folder / embed.INCEPTION_FILE).read_bytes()
-    monkeypatch.setattr(embed, "_INCEPTION_SHA256", embed.hashlib.sha256(content).hexdigest())
+    assert name() == INCEPTION_FILE
+    content = (inception_folder / INCEPTION_FILE).read_bytes()
+    digest = embed.hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256=digest))
     assert name() == embed.INCEPTION
 
 
 def test_a_missing_or_wrong_inception_file_is_one_line_with_key_and_url(tmp_path):
     with pytest.raises(UserError, match="embed.inception .*absent.pt: no such file") as error:
-        embed.inception_file(str(tmp_path / "absent.pt"))
-    assert embed.INCEPTION_URL in str(error.value) and "\n" not in str(error.value)
+        embed.inception_file(str(tmp_path / "absent.pt"), tmp_path)
+    assert FILES["inception"].url in str(error.value) and "\n" not in str(error.value)
     wrong = tmp_path / "wrong.pt"
     wrong.write_bytes(b"<html>not found</html>")
     with pytest.raises(UserError, match="embed.inception .*wrong.pt: not clean-fid's") as error:
@@ -201,25 +207,14 @@ def test_a_missing_or_wrong_inception_file_is_one_line_with_key_and_url(tmp_path
     assert "\n" not in str(error.value)
 
 
-def test_auto_fetches_once_and_says_what_to_do_offline(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    calls = []
-
-    def offline(url, target, **_):
-        raise urllib.error.URLError("no route to host")
-
-    def online(url, target, hash_prefix):
-        calls.append((url, hash_prefix))
-        Path(target).write_bytes(b"weights")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UserError, match="embed.inception auto: .*no route to host") as error:
-        embed.inception_file("auto")
-    where = tmp_path / "hub/checkpoints" / embed.INCEPTION_FILE
-    assert embed.INCEPTION_URL in str(error.value) and str(where) in str(error.value)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", online)
-    assert embed.inception_file("auto") == embed.inception_file("auto") == where
-    assert calls == [(embed.INCEPTION_URL, embed._INCEPTION_SHA256)]
+def test_auto_is_the_published_file_in_the_shared_folder(tmp_path, monkeypatch):
+    content = b"weights"
+    digest = embed.hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256=digest))
+    (tmp_path / "inception").mkdir()
+    (tmp_path / "inception" / INCEPTION_FILE).write_bytes(content)
+    found = embed.inception_file("auto", tmp_path)
+    assert found == tmp_path / "inception" / INCEPTION_FILE
 
 
 # --- table ------------------------------------------------------------------------------------
@@ -333,3 +328,116 @@ def test_command_line_takes_a_row_as_often_as_needed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fid", *words[:4]])
     with pytest.raises(SystemExit, match="error: --row is needed at least once"):
         run(fid.main)
+
+
+# --- table: the paper's numbers and other methods' images -------------------------------------
+
+
+def _pair(folder: Path, number: int = 0, **attributes: object) -> list[str]:
+    """Features of a scored and of a real set, with Inception's."""
+    files = (folder / f"{number}-{side}.h5" for side in ("scored", "real"))
+    return [
+        str(_features(path, 9, 2 * number + i, embed.INCEPTION, **attributes))
+        for i, path in enumerate(files)
+    ]
+
+
+def _header(lines: list[str]) -> list[str]:
+    line = next(line for line in lines if line.startswith("row "))
+    return [part.strip() for part in line.split("  ") if part.strip()]
+
+
+PAPER = (("mv-bg-hag", 23.0), ("mv-nobg-hag", 11.25), ("no-mv", 12.345678))
+
+
+def test_the_paper_s_fid_stands_beside_this_run_s_and_changes_none(tmp_path):
+    rows = (("no-mv", *_pair(tmp_path, 0)), ("untrained", *_pair(tmp_path, 1)))
+    fid.main(row=rows, dataset="cars", out=tmp_path / "plain")
+    fid.main(row=rows, paper=PAPER, dataset="cars", out=tmp_path / "paper")
+    plain, before, without = _table(tmp_path / "plain")
+    lines, after, content = _table(tmp_path / "paper")
+    assert _header(plain) == ["row", "n", "FID", "FD dinov2-base cls", "KID dinov2-base cls"]
+    assert _header(lines) == [*_header(plain)[:3], "paper's FID", *_header(plain)[3:]]
+    assert after["no-mv"][:3] == [*before["no-mv"][:2], "12.346"]
+    assert after["untrained"][:3] == [*before["untrained"][:2], "-"]
+    assert [after[name][3] for name in after] == [before[name][2] for name in before]
+    assert [row["paper_fid"] for row in content["rows"]] == [12.345678, None]
+    assert [row["paper_fid"] for row in without["rows"]] == [None, None]
+    for row, other in zip(content["rows"], without["rows"], strict=True):
+        assert row | {"paper_fid": None} == other
+
+
+def test_notes_say_what_the_paper_s_column_is_and_what_it_also_gives(tmp_path):
+    row = (("no-mv", *_pair(tmp_path)),)
+    fid.main(row=row, dataset="cars", out=tmp_path, differs=("80 images",))
+    lines, _, content = _table(tmp_path)
+    assert not any("aper" in line for line in lines) and not any("80" in line for line in lines)
+    fid.main(
+        row=row,
+        paper=PAPER,
+        paper_source="table 9, row 3",
+        differs=("80 images, not 100k", "K is 4"),
+        dataset="cars",
+        out=tmp_path,
+    )
+    lines, _, content = _table(tmp_path)
+    assert content["notes"] == lines[-len(content["notes"]) :]
+    assert content["notes"][-3:] == [
+        "paper's FID: as printed in table 9, row 3; how many images it compared is not said, "
+        "so it is close to column FID at best, and to no other.",
+        "The paper also gives: mv-bg-hag 23.000, mv-nobg-hag 11.250.",
+        "Not as in the paper: 80 images, not 100k; K is 4.",
+    ]
+    fid.main(row=row, paper=PAPER[2:], dataset="cars", out=tmp_path)
+    notes = _table(tmp_path)[2]["notes"]
+    assert notes[-1].startswith("paper's FID: as printed in the paper; ")
+
+
+def test_command_line_takes_the_paper_s_numbers(tmp_path, monkeypatch):
+    words = ["fid", "--dataset", "cars", "--out", str(tmp_path / "out")]
+    words += ["--row", "no-mv", *_pair(tmp_path), "--paper-source", "table 2"]
+    words += ["--paper", "no-mv", "8.5", "--paper", "mv-bg-hag", "23"]
+    words += ["--differs", "80 images", "--differs", "K is 4"]
+    monkeypatch.setattr(sys, "argv", words)
+    run(fid.main)
+    lines, cells, content = _table(tmp_path / "out")
+    assert cells["no-mv"][2] == "8.500" and content["rows"][0]["paper_fid"] == 8.5
+    assert "The paper also gives: mv-bg-hag 23.000." in lines
+    assert "Not as in the paper: 80 images; K is 4." in lines
+    assert any("as printed in table 2;" in line for line in lines)
+
+
+def test_rows_of_other_methods_are_said_to_be(tmp_path):
+    removed = {"sam": "vit_h"}
+    rows = (
+        ("no-mv", *_pair(tmp_path, 0)),
+        ("gan", *_pair(tmp_path, 1)),
+        ("gan-masked", *_pair(tmp_path, 2, **removed)),
+    )
+    fid.main(row=rows, dataset="cars", out=tmp_path)
+    ends = {line.split()[0]: line for line in _table(tmp_path)[0] if line}
+    assert ends["no-mv"].endswith("  single images, without cross-frame attention")
+    assert ends["gan"].endswith("  another method's images")
+    assert ends["gan-masked"].endswith("  another method's images, both sides without background")
+
+
+def test_images_rendered_on_white_compare_with_masked_real_ones_only(tmp_path):
+    scored = str(_features(tmp_path / "gan.h5", 9, 0, sam=OWN_WHITE))
+    masked = str(_features(tmp_path / "masked.h5", 9, 1, sam="vit_h"))
+    kept = str(_features(tmp_path / "kept.h5", 9, 1))
+    fid.main(row=(("gan", scored, masked),), dataset="cars", out=tmp_path)
+    lines, cells, content = _table(tmp_path)
+    assert float(cells["gan"][2]) > 0 and content["rows"][0]["sam"] == "vit_h"
+    note = "gan: its images came on white; vit_h removed only the real ones' background."
+    assert note in lines and note in content["notes"]
+    assert "Backgrounds were removed by vit_h, segment-anything." in lines
+    assert any(line.endswith("both sides without background") for line in lines)
+    with pytest.raises(UserError, match="row gan: background removal differ, .*rendered on white"):
+        fid.main(row=(("gan", scored, kept),), dataset="cars", out=tmp_path)
+    with pytest.raises(UserError, match="background removal differ"):
+        fid.main(row=(("gan", masked, scored),), dataset="cars", out=tmp_path)
+
+
+def test_only_images_rendered_on_white_are_said_to_have_come_so(tmp_path):
+    fid.main(row=(("gan", *_pair(tmp_path, sam="vit_h")),), dataset="cars", out=tmp_path)
+    assert "came on white" not in (tmp_path / "fid.txt").read_text()

@@ -1,8 +1,9 @@
 """Prompts, masks and masked sets; loading of segment-anything."""
 
+import hashlib
 import json
 import pickle
-import urllib.error
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from mirage_steps.core.pca import Pca
 from mirage_steps.stand_ins.tiny_sam import build_tiny_sam
 from mirage_steps.support import sam as loading
 from mirage_steps.support.errors import UserError
+from mirage_steps.support.published import FILES
 
 CPU = torch.device("cpu")
 SIDE = 24
@@ -235,7 +237,7 @@ def _foreground(path, threshold: float, dim: int = 32):
 
 @pytest.mark.parametrize("threshold, lost", [(-1e9, 0), (1e9, 6)])
 def test_step_writes_set_report_and_picture(tmp_path, backbone, monkeypatch, threshold, lost):
-    monkeypatch.setattr(masks, "load_sam", lambda sam, device: _tiny_sam())
+    monkeypatch.setattr(masks, "load_sam", lambda *_: _tiny_sam())
     masks.main(
         images=_set(tmp_path / "set.h5", _images(6)),
         foreground=_foreground(tmp_path / "pca1.npz", threshold),
@@ -357,32 +359,14 @@ def test_a_path_that_is_not_there_names_key_and_choices(tmp_path):
         loading.load_sam(str(tmp_path), CPU)
 
 
-def test_published_weights_are_fetched_once_verified_and_offline_says_what_to_do(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    calls = []
-
-    def offline(url, target, **_):
-        raise urllib.error.URLError("no route to host")
-
-    def online(url, target, hash_prefix):
-        calls.append((url, hash_prefix))
-        torch.save(_tiny_sam(5).state_dict(), target)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(UserError, match="masks.sam vit_b: .*no route to host") as error:
-        loading.load_sam("vit_b", CPU)
-    url = "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
-    where = tmp_path / "hub/checkpoints/sam_vit_b_01ec64.pth"
-    assert url in str(error.value) and str(where) in str(error.value)
-    assert "\n" not in str(error.value)
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", online)
+def test_a_published_name_is_its_file_in_the_shared_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(loading._ARCHITECTURES, 32, "tiny")
     monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: _tiny_sam(6))
-    for _ in range(2):
-        loaded = loading.load_sam("vit_b", CPU)
-    assert calls == [(url, loading.PUBLISHED["vit_b"][1])]
+    file = FILES["vit_b"]
+    (tmp_path / "sam").mkdir()
+    torch.save(_tiny_sam(5).state_dict(), tmp_path / "sam" / file.name)
+    digest = hashlib.sha256((tmp_path / "sam" / file.name).read_bytes()).hexdigest()
+    monkeypatch.setitem(FILES, "vit_b", replace(file, sha256=digest))
+    loaded = loading.load_sam("vit_b", CPU, tmp_path)
     expected = _tiny_sam(5).state_dict()["image_encoder.pos_embed"]
     torch.testing.assert_close(loaded.image_encoder.pos_embed.data, expected)

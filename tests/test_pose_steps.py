@@ -39,6 +39,12 @@ from mirage_steps.support.images import read_rgb
 from mirage_steps.support.manifest import read_manifest
 
 CPU = torch.device("cpu")
+
+
+def _load(model, resolution: int) -> Backbone:
+    return Backbone.load(settings.Backbone(model=str(model), resolution=resolution), CPU)
+
+
 GRID, DIM, COUNT = 8, 32, 24
 MEAN = np.array((0.485, 0.456, 0.406), np.float32)
 STD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -193,7 +199,7 @@ def test_tokens_of_crops_are_those_of_windows_with_the_object_in_the_middle(done
 def test_registers_are_dropped(tmp_path, registers):
     model = _save_backbone(tmp_path / "b", registers)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    patches, cls = Backbone.load(str(tmp_path / "b"), 32, CPU).tokens(images)
+    patches, cls = _load(tmp_path / "b", 32).tokens(images)
     hidden = _direct(model, list(images))
     assert hidden.shape[1] == 1 + registers + GRID**2
     np.testing.assert_allclose(patches, hidden[:, 1 + registers :], atol=1e-5)
@@ -202,7 +208,7 @@ def test_registers_are_dropped(tmp_path, registers):
 
 def test_other_resolutions_interpolate_positions_and_pixels(tmp_path):
     model = _save_backbone(tmp_path / "b")
-    network = Backbone.load(str(tmp_path / "b"), 48, CPU)
+    network = _load(tmp_path / "b", 48)
     images = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
     patches, _ = network.tokens(images)
     assert network.grid == 12 and patches.shape == (2, 144, DIM)
@@ -217,10 +223,10 @@ def test_the_model_s_own_normalisation_is_used(tmp_path):
     _save_backbone(tmp_path / "b")
     preprocessor = tmp_path / "b" / "preprocessor_config.json"
     preprocessor.write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')
-    network = Backbone.load(str(tmp_path / "b"), 32, CPU)
+    network = _load(tmp_path / "b", 32)
     assert network.mean == (0.5, 0.4, 0.3) and network.std == (0.1, 0.2, 0.3)
     preprocessor.write_text("{}")
-    assert Backbone.load(str(tmp_path / "b"), 32, CPU).mean == tuple(map(pytest.approx, MEAN))
+    assert _load(tmp_path / "b", 32).mean == tuple(map(pytest.approx, MEAN))
 
 
 # Foreground
@@ -348,7 +354,7 @@ def test_maps_are_projections_of_foreground_tokens_of_length_one(done):
     front = (tokens - model.pca.mean) @ row > model.threshold
     chosen = tokens[front & valid]
     stored = np.load(done.root / "space/pca2.npz")
-    np.testing.assert_allclose(stored["mean"], chosen.mean(0), atol=1e-3)
+    np.testing.assert_allclose(stored["mean"], chosen.mean(0)[None], atol=1e-3)
     # The sign of each axis is free.
     axes = np.linalg.eigh(np.cov(chosen.T))[1][:, ::-1][:, :3].T
     expected = (tokens - chosen.mean(0)) @ axes.T * (front & valid)[..., None]
@@ -366,7 +372,8 @@ def test_padding_of_crops_is_left_out_of_pose_space():
     moments = Moments(DIM)
     moments.add(seen)
     model = ForegroundModel(Pca.fit(moments, 3), component=0, sign=-1, threshold=0.1)
-    found = pose_space.foreground_moments({"patch_tokens": tokens, "content": content}, model)
+    file = {"patch_tokens": tokens, "content": content}
+    (found,) = pose_space.foreground_moments(file, model, np.zeros(5, int))
     chosen = seen[(seen - model.pca.mean) @ -model.pca.components[0] > 0.1]
     assert found.count == len(chosen)
     np.testing.assert_allclose(found.mean, chosen.mean(0), atol=1e-9)
@@ -381,12 +388,13 @@ def test_each_image_has_the_pose_of_its_nearest_centroid(done):
     model = np.load(done.root / "poses/poses.npz")
     with h5py.File(done.root / "space/maps.h5") as file:
         maps = np.where(file["valid"][:][..., None], file["maps"][:], model["means"])
-    assert model["centroids"].shape == (4, GRID**2 * 3)
+    assert model["centroids"].shape == (1, 4, GRID**2 * 3)
     gaps = np.linalg.norm(maps.reshape(len(maps), 1, -1) - model["centroids"], axis=2)
     assert [int(row["pose"]) for row in rows] == gaps.argmin(1).tolist()
     np.testing.assert_allclose([float(row["distance"]) for row in rows], gaps.min(1), rtol=1e-4)
     counts = json.loads((done.root / "poses/poses.json").read_text())
-    assert counts == {"k": 4, "images": np.bincount(gaps.argmin(1), minlength=4).tolist()}
+    images = np.bincount(gaps.argmin(1), minlength=4).tolist()
+    assert counts == {"k": 4, "categories": 1, "images": images}
 
 
 def test_the_evaluation_counts_every_labelled_image(done):
@@ -425,7 +433,7 @@ def test_no_temporary_files_are_left(done):
 
 def _refused(model, resolution: int = 32) -> str:
     with pytest.raises(UserError) as error:
-        Backbone.load(str(model), resolution, CPU)
+        _load(model, resolution)
     message = str(error.value)
     assert "\n" not in message and message.startswith("backbone.")
     return message
@@ -433,8 +441,7 @@ def _refused(model, resolution: int = 32) -> str:
 
 def test_a_missing_backbone_is_told_with_remedies(tmp_path):
     message = _refused(tmp_path / "gone")
-    assert "neither a local folder nor reachable on the hub" in message
-    assert "download it elsewhere and set backbone.model" in message
+    assert "no such file or folder, and no owner/name of the Hugging Face hub" in message
 
 
 def test_a_folder_that_is_no_model_is_told(tmp_path):

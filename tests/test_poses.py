@@ -250,8 +250,8 @@ def test_the_seed_fixes_the_poses():
 def test_a_saved_model_assigns_alike(tmp_path):
     maps = _turning_maps()[0]
     model = PoseModel.fit(maps.copy(), position_means(maps, np.ones((90, 4), bool)), 5, 2, 0)
-    model.save(tmp_path / "poses.npz")
-    again = PoseModel.load(tmp_path / "poses.npz")
+    PoseModel.save_all(tmp_path / "poses.npz", [model])
+    (again,) = PoseModel.load_all(tmp_path / "poses.npz")
     np.testing.assert_array_equal(again.means, model.means)
     for one, two in zip(again.assign(maps), model.assign(maps), strict=True):
         np.testing.assert_array_equal(one, two)

@@ -2,17 +2,17 @@
 
 import inspect
 from pathlib import Path
-from typing import Annotated
 
 import pytest
 import tyro
 import yaml
 from pydantic import BaseModel
 
-from mirage_steps import settings
+from mirage_steps import dataset, settings
 from mirage_steps.settings import Folder, Procedural, load
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.step import flags
+from mirage_steps.support.manifest import Entry
+from mirage_steps.support.step import flags, run
 
 ROOT = Path(settings.__file__).parents[1]
 SECTIONS = [
@@ -20,9 +20,12 @@ SECTIONS = [
     for _, cls in inspect.getmembers(settings, inspect.isclass)
     if issubclass(cls, settings.Settings) and cls is not settings.Settings
 ]
-STEP_SECTIONS = [
-    cls for cls in SECTIONS if cls not in (Folder, settings.Dataset, settings.Configuration)
-]
+SOURCES = (
+    Folder, settings.CompCars, settings.Epfl, settings.StableDiffusion, Procedural,
+)  # fmt: skip
+# Sections that no step takes as flags.
+NO_FLAGS = (settings.Dataset, settings.Configuration, settings.Baseline, settings.Paper)
+STEP_SECTIONS = [cls for cls in SECTIONS if cls not in (*SOURCES, *NO_FLAGS)]
 
 
 def _config(**sections) -> dict:
@@ -53,7 +56,7 @@ def _refusal(config) -> str:
         ),
         (
             {"datasets": {"a": {"source": {"kind": "procedural", "path": "x"}}}},
-            "datasets.a.source.path is not a key; known here: kind, images, size",
+            "datasets.a.source.path is not a key; known here: kind, objects, images",
         ),
         (
             {"datasets": {"a": {"source": {"kind": "procedural", "imges": 1}}}},
@@ -70,7 +73,10 @@ def test_unknown_keys_are_told_with_what_was_meant(config, told):
     [
         ({}, "datasets is required"),
         ({"datasets": {"a": {}}}, "datasets.a.source is required"),
-        ({"datasets": {"a": {"source": {"path": "x"}}}}, "source.kind is required: folder or proc"),
+        (
+            {"datasets": {"a": {"source": {"path": "x"}}}},
+            "source.kind is required: folder, compcars, ",
+        ),
         ({"datasets": {"a": {"source": {"kind": "folder"}}}}, "datasets.a.source.path is required"),
     ],
 )
@@ -91,7 +97,7 @@ def test_what_is_missing_is_told(config, where):
         ({"training": {"precision": "half"}}, "training.precision: input should be 'auto'"),
         ({"foreground": {"margin": 0.5}}, "foreground.margin: input should be less than 0.5"),
         ({"foreground": {"fallback_sign": 0}}, "foreground.fallback_sign: input should be -1 or 1"),
-        ({"source": {"kind": "web"}}, "datasets.demo.source: input tag 'web'"),
+        ({"source": {"kind": "web"}}, "datasets.demo.source.kind is unknown: folder, "),
         ({"source": {"kind": "procedural", "size": 4}}, "datasets.demo.source.size: "),
         ({"source": {"kind": "folder", "path": 3}}, "datasets.demo.source.path: "),
         ({"source": "photos"}, "datasets.demo.source: "),
@@ -109,7 +115,27 @@ def test_a_config_of_another_shape_is_refused(config):
 
 @pytest.mark.parametrize("name", ["two words", "../up", "", ".hidden", "a/b", "-x"])
 def test_names_that_are_no_folder_names_are_refused(name):
-    assert "should match pattern" in _refusal({"datasets": {name: {"source": {}}}})
+    assert "names are letters, digits" in _refusal({"datasets": {name: {"source": {}}}})
+
+
+def test_what_other_data_sets_are_named_for_is_checked():
+    one = {"source": {"kind": "procedural"}}
+    told = {
+        "targets: b is no data set": {"targets": ["b"], "datasets": {"a": one}},
+        "datasets.a.use: b is no other": {"datasets": {"a": {**one, "use": "b"}}},
+        "datasets.a.use: a is no other": {"datasets": {"a": {**one, "use": "a"}}},
+        "datasets.a.use: b has no model of its own; use c": {
+            "datasets": {"a": {**one, "use": "b"}, "b": {**one, "use": "c"}, "c": one}
+        },
+    }
+    for message, config in told.items():
+        assert message in _refusal(config)
+
+
+def test_keys_of_baselines_and_of_the_paper_are_checked():
+    told = _refusal(_config(baselines={"monnier": {"path": "x", "mask": 1}}))
+    assert "baselines.monnier.mask is not a key; known here: path, background" in told
+    assert "paper.kk is not a key" in _refusal(_config(paper={"kk": 1}))
 
 
 def test_all_problems_are_told_at_once():
@@ -179,7 +205,7 @@ def _other(value: object, field) -> object:
     choices = {"rule": "first-component", "threshold": "zero", "fallback_sign": -1}
     choices |= {"preset": "small", "schedule": "cosine", "precision": "bfloat16"}
     choices |= {"optimizer": "muon"}
-    choices |= {"token": "mean-patch", "kind": "procedural"}
+    choices |= {"token": "mean-patch", "background": "kept", "length": "kept"}
     if field in choices:
         return choices[field]
     if isinstance(value, int):
@@ -193,35 +219,36 @@ def _other(value: object, field) -> object:
 def test_flags_come_back_as_the_same_settings(section):
     default = section()
     other = section(**{key: _other(value, key) for key, value in default})
-    assert all(a != b or key == "kind" for (key, a), (_, b) in zip(default, other, strict=True))
+    assert all(a != b for (_, a), (_, b) in zip(default, other, strict=True))
     for given in (default, other):
         words = flags(given)
-        if section is Procedural:
-            # The kind is a word of its own, not a flag.
-            at = words.index("--kind")
-            del words[at : at + 2]
         assert _parse(section, words) == given
         # Every key is spelled out, also where it has its default.
-        assert sum(word.startswith("--") for word in words) == len(section.model_fields) - (
-            section is Procedural
-        )
+        assert sum(word.startswith("--") for word in words) == len(section.model_fields)
 
 
-def test_flags_of_sources_come_back_through_their_subcommand():
-    def main(
-        *,
-        source: Annotated[Folder, tyro.conf.subcommand("folder", prefix_name=False)]
-        | Annotated[Procedural, tyro.conf.subcommand("procedural", prefix_name=False)],
-        out: Path,
-    ) -> object:
-        return source
+GIVEN_SOURCES = [
+    Folder(path=Path("my 'own' Fotos ü"), max_pixels=7),
+    settings.CompCars(path="a b", boxes=True),
+    settings.CompCars(path="a b"),
+    settings.Epfl(path="-x", boxes=True),
+    settings.StableDiffusion(category='a "single" mug, ü', images=3, guidance_scale=2.5),
+    Procedural(images=3, objects="chairs"),
+]
 
-    for given in (Folder(path=Path("my 'own' Fotos ü"), max_pixels=7), Procedural(images=3)):
-        words = flags(given)
-        at = words.index("--kind")
-        kind = words[at + 1]
-        del words[at : at + 2]
-        found = tyro.cli(
-            main, args=["--out", "x", kind, *words], config=(tyro.conf.OmitArgPrefixes,)
-        )
-        assert found == given
+
+@pytest.mark.parametrize("given", GIVEN_SOURCES, ids=lambda source: source.kind)
+def test_flags_of_sources_come_back_through_their_subcommand(given, monkeypatch, tmp_path):
+    taken = []
+
+    def listing(source, out, progress, **_):
+        taken.append(source)
+        return [Entry("a.png", Path("a.png"), 1, 1)], []
+
+    monkeypatch.setitem(dataset._LISTINGS, type(given), listing)
+    words = flags(given)
+    at = words.index("--kind")
+    command = [given.kind, *words[:at], *words[at + 2 :]]
+    monkeypatch.setattr("sys.argv", ["x", "--out", str(tmp_path / "out"), *command])
+    run(dataset.main)
+    assert taken == [given]

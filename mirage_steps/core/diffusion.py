@@ -115,6 +115,35 @@ def ddim_sample(
     return x
 
 
+def ddim_invert(
+    denoise: Callable[[Tensor, int, float], Tensor],
+    images: Tensor,
+    steps: int,
+    progress: Callable = lambda steps: steps,
+) -> Tensor:
+    """Equation 4 backwards: the noise from which :func:`ddim_sample` makes given images, nearly.
+
+    The noise predicted at x of a step stands in for that at the next higher step, which is not
+    known yet; the finer the steps, the smaller the error.
+
+    Args:
+        denoise: as of :func:`ddim_sample`.
+        images: (n, ...) in [-1, 1].
+        steps: number of steps.
+        progress: wraps the list of steps, such as ``tqdm``.
+
+    Returns:
+        The trajectory (steps, n, ...): x at the start of every step of the sampler, x_T first.
+    """
+    alphas = cumulative_alphas().tolist()
+    x, trajectory = images, []
+    for number, (t, t_next) in progress(list(enumerate(ddim_steps(steps)))[::-1]):
+        noise = denoise(x, number, alphas[t]).to(x.dtype)
+        x = ddim_step(x, noise, alphas[t_next] if t_next >= 0 else 1.0, alphas[t])
+        trajectory.append(x)
+    return torch.stack(trajectory[::-1])
+
+
 def keyed_noise(seed: int, indices: list[int], shape: tuple[int, ...]) -> Tensor:
     """Standard normal noise that depends on the seed and each object's index alone.
 

@@ -153,22 +153,29 @@ class ForegroundModel:
             )
 
 
-def object_maps(values: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Maps of the object alone, all of the same length.
+def object_maps(
+    values: np.ndarray, shown: np.ndarray, background: str = "zero", length: str = "one"
+) -> np.ndarray:
+    """Maps to compare poses by: of the object alone and all of one length, unless told otherwise.
 
-    Zero is the mean of all objects. Were the background left at its own far-off values, outlines
-    would weigh more than what they enclose. Were the lengths left alone, maps that show little of
-    their object would lie together near zero, whatever its pose.
+    Zero is the mean of all objects. Where the background is left at its own far-off values, as in
+    the paper, outlines weigh more than what they enclose. Where the lengths are left alone, as in
+    the paper, maps that show little of their object lie together near zero, whatever its pose.
 
     Args:
         values: (n, T, c) tokens projected by PCA 2.
         shown: bool (n, T), patches on the image that show the object.
+        background: ``zero``, or ``kept`` for the paper's way.
+        length: ``one``, or ``kept`` for the paper's way.
 
     Returns:
-        (n, T, c) float32, zero where nothing is shown, else with a Euclidean norm of 1 for each
-        image.
+        (n, T, c) float32; by default zero where nothing is shown, else with a Euclidean norm of 1
+        for each image.
     """
-    maps = np.where(shown[..., None], values, 0).astype(np.float32)
+    maps = values if background == "kept" else np.where(shown[..., None], values, 0)
+    maps = maps.astype(np.float32)
+    if length == "kept":
+        return maps
     lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
     return maps / np.maximum(lengths, np.finfo(np.float32).tiny)
 

@@ -14,7 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mirage_steps.core.diffusion import ddim_sample, ddim_steps, noise_from_output
+from mirage_steps.core.diffusion import (
+    ddim_invert,
+    ddim_sample,
+    ddim_steps,
+    noise_from_output,
+)
 from mirage_steps.core.unet import Frames, UNet
 
 
@@ -59,6 +64,7 @@ def sample_views(
     steps: int,
     gamma: float,
     progress: Callable = lambda steps: steps,
+    trajectory: Tensor | None = None,
 ) -> Tensor:
     """Generate objects, each in its reference pose and in other poses, from shared noise.
 
@@ -69,18 +75,21 @@ def sample_views(
         steps: DDIM steps.
         gamma: as in :func:`denoise_views`.
         progress: wraps the list of steps.
+        trajectory: (steps, objects, 3, S, S) of :func:`invert`, where the references are given
+            images: their keys and values are those of their own way to noise.
 
     Returns:
         (objects, 1 + views, 3, S, S), not clamped.
     """
     embeddings = step_embeddings(model, poses.flatten(), steps).unflatten(1, tuple(poses.shape))
     x = noise[:, None].expand(-1, poses.shape[1], -1, -1, -1)
-    return ddim_sample(
-        lambda x, number, alpha: denoise_views(model, x, embeddings[number], alpha, gamma),
-        x,
-        steps,
-        progress,
-    )
+
+    def denoise(x: Tensor, number: int, alpha: float) -> Tensor:
+        if trajectory is not None:
+            x = torch.cat([trajectory[number][:, None], x[:, 1:]], dim=1)
+        return denoise_views(model, x, embeddings[number], alpha, gamma)
+
+    return ddim_sample(denoise, x, steps, progress)
 
 
 @torch.inference_mode()
@@ -103,6 +112,34 @@ def sample_single(
     Returns:
         (n, 3, S, S), not clamped.
     """
+    return ddim_sample(_single(model, poses, steps), noise, steps, progress)
+
+
+@torch.inference_mode()
+def invert(
+    model: UNet,
+    images: Tensor,
+    poses: Tensor,
+    steps: int,
+    progress: Callable = lambda steps: steps,
+) -> Tensor:
+    """The way of given images to noise, by DDIM inversion with plain self-attention.
+
+    Args:
+        model: the network, in evaluation mode.
+        images: (n, 3, S, S) in [-1, 1].
+        poses: (n,) int.
+        steps: DDIM steps, as many network evaluations.
+        progress: wraps the list of steps.
+
+    Returns:
+        (steps, n, 3, S, S), the noise first.
+    """
+    return ddim_invert(_single(model, poses, steps), images, steps, progress)
+
+
+def _single(model: UNet, poses: Tensor, steps: int) -> Callable[[Tensor, int, float], Tensor]:
+    """Predicted noise of single images in poses (n,), as the sampler asks for it."""
     embeddings = step_embeddings(model, poses, steps)
 
     def denoise(x: Tensor, number: int, alpha: float) -> Tensor:
@@ -110,7 +147,7 @@ def sample_single(
         output = model.decode(*model.encode(x, embedding), embedding)
         return noise_from_output(output, x, alpha, model.config.prediction)
 
-    return ddim_sample(denoise, noise, steps, progress)
+    return denoise
 
 
 def step_embeddings(model: UNet, poses: Tensor, steps: int) -> Tensor:

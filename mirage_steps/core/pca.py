@@ -6,6 +6,7 @@ through the count, the sum and the sum of outer products, which add up over batc
 machines. One matrix product a batch, memory of one (dim, dim) matrix.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -107,6 +108,18 @@ class Pca:
         rows = self.components.astype(np.float32)
         offset = (self.components @ self.mean).astype(np.float32)
         return vectors.astype(np.float32) @ rows.T - offset
+
+    @classmethod
+    def stack(cls, models: Sequence["Pca"]) -> dict[str, np.ndarray]:
+        """The arrays of several models by name, with an axis in front, for saving."""
+        arrays = [model.arrays() for model in models]
+        return {key: np.stack([one[key] for one in arrays]) for key in arrays[0]}
+
+    @classmethod
+    def unstack(cls, arrays: Mapping[str, np.ndarray]) -> list["Pca"]:
+        """The models that :meth:`stack` took apart."""
+        keys = ("mean", "components", "variance", "variance_ratio")
+        return [cls(*parts) for parts in zip(*(arrays[key] for key in keys), strict=True)]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The fitted arrays by name, for saving."""

@@ -1,10 +1,12 @@
 """Poses as clusters of maps in pose space (paper, section 3.1)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.metrics import normalized_mutual_info_score
 
 from mirage_steps.core.circle import circular_distance, circular_mean, shortest_cycle
 
@@ -82,24 +84,30 @@ class PoseModel:
             distances[index] = gaps.min()
         return poses, distances
 
-    def save(self, path: Path) -> None:
-        """Write the model as an ``.npz`` file of plain arrays."""
-        np.savez(path, centroids=self.centroids, means=self.means)
+    @staticmethod
+    def save_all(path: Path, models: Sequence["PoseModel"]) -> None:
+        """Write the models of all categories as an ``.npz`` file of plain arrays."""
+        np.savez(
+            path,
+            centroids=np.stack([model.centroids for model in models]),
+            means=np.stack([model.means for model in models]),
+        )
 
     @classmethod
-    def load(cls, path: Path) -> "PoseModel":
-        """Read what :meth:`save` wrote."""
+    def load_all(cls, path: Path) -> list["PoseModel"]:
+        """Read what :meth:`save_all` wrote, a model for each category."""
         with np.load(path) as arrays:
-            return cls(arrays["centroids"], arrays["means"])
+            return list(map(cls, arrays["centroids"], arrays["means"]))
 
 
-def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int) -> dict:
+def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: int = 1) -> dict:
     """How well poses agree with true azimuths.
 
     Args:
         poses: (n,) pose of each image, 0..k-1 in circular order.
         azimuths: (n,) true azimuth in degrees.
-        k: number of poses.
+        k: number of poses, of all categories together.
+        categories: kinds of object, each with equally many poses in a circle of their own.
 
     Returns:
         ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of
@@ -108,6 +116,7 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int) -> dict:
     """
     members = [azimuths[poses == pose] for pose in range(k)]
     means = [circular_mean(found) if len(found) else None for found in members]
+    step = k // categories
     errors = np.concatenate(
         [circular_distance(a, m) for a, m in zip(members, means, strict=True) if m is not None]
     )
@@ -115,11 +124,40 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int) -> dict:
         "images": len(azimuths),
         "median_error_deg": float(np.median(errors)),
         "share_within_30_deg": float((errors <= 30).mean()),
-        "order_errors": order_errors([mean for mean in means if mean is not None]),
+        "order_errors": sum(
+            order_errors([mean for mean in means[start : start + step] if mean is not None])
+            for start in range(0, k, step)
+        ),
         "poses": [
             {"pose": pose, "images": len(found), "mean_azimuth_deg": mean}
             for pose, (found, mean) in enumerate(zip(members, means, strict=True))
         ],
+    }
+
+
+def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
+    """How well clusters agree with true labels, such as coarse viewpoints.
+
+    Args:
+        clusters: (n,) cluster of each image, 0..k-1.
+        labels: n true labels.
+        k: number of clusters.
+
+    Returns:
+        ``purity``, the share of images whose label is the most frequent of their cluster;
+        ``purity_of_chance``, that of one cluster; ``normalized_mutual_information`` in [0, 1]; and
+        the count of every label in every cluster.
+    """
+    names, numbers = np.unique(labels, return_inverse=True)
+    counts = np.zeros((k, len(names)), np.int64)
+    np.add.at(counts, (clusters, numbers), 1)
+    return {
+        "images": len(labels),
+        "purity": float(counts.max(1).sum() / len(labels)),
+        "purity_of_chance": float(counts.sum(0).max() / len(labels)),
+        "normalized_mutual_information": float(normalized_mutual_info_score(numbers, clusters)),
+        "labels": names.tolist(),
+        "counts": counts.tolist(),
     }
 
 

@@ -26,7 +26,7 @@ class UNetConfig:
 
     Args:
         image_size: side of the images in pixels.
-        poses: number of poses.
+        poses: number of poses, of all categories together.
         widths: channels of each level; all but the last end in a halving of the resolution.
         blocks: residual blocks a level (one more on the way up).
         attention_below: attention after each residual block at resolutions up to this.
@@ -39,6 +39,7 @@ class UNetConfig:
         dropout: in residual blocks, while training.
         prediction: what the network's output means: ``noise`` (paper), or ``velocity``, from which
             the noise follows (:func:`mirage_steps.core.diffusion.noise_from_output`).
+        categories: kinds of object, each with equally many poses in a row.
     """
 
     image_size: int
@@ -51,6 +52,13 @@ class UNetConfig:
     stem: int = 1
     dropout: float = 0.0
     prediction: str = "noise"
+    categories: int = 1
+
+    def siblings(self, pose: int) -> range:
+        """The poses of the same category, in circular order, ``pose`` among them."""
+        count = self.poses // self.categories
+        first = pose // count * count
+        return range(first, first + count)
 
     @property
     def embedding(self) -> int:
@@ -67,7 +75,9 @@ class UNetConfig:
         return cls(**{**values, "widths": tuple(values["widths"])})
 
 
-def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig:
+def preset(
+    name: str, image_size: int, poses: int, dropout: float, categories: int = 1
+) -> UNetConfig:
     """The two networks on offer.
 
     ``paper``: levels 64 to 512, attention up to 32 x 32 (our reading of appendix A).
@@ -76,7 +86,9 @@ def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig
     (``docs/training.md`` has what was compared).
     """
     if name == "paper":
-        return UNetConfig(image_size, poses, (64, 128, 256, 512), dropout=dropout)
+        return UNetConfig(
+            image_size, poses, (64, 128, 256, 512), dropout=dropout, categories=categories
+        )
     return UNetConfig(
         image_size,
         poses,
@@ -86,6 +98,7 @@ def preset(name: str, image_size: int, poses: int, dropout: float) -> UNetConfig
         stem=4,
         dropout=dropout,
         prediction="velocity",
+        categories=categories,
     )
 
 

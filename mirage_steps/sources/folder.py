@@ -29,21 +29,53 @@ def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[
     Raises:
         UserError: the folder is missing or empty.
     """
+    root = check(source)
+    files = find_files(root)
+    if not files:
+        raise UserError(f"source.path {root}: holds no files")
+
+    return inspect_images(files, source.max_pixels, progress)
+
+
+def check(source: Folder) -> Path:
+    """The folder, absolute.
+
+    Raises:
+        UserError: it is not there.
+    """
     root = source.path.expanduser()
     if not root.is_dir():
         raise UserError(
             f"source.path {root}: no such folder; set it to the folder with your images"
         )
-    root = root.resolve()
-    files = sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
-    if not files:
-        raise UserError(f"source.path {root}: holds no files")
+    return root.resolve()
+
+
+def find_files(root: Path) -> list[Path]:
+    """All files of a folder, however deep, in sorted order; hidden ones are passed over."""
+    root = root.expanduser().resolve()
+    return sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
+
+
+def inspect_images(
+    files: list[Path], max_pixels: int, progress
+) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """Decode each file once, to know its size and that it can be used.
+
+    Args:
+        files: absolute paths, in the order of the manifest.
+        max_pixels: images with more are rejected before decoding.
+        progress: wraps an iterable of known length, such as ``tqdm``.
+
+    Returns:
+        Usable images, and (name, reason) of every other file.
+    """
 
     def read(path: Path) -> tuple[Path, tuple[int, int] | str]:
         if "\n" in str(path) or not _is_utf8(path):
             return path, "file name cannot stand in a UTF-8 table; rename it"
         try:
-            image: Image.Image = read_rgb(path, source.max_pixels)
+            image: Image.Image = read_rgb(path, max_pixels)
         except (UnreadableImage, OSError) as error:
             return path, str(error)
         return path, image.size

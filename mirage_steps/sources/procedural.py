@@ -1,4 +1,4 @@
-"""Ray-cast cars with known azimuth and mask: the embedded data set."""
+"""Ray-cast cars and chairs with known azimuth and mask: the embedded data set."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from mirage_steps.settings import Procedural
-from mirage_steps.stand_ins.cars import DEMO_FAMILIES, render
+from mirage_steps.stand_ins import cars, chairs
+from mirage_steps.stand_ins.rendering import Rendering
 from mirage_steps.support.manifest import Entry
 
 
@@ -23,7 +24,7 @@ def render_images(
     number of processes, and a larger set begins with the smaller one.
 
     Args:
-        source: how many, how large, from which seed.
+        source: what, how many, how large, from which seed.
         out: the data set's folder.
         progress: wraps an iterable of known length, such as ``tqdm``.
 
@@ -37,17 +38,33 @@ def render_images(
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         azimuths = pool.map(partial(_render_one, source, out), range(source.images), chunksize=16)
         entries = [
-            Entry(name, out / name, source.size, source.size, azimuth)
-            for name, azimuth in progress(azimuths, total=source.images)
+            Entry(
+                name, out / name, source.size, source.size, azimuth, category=_category(source, i)
+            )
+            for i, (name, azimuth) in enumerate(progress(azimuths, total=source.images))
         ]
     return entries, []
 
 
 def _render_one(source: Procedural, out: Path, index: int) -> tuple[str, float]:
     """Render and save one image and its mask; returns its name and azimuth in degrees."""
-    made = render(source.seed, index, DEMO_FAMILIES, source.size, source.placement)
+    made = _render(source, index)
     name = f"{index:06d}.png"
     Image.fromarray(made.image).save(out / "images" / name)
     mask = Image.fromarray(np.round(made.mask * 255).astype(np.uint8))
     mask.save(out / "true_masks" / name)
     return f"images/{name}", made.azimuth_deg
+
+
+def _render(source: Procedural, index: int) -> Rendering:
+    """Car or chair number ``index`` of the source's seed."""
+    if source.objects == "chairs" or _category(source, index) == "chair":
+        return chairs.render(source.seed, index, source.size, source.placement)
+    return cars.render(source.seed, index, cars.DEMO_FAMILIES, source.size, source.placement)
+
+
+def _category(source: Procedural, index: int) -> str | None:
+    """True category of an image of a mixture; None where all are of one."""
+    if source.objects != "cars-and-chairs":
+        return None
+    return ("car", "chair")[index % 2]

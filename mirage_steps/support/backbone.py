@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 
+from mirage_steps import settings
 from mirage_steps.support.errors import UserError
+from mirage_steps.support.published import local
 
 # What names of the embedded networks begin with, wherever a figure of theirs appears.
 STAND_IN = "stand-in"
@@ -42,8 +44,18 @@ class Backbone:
     std: tuple[float, ...]
 
     @classmethod
-    def load(cls, model: str, resolution: int, device: torch.device) -> "Backbone":
-        """Load a model from a local folder or, with a network, from the hub.
+    def load(
+        cls,
+        backbone: settings.Backbone,
+        device: torch.device,
+        weights: Path = Path(settings.WEIGHTS),
+    ) -> "Backbone":
+        """Load a model from a local folder, or a published one, fetched on first use.
+
+        Args:
+            backbone: model and resolution.
+            device: where it runs.
+            weights: folder of fetched networks.
 
         Raises:
             UserError: it is not there, is no vision transformer, or does not fit the resolution.
@@ -51,6 +63,8 @@ class Backbone:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
+        resolution = backbone.resolution
+        model = str(local(backbone.model, f"backbone.model {backbone.model}", weights))
         try:
             config = transformers.AutoConfig.from_pretrained(model)
             network, loading = transformers.AutoModel.from_pretrained(
@@ -125,14 +139,10 @@ class Backbone:
 
 def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the model's own preprocessor, DINOv2's where it has none."""
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        model, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
-    )
-    if found is None:
+    found = Path(model, "preprocessor_config.json")
+    if not found.is_file():
         return _IMAGENET
-    content = json.loads(Path(found).read_text())
+    content = json.loads(found.read_text())
     return (
         tuple(content.get("image_mean", _IMAGENET[0])),
         tuple(content.get("image_std", _IMAGENET[1])),
@@ -140,13 +150,8 @@ def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _cannot_load(model: str, reason: str) -> str:
-    """The one line for a model that is not there."""
-    if Path(model).exists():
-        return (
-            f"backbone.model {model}: not a transformers model folder ({reason}); it needs "
-            "config.json and model.safetensors"
-        )
+    """The one line for a folder that holds no model."""
     return (
-        f"backbone.model {model}: neither a local folder nor reachable on the hub ({reason}); "
-        "without a network, download it elsewhere and set backbone.model to its folder"
+        f"backbone.model {model}: not a transformers model folder ({reason}); it needs config.json "
+        "and model.safetensors"
     )

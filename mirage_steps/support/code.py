@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -10,31 +11,32 @@ _PACKAGE = Path(__file__).parents[1]
 _IGNORED = {"settings", "support.step", "support.errors", "support.code", "support.pictures"}
 
 
-def code_hash(step: str) -> str:
+def code_hash(step: str, without: Collection[str] = ()) -> str:
     """Hash of a step's module and of every module of this package it imports, however deep.
 
     Comments, docstrings and layout do not count.
 
     Args:
         step: name of the module in ``mirage_steps``, such as ``poses``.
+        without: modules that do not count, nor what only they import.
 
     Returns:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for module in sorted(_modules(step)):
+    for module in sorted(_modules(step, _IGNORED.union(without))):
         tree = ast.parse((_PACKAGE / f"{module.replace('.', '/')}.py").read_text())
         digest.update(f"{module}:{ast.dump(_without_docstrings(tree))}".encode())
     return digest.hexdigest()[:16]
 
 
-def _modules(step: str) -> set[str]:
+def _modules(step: str, ignored: Collection[str]) -> set[str]:
     found: set[str] = set()
     waiting = [step]
     while waiting:
         module = waiting.pop()
         path = _PACKAGE / f"{module.replace('.', '/')}.py"
-        if module in found or module in _IGNORED or not path.is_file():
+        if module in found or module in ignored or not path.is_file():
             continue
         found.add(module)
         waiting += _imports(ast.parse(path.read_text()))

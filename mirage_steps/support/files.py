@@ -2,11 +2,9 @@
 
 import contextlib
 import csv
-import glob
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,16 +19,19 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What a killed run left half-written would stay for ever: nobody else knows its name.
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    # Always the same name, so that what a killed run left half-written goes with the next.
+    folder = path.parent / f".{path.name}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        temporary = folder / path.name
         yield temporary
         # What is renamed must be on the disk first, or a power cut leaves an empty file.
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -9,6 +9,11 @@ from mirage_steps.support.files import read_csv
 from mirage_steps.support.h5 import open_h5, read_names
 
 
+def count_categories(poses: Path) -> int:
+    """Number of kinds of object in ``poses.csv``."""
+    return 1 + max(int(row.get("category") or 0) for row in read_csv(poses))
+
+
 def read_labels(poses: Path, crops: Path) -> np.ndarray:
     """Pose of every crop, (n,) int64, in the order of ``crops.h5``.
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mirage_steps.core.boxes import Box
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv, write_csv
 
-HEADER = ("image", "width", "height", "azimuth_deg")
+_BOX = ("x0", "y0", "x1", "y1")
+HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *_BOX)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Entry:
     width: int
     height: int
     azimuth_deg: float | None = None
+    viewpoint: str | None = None
+    category: str | None = None
+    box: Box | None = None
 
 
 def write_manifest(path: Path, entries: list[Entry]) -> None:
@@ -36,10 +41,15 @@ def write_manifest(path: Path, entries: list[Entry]) -> None:
         path,
         HEADER,
         (
-            (e.image, e.width, e.height, "" if e.azimuth_deg is None else f"{e.azimuth_deg:.3f}")
-            for e in entries
+            (
+                entry.image, entry.width, entry.height,
+                "" if entry.azimuth_deg is None else f"{entry.azimuth_deg:.3f}",
+                entry.viewpoint or "", entry.category or "",
+                *(("",) * 4 if entry.box is None else (f"{edge:g}" for edge in entry.box)),
+            )
+            for entry in entries
         ),
-    )
+    )  # fmt: skip
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -52,17 +62,21 @@ def read_manifest(path: Path) -> list[Entry]:
     if not rows:
         raise UserError(f"{path}: lists no images; see rejected.csv beside it for the reasons")
     try:
-        return [
-            Entry(
-                row["image"],
-                path.parent / row["image"],
-                int(row["width"]),
-                int(row["height"]),
-                float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
-            )
-            for row in rows
-        ]
+        return [_entry(path.parent, row) for row in rows]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: not a manifest ({error!r}); make it with the dataset step"
         ) from None
+
+
+def _entry(folder: Path, row: dict[str, str]) -> Entry:
+    return Entry(
+        row["image"],
+        folder / row["image"],
+        int(row["width"]),
+        int(row["height"]),
+        float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
+        row.get("viewpoint") or None,
+        row.get("category") or None,
+        tuple(float(row[key]) for key in _BOX) if row.get("x0") else None,
+    )

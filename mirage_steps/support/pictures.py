@@ -161,11 +161,32 @@ def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict)
     save_figure(path, figure)
 
 
+def viewpoints(path: Path, agreement: dict) -> None:
+    """Share of every true viewpoint in every pose, as stacked bars."""
+    counts = np.array(agreement["counts"], float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    poses = np.arange(len(counts))
+    figure, axis = plt.subplots(figsize=(max(4, 0.35 * len(counts) + 2), 3.2), layout="constrained")
+    below = np.zeros(len(counts))
+    for name, share in zip(agreement["labels"], shares.T, strict=True):
+        axis.bar(poses, share, bottom=below, label=name)
+        below += share
+    axis.set(xlabel="pose", ylabel="share of its images", xticks=poses, ylim=(0, 1))
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.set_title(
+        f"true viewpoints in {len(counts)} poses, {agreement['images']} images: purity "
+        f"{agreement['purity']:.2f} (chance {agreement['purity_of_chance']:.2f})",
+        fontsize=8,
+    )
+    save_figure(path, figure)
+
+
 def no_truth(path: Path) -> None:
     """A plot that says why there is none."""
     figure, axis = plt.subplots(figsize=(4, 1))
     axis.axis("off")
-    axis.text(0.5, 0.5, "no true azimuth is known for this data set", ha="center", va="center")
+    axis.text(0.5, 0.5, "nothing is known of this data set's true poses", ha="center", va="center")
     save_figure(path, figure)
 
 
@@ -183,14 +204,14 @@ def loss_curve(path: Path, records: list[dict]) -> None:
     save_figure(path, figure)
 
 
-def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], gamma: float) -> None:
+def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], title: str) -> None:
     """Objects in rows, poses in columns, the reference of each row framed.
 
     Args:
         path: of the picture.
         rows: (objects, k, S, S, 3) uint8.
-        references: pose of each object's reference.
-        gamma: of the guidance, for the title.
+        references: column of each object's reference.
+        title: what the objects are.
     """
     objects, k, side = rows.shape[:3]
     figure, axis = plt.subplots(figsize=(0.82 * k + 0.6, 0.82 * objects + 0.6))
@@ -205,11 +226,7 @@ def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], gamma
     axis.xaxis.tick_top()
     for spine in axis.spines.values():
         spine.set_visible(False)
-    axis.set_title(
-        f"generated objects (rows) in all poses (columns), gamma = {gamma:g}; "
-        "red: the reference whose keys and values the others read",
-        fontsize=7,
-    )
+    axis.set_title(f"{title}; red: the reference whose keys and values the others read", fontsize=7)
     save_figure(path, figure)
 
 

@@ -79,20 +79,20 @@ def flags(settings: BaseModel, exclude: Collection[str] = ()) -> list[str]:
         settings: a section.
         exclude: keys to leave out.
     """
-    words: list[str] = []
-    for key, value in settings:
-        if key in exclude:
-            continue
-        flag = "--" + key.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(flag if value else "--no-" + key.replace("_", "-"))
-        elif value is None:
-            continue
-        elif isinstance(value, tuple):
-            words += [flag, *map(str, value)]
-        else:
-            words += [flag, str(value)]
-    return words
+    return [word for key, value in settings if key not in exclude for word in flag(key, value)]
+
+
+def flag(key: str, value: object) -> list[str]:
+    """The words of one setting."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if value is None:
+        return []
+    if isinstance(value, tuple):
+        return [f"--{name}", *map(str, value)]
+    # Joined, so that a value that begins with a dash is no flag of its own.
+    return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
 
 
 def _write_provenance(name: str, arguments: dict[str, Any], started: float) -> None:

@@ -1,0 +1,121 @@
+"""Step 4c: kinds of object in one data set, before their poses (the paper's future work).
+
+One feature of each crop, the CLS token or the mean token of the object, is clustered. Writes
+``categories.csv`` (image, category, probability), ``categories.npz`` (the model, by which a new
+photo is assigned), ``categories.json`` (counts, and the agreement with the truth where the manifest
+knows it) and ``categories.png``, crops of every category.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from mirage_steps.core.boxes import valid_patches
+from mirage_steps.core.categories import CategoryModel
+from mirage_steps.core.foreground import ForegroundModel
+from mirage_steps.core.poses import score_labels
+from mirage_steps.support import pictures
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import atomic, write_csv, write_json
+from mirage_steps.support.h5 import open_h5, read_names, slices
+from mirage_steps.support.manifest import read_manifest
+from mirage_steps.support.step import log, run
+
+_BATCH = 64
+_SHOWN = 12  # crops of each category in the picture
+
+
+def main(
+    *,
+    manifest: Path,
+    tokens: Path,
+    crops: Path,
+    foreground: Path,
+    out: Path,
+    categories: int,
+    token: Literal["cls", "mean-patch"] = "cls",
+    seed: int = 0,
+    stored: Path | None = None,
+) -> None:
+    """Find the kinds of object in a data set.
+
+    Args:
+        manifest: The data set's manifest.csv, whose category serves to score only.
+        tokens: tokens.h5 of the crops.
+        crops: crops.h5, for the picture.
+        foreground: pca1.npz of the foreground step.
+        out: Folder for categories.csv, categories.npz, categories.json and categories.png.
+        categories: Number of kinds.
+        token: cls, or mean-patch for the mean over the object's patches.
+        seed: Seed of the starts.
+        stored: categories.npz of another data set, to assign by, where nothing shall be fitted.
+    """
+    with open_h5(tokens, "patch_tokens", "cls_token", "content", "image") as file:
+        names = read_names(file)
+        features = _features(file, ForegroundModel.load(foreground), token)
+    if len(names) < 8 * categories:
+        raise UserError(
+            f"categories = {categories}, but an object was found in only {len(names)} images; "
+            "lower categories or add images"
+        )
+    if stored is None:
+        model = CategoryModel.fit(features, categories, seed)
+    else:
+        model = CategoryModel.load(stored)
+    found, likely = model.assign(features)
+    counts = np.bincount(found, minlength=len(model.weights))
+    about = {"token": token, "images": counts.tolist()}
+    truth = {entry.image: entry.category for entry in read_manifest(manifest) if entry.category}
+    known = [index for index, name in enumerate(names) if name in truth]
+    if known:
+        agreement = score_labels(
+            found[known], [truth[names[index]] for index in known], len(counts)
+        )
+        about["truth"] = agreement
+        log.info("categories against the truth: purity %.4f", agreement["purity"])
+    with atomic(out / "categories.npz") as path:
+        model.save(path)
+    _draw(out / "categories.png", crops, names, found, len(counts))
+    write_json(out / "categories.json", about)
+    rows = zip(names, found, likely, strict=True)
+    write_csv(
+        out / "categories.csv",
+        ("image", "category", "probability"),
+        ((name, kind, f"{share:.4f}") for name, kind, share in rows),
+    )
+    log.info("images of each category: %s", " ".join(map(str, counts)))
+
+
+def _features(file: h5py.File, model: ForegroundModel, token: str) -> np.ndarray:
+    """One feature of each crop, (n, dim) float32."""
+    if token == "cls":
+        return file["cls_token"][:].astype(np.float32)
+    count, _, dim = file["patch_tokens"].shape
+    means = np.empty((count, dim), np.float32)
+    for rows in tqdm(list(slices(count, _BATCH)), desc="mean tokens", mininterval=1.0):
+        values = file["patch_tokens"][rows].astype(np.float32)
+        scores = model.scores(values)
+        shown = (scores > model.threshold) & valid_patches(file["content"][rows], scores.shape[1])
+        weights = shown.reshape(len(values), -1, 1).astype(np.float32)
+        means[rows] = (values * weights).sum(1) / np.maximum(weights.sum(1), 1)
+    return means
+
+
+def _draw(path: Path, crops: Path, names: list[str], found: np.ndarray, count: int) -> None:
+    """Crops of every category, a row each."""
+    with open_h5(crops, "images", "image") as file:
+        if read_names(file) != names:
+            raise UserError(f"{crops} lists other images than the tokens; rerun crops")
+        side = file["images"].shape[1]
+        rows = np.full((count, _SHOWN, side, side, 3), 255, np.uint8)
+        for kind in range(count):
+            for place, index in enumerate(np.flatnonzero(found == kind)[:_SHOWN]):
+                rows[kind, place] = file["images"][int(index)]
+    pictures.grid(path, rows.reshape(-1, side, side, 3), _SHOWN)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,26 @@
+"""Step 0: published weights, fetched once into the folder that all runs share.
+
+Writes the network and its marker, as ``mirage_steps.support.published`` lays them out.
+"""
+
+from pathlib import Path
+
+from mirage_steps.settings import WEIGHTS
+from mirage_steps.support.published import fetch
+from mirage_steps.support.step import log, run
+
+
+def main(*, network: str, setting: str, out: Path, weights: Path = Path(WEIGHTS)) -> None:
+    """Fetch a published network, or check the one that is there.
+
+    Args:
+        network: vit_b, vit_l, vit_h, inception, or owner/name of the Hugging Face hub.
+        setting: Config key that asks for it, for the line that says what failed.
+        out: Folder for the record of what was done.
+        weights: The shared folder of networks.
+    """
+    log.info("%s: %s", network, fetch(network, f"{setting} {network}", weights))
+
+
+if __name__ == "__main__":
+    run(main)
