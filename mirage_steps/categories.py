@@ -55,7 +55,7 @@ def main(
     """
     with open_h5(tokens, "patch_tokens", "cls_token", "content", "image") as file:
         names = read_names(file)
-        features = _features(file, ForegroundModel.load(foreground), token)
+        features = object_features(file, ForegroundModel.load(foreground), token)
     if len(names) < 8 * categories:
         raise UserError(
             f"categories = {categories}, but an object was found in only {len(names)} images; "
@@ -89,7 +89,7 @@ def main(
     log.info("images of each category: %s", " ".join(map(str, counts)))
 
 
-def _features(file: h5py.File, model: ForegroundModel, token: str) -> np.ndarray:
+def object_features(file: h5py.File, model: ForegroundModel, token: str) -> np.ndarray:
     """One feature of each crop, (n, dim) float32."""
     if token == "cls":
         return file["cls_token"][:].astype(np.float32)

@@ -4,11 +4,10 @@
 is counted. It ends with exit code 1 if the disk has too little room.
 """
 
-import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -20,6 +19,7 @@ from mirage_steps.support import unloaded
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import human_size
 from mirage_steps.support.planning import Artifact, Stage, artifacts, needed, published, stages
+from mirage_steps.support.step import one_line_errors
 
 # As the Snakefile has them.
 CONFIGFILES = ("config/config.yaml", "config/paper.yaml")
@@ -203,20 +203,6 @@ def _aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
         for row in rows
     ]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End with one line and exit code 1 on an error of the user's or the disk's."""
-    try:
-        yield
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -5,64 +5,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-
-
-class Project:
-    """A copy of the workflow with its own configuration and its own records."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True)
-        for name in ("Snakefile", "rules", "config", "envs", "profiles", "mirage_steps", "weights"):
-            (folder / name).symlink_to(ROOT / name)
-        shutil.copy(ROOT / "tests" / "mini.yaml", folder / "mini.yaml")
-
-    def settings(self, **sections: dict) -> None:
-        """Change keys of sections of the data set ``mini``."""
-        path = self.folder / "mini.yaml"
-        config = yaml.safe_load(path.read_text())
-        for section, values in sections.items():
-            if section == "source":
-                config["datasets"]["mini"]["source"] = values
-            else:
-                config["datasets"]["mini"].setdefault(section, {}).update(values)
-        path.write_text(yaml.safe_dump(config))
-
-    def start(self, *words: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "snakemake", "--configfile", "mini.yaml", "--cores", "2"]
-        return subprocess.Popen(
-            [*command, *words], cwd=self.folder, env=ENVIRONMENT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-
-    def run(self, *words: str, ok: bool = True) -> str:
-        process = self.start(*words)
-        output, _ = process.communicate(timeout=600)
-        assert (process.returncode == 0) == ok, output[-6000:]
-        return output
-
-    def planned(self, *targets: str) -> dict[str, int]:
-        """Jobs that a run would do, by rule."""
-        output = self.run("--dry-run", "--", *targets)
-        return {
-            rule: int(count)
-            for rule, count in re.findall(r"^([a-z_]+) +(\d+)$", output, flags=re.MULTILINE)
-            if rule != "total"
-        }
-
-    def __getitem__(self, path: str) -> Path:
-        return self.folder / "results" / "mini" / path
-
+from workflow import Project, errors
 
 TARGETS = ("results/mini/overview.txt",)
 
@@ -170,10 +118,6 @@ def test_unknown_data_set_is_named(finished):
     output = finished.run("--", "results/nosuch/fid.txt", ok=False)
     assert re.search("No rule to produce.*results/nosuch/fid.txt", output), output
     assert "Traceback" not in output
-
-
-def errors(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("error: ")]
 
 
 @pytest.mark.parametrize(

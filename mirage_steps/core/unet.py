@@ -9,6 +9,7 @@ The network is split at the first attention of the bottleneck: :meth:`UNet.encod
 :meth:`UNet.decode` from it on. Cross-frame attention (equation 6) acts only in the second half.
 """
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass
 
@@ -337,11 +338,18 @@ def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     chunks = []
     # Logits that differ little are equal in bfloat16, and the first would always win.
     keys = key.transpose(2, 3).to(torch.promote_types(key.dtype, torch.float32))
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query.device):
         for part in query.split(_QUERY_CHUNK, dim=2):
             best = (part.to(keys.dtype) @ keys).argmax(dim=3, keepdim=True)
             chunks.append(value.gather(2, best.expand(-1, -1, -1, value.shape[3])))
     return torch.cat(chunks, dim=2)
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Arithmetic as the tensors have it; not every device knows another."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:

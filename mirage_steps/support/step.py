@@ -1,5 +1,6 @@
 """What turns a function into a step: command line, log, one-line errors, provenance."""
 
+import contextlib
 import hashlib
 import inspect
 import logging
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,15 @@ def run(main: Callable[..., None]) -> None:
     recorded.__signature__ = inspect.signature(main)
     recorded.__annotations__ = dict(main.__annotations__)
     recorded.__doc__ = main.__doc__
-    try:
+    with one_line_errors():
         tyro.cli(recorded, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,))
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End with one line and exit code 1 on an error of the user's or the disk's."""
+    try:
+        yield
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

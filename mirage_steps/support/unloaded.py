@@ -1,7 +1,6 @@
 """The pipeline's networks without their weights: what they cost is known from their shapes."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -242,20 +241,9 @@ class Generator:
 
 def _cost(network: nn.Module, run: Callable[[int], None], batch: int) -> Cost:
     """Operations of one unit of work, memory of a batch, without gradients."""
-    with torch.inference_mode(), _without_autocast():
+    with torch.inference_mode():
         flops, peak = forward_flops(lambda: run(1)), peak_bytes(lambda: run(batch))
     return Cost(flops, 4 * _parameters(network) + peak, _parameters(network))
-
-
-@contextlib.contextmanager
-def _without_autocast() -> Iterator[None]:
-    """Let ``torch.autocast`` do nothing: the meta device has none, and all is float32 here."""
-    kept = torch.autocast
-    torch.autocast = lambda *_, **__: contextlib.nullcontext()
-    try:
-        yield
-    finally:
-        torch.autocast = kept
 
 
 def _parameters(network: nn.Module) -> int:

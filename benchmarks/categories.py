@@ -1,0 +1,76 @@
+"""Do two kinds of object in one data set come apart? On mixtures of procedural cars and chairs.
+
+    python benchmarks/categories.py --out /tmp/categories
+
+Runs the pipeline's own steps up to `categories` on mixtures whose truth is known and prints the
+purity: the share of images that are in the category of their kind. Beside it stands what K-Means
+finds in the same features as they come, without whitening and without a mixture of normals.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import tyro
+from sklearn.cluster import KMeans
+
+from mirage_steps import categories, crops, dataset, features, foreground, settings
+from mirage_steps.core.foreground import ForegroundModel
+from mirage_steps.core.poses import score_labels
+from mirage_steps.support.h5 import open_h5, read_names
+from mirage_steps.support.manifest import read_manifest
+
+BACKBONE = settings.Backbone(model="weights/stand-in-dinov2-cars", resolution=64, batch_size=64)
+
+
+def main(
+    out: Path, images: tuple[int, ...] = (300, 1000), seeds: tuple[int, ...] = (22, 23)
+) -> None:
+    """Print a table of purities.
+
+    Args:
+        out: Folder for the images and the steps' files.
+        images: Sizes of the mixtures, half cars and half chairs.
+        seeds: Seeds of the images.
+    """
+    print("| images | seed | purity | K-Means on the features as they come |")
+    print("|---|---|---|---|")
+    for count in images:
+        for seed in seeds:
+            found, plain = purities(out / f"{count}-{seed}", count, seed)
+            print(f"| {count} | {seed} | {found:.4f} | {plain:.4f} |", flush=True)
+
+
+def purities(folder: Path, count: int, seed: int) -> tuple[float, float]:
+    """Purity of the step `categories`, and of plain K-Means, on one mixture."""
+    source = settings.Procedural(objects="cars-and-chairs", images=count, size=96, seed=seed)
+    manifest, windows = folder / "manifest.csv", folder / "foreground/foreground.csv"
+    dataset.main(source=source, out=folder)
+    features.main(manifest=manifest, out=folder / "features", backbone=BACKBONE)
+    foreground.main(
+        manifest=manifest, tokens=folder / "features/tokens.h5", out=folder / "foreground"
+    )
+    crops.main(manifest=manifest, windows=windows, out=folder / "crops")
+    features.main(manifest=manifest, windows=windows, out=folder / "tokens", backbone=BACKBONE)
+    pca1 = folder / "foreground/pca1.npz"
+    categories.main(
+        manifest=manifest,
+        tokens=folder / "tokens/tokens.h5",
+        crops=folder / "crops/crops.h5",
+        foreground=pca1,
+        out=folder / "categories",
+        categories=2,
+        token="mean-patch",
+    )
+    truth = {entry.image: entry.category for entry in read_manifest(manifest)}
+    with open_h5(folder / "tokens/tokens.h5", "patch_tokens") as file:
+        names = read_names(file)
+        values = categories.object_features(file, ForegroundModel.load(pca1), "mean-patch")
+    rows = (folder / "categories/categories.csv").read_text().splitlines()[1:]
+    found = np.array([int(row.rsplit(",", 2)[1]) for row in rows])
+    plain = KMeans(2, n_init=10, random_state=0).fit_predict(values)
+    labels = [truth[name] for name in names]
+    return tuple(score_labels(one, labels, 2)["purity"] for one in (found, plain))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
