@@ -56,15 +56,15 @@ def main(
     with open_h5(tokens, "patch_tokens", "cls_token", "content", "image") as file:
         names = read_names(file)
         features = object_features(file, ForegroundModel.load(foreground), token)
-    if len(names) < 8 * categories:
+    if stored is not None:
+        model = CategoryModel.load(stored)
+    elif len(names) >= 8 * categories:
+        model = CategoryModel.fit(features, categories, seed)
+    else:
         raise UserError(
             f"categories = {categories}, but an object was found in only {len(names)} images; "
             "lower categories or add images"
         )
-    if stored is None:
-        model = CategoryModel.fit(features, categories, seed)
-    else:
-        model = CategoryModel.load(stored)
     found, likely = model.assign(features)
     counts = np.bincount(found, minlength=len(model.weights))
     about = {"token": token, "images": counts.tolist()}
