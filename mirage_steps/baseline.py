@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mirage_steps.sources.folder import find_files
+from mirage_steps.sources.folder import find_files, printable
 from mirage_steps.support import pictures
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import write_csv
@@ -79,14 +79,15 @@ def main(
 
 def _read(path: Path, size: int) -> tuple[str, np.ndarray | str]:
     """Name of an image, and its pixels (size, size, 3) uint8 or why it cannot be used."""
+    name = printable(path)
     try:
         image = read_rgb(path)
     except (UnreadableImage, OSError) as error:
-        return str(path), str(error)
+        return name, str(error)
     if image.width != image.height:
         # Squeezed or padded it would be another image than the method made.
-        return str(path), f"not square: {image.width}x{image.height}; crop it first"
-    return str(path), np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+        return name, f"not square: {image.width}x{image.height}; crop it first"
+    return name, np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mirage_steps.core.poses import score_azimuths, score_labels
 from mirage_steps.support import pictures
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv, write_json
-from mirage_steps.support.labels import count_categories
+from mirage_steps.support.labels import read_circles
 from mirage_steps.support.manifest import read_manifest
 from mirage_steps.support.step import log, run
 
@@ -37,14 +37,14 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
     if not rows or not {"image", "pose"} <= rows[0].keys():
         raise UserError(f"{poses}: needs the columns image and pose; rerun the poses step")
     assigned = {row["image"]: int(row["pose"]) for row in rows}
-    k = 1 + max(assigned.values())
+    k, categories = read_circles(poses)
     azimuths = _known(truth, assigned)
     views = _known(viewpoints, assigned)
     picture = out / "pose_eval.png"
     scores: dict = {"images": 0}
     if azimuths:
         numbers, values = (np.array(part) for part in zip(*azimuths, strict=True))
-        scores = score_azimuths(numbers, values, k, count_categories(poses))
+        scores = score_azimuths(numbers, values, k, categories)
         pictures.pose_eval(picture, numbers, values, scores)
         log.info(
             "%d images with known azimuth: median error %.1f degrees, %.0f %% within 30 degrees, "

@@ -51,8 +51,10 @@ def main(
     labels, distances = np.empty(len(names), np.int64), np.empty(len(names))
     k = len(models[0].centroids)
     for kind, model in enumerate(models):
-        own = _members(kinds, kind)
+        own = _members(kinds, kind, len(models))
         mine = values[own]
+        if not len(mine):
+            continue  # photos of another kind only
         fill_padding(mine, valid[own], model.means)
         labels[own], distances[own] = model.assign(mine)
         labels[own] += kind * k
@@ -77,11 +79,11 @@ def _fit(
     values: np.ndarray, valid: np.ndarray, kinds: np.ndarray, poses: settings.Poses
 ) -> list[PoseModel]:
     """Poses of every category."""
-    models = []
-    for kind in range(int(kinds.max()) + 1):
-        own = _members(kinds, kind)
+    models, count = [], int(kinds.max()) + 1
+    for kind in range(count):
+        own = _members(kinds, kind, count)
         mine = values[own]
-        where = f" of category {kind}" if kinds.any() else ""
+        where = f" of category {kind}" if count > 1 else ""
         if len(mine) < poses.k:
             raise UserError(
                 f"poses.k = {poses.k}, but an object{where} was found in only {len(mine)} images; "
@@ -94,9 +96,9 @@ def _fit(
     return models
 
 
-def _members(kinds: np.ndarray, kind: int) -> np.ndarray | slice:
+def _members(kinds: np.ndarray, kind: int, count: int) -> np.ndarray | slice:
     """Index of a category's images; with one category no copy of all maps is made."""
-    return kinds == kind if kinds.any() else slice(None)
+    return kinds == kind if count > 1 else slice(None)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic, write_json
 from mirage_steps.support.h5 import open_h5
-from mirage_steps.support.labels import count_categories, read_labels
+from mirage_steps.support.labels import read_circles, read_labels
 from mirage_steps.support.step import log, run
 
 # Raised by hand when a change makes old checkpoints or models wrong; an edit that does not, such
@@ -62,13 +62,8 @@ def main(
     """
     labels = read_labels(poses, crops)
     where = choose_device(device)
-    config = preset(
-        training.preset,
-        training.image_size,
-        int(labels.max()) + 1,
-        training.dropout,
-        count_categories(poses),
-    )
+    k, categories = read_circles(poses)
+    config = preset(training.preset, training.image_size, k, training.dropout, categories)
     with open_h5(crops, "images") as file:
         if file["images"].shape[1] != training.image_size:
             raise UserError(

@@ -22,6 +22,7 @@ from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv, write_json
 from mirage_steps.support.h5 import open_h5, read_names
+from mirage_steps.support.labels import read_circles
 from mirage_steps.support.model import load_model
 from mirage_steps.support.step import log, run
 
@@ -52,6 +53,8 @@ def main(
     where = choose_device(device)
     network = load_model(model.parent, where)
     assigned = read_csv(poses)
+    if read_circles(poses)[0] != network.config.poses:
+        raise UserError(f"{poses}: has other poses than {model} was trained with; rerun poses")
     with open_h5(crops, "images", "image") as file:
         if read_names(file) != [row["image"] for row in assigned]:
             raise UserError(f"{poses} and {crops} list different images; rerun the poses step")
@@ -67,7 +70,8 @@ def main(
         pose = int(assigned[index]["pose"])
         with autocast(where, views.precision):
             made, restored = turn(network, photo, pose, views, guidance.gamma)
-        quality = psnr(photo, restored)
+        # Not finite is no JSON; 99 dB is beyond what 8 bits can tell.
+        quality = min(psnr(photo, restored), 99.0)
         rows.append(made)
         distance = float(assigned[index]["distance"])
         name = assigned[index]["image"]

@@ -26,6 +26,7 @@ from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv
 from mirage_steps.support.h5 import by_image, create_h5
+from mirage_steps.support.labels import read_circles
 from mirage_steps.support.model import load_model
 from mirage_steps.support.step import run
 
@@ -60,7 +61,7 @@ def main(
     where = choose_device(device)
     network = load_model(model.parent, where, untrained=kind == "untrained")
     labels = np.array([int(row["pose"]) for row in read_csv(poses)])
-    if labels.max() + 1 != network.config.poses:
+    if read_circles(poses)[0] != network.config.poses:
         raise UserError(f"{poses}: has other poses than {model} was trained with; rerun training")
     if kind in ("no-mv", "untrained"):
         batches = _single(network, labels, samples, views, where)

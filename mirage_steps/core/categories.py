@@ -47,7 +47,9 @@ class CategoryModel:
         """
         moments = Moments(features.shape[1])
         moments.add(features)
-        pca = Pca.fit(moments, min(DIMENSIONS, features.shape[1], len(features) // 8))
+        # A covariance of so many dimensions must be told from so many images.
+        dimensions = min(DIMENSIONS, features.shape[1], max(2, len(features) // 20))
+        pca = Pca.fit(moments, dimensions)
         mixture = GaussianMixture(count, n_init=_STARTS, reg_covar=_FLOOR, random_state=seed).fit(
             _whitened(pca, features)
         )

@@ -105,14 +105,21 @@ def read_sequences(folder: Path) -> list[Photo]:
             for line in (folder / "times.txt").read_text(encoding="ascii").splitlines()
         ]
         photos = []
+        if count < 1:
+            raise ValueError(f"{count} sequences")
         for index in range(count):
             seconds = times[index][: lengths[index]]
             azimuths = turntable(seconds, turns[index], fronts[index], senses[index])
-            boxes = np.loadtxt(folder / (lines[3].strip() % (index + 1)), ndmin=2)
-            for number, (azimuth, box) in enumerate(zip(azimuths, boxes, strict=False), 1):
-                name = lines[2].strip() % (index + 1, number)
-                x, y, width, height = map(float, box)
-                photos.append(Photo(folder / name, azimuth, (x, y, x + width, y + height)))
+            boxes = _read_boxes(_inside(folder, lines[3].strip() % (index + 1)))
+            if min(len(seconds), len(boxes)) < lengths[index]:
+                raise ValueError(
+                    f"sequence {index + 1} has {lengths[index]} photos, {len(seconds)} times and "
+                    f"{len(boxes)} boxes"
+                )
+            for number, azimuth in enumerate(azimuths, 1):
+                x, y, width, height = boxes[number - 1]
+                path = _inside(folder, lines[2].strip() % (index + 1, number))
+                photos.append(Photo(path, azimuth, (x, y, x + width, y + height)))
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; get it at {HOME}") from None
     except (ValueError, IndexError, TypeError) as error:
@@ -121,6 +128,19 @@ def read_sequences(folder: Path) -> list[Photo]:
             f"({error}); get them anew at {HOME}"
         ) from None
     return photos
+
+
+def _read_boxes(path: Path) -> list[Box]:
+    """Boxes as x, y, width, height, a line each."""
+    lines = path.read_text(encoding="ascii").splitlines()
+    return [tuple(map(float, line.split())) for line in lines if line.strip()]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder; the tables name nothing elsewhere."""
+    if Path(name).name != name:
+        raise ValueError(f"{name!r} is no file name")
+    return folder / name
 
 
 def turntable(seconds: np.ndarray, turn: int, front: int, sense: int) -> list[float]:
@@ -136,8 +156,10 @@ def turntable(seconds: np.ndarray, turn: int, front: int, sense: int) -> list[fl
     Returns:
         (n,) degrees in [0, 360), 0 front to the camera, 90 facing image-left.
     """
+    if not (1 <= front <= len(seconds) and 2 <= turn <= len(seconds)):
+        raise ValueError(f"photo {front} is frontal and {turn} make a turn, of {len(seconds)}")
     period = seconds[turn - 1] - seconds[0]
-    if period <= 0 or abs(sense) != 1:
+    if not (period > 0 and np.isfinite(seconds).all()) or abs(sense) != 1:
         raise ValueError(f"a turn of {period} seconds in the sense {sense}")
     angles = sense * 360.0 * (seconds - seconds[front - 1]) / period
     return [float(angle) for angle in angles % 360.0]

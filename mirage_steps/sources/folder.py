@@ -83,7 +83,7 @@ def inspect_images(
     entries, rejected = [], []
     for path, result in progress(ahead(read, files), total=len(files)):
         if isinstance(result, str):
-            rejected.append((_printable(path), result))
+            rejected.append((printable(path), result))
         else:
             entries.append(Entry(str(path), path, *result))
     return entries, rejected
@@ -101,6 +101,6 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _printable(path: Path) -> str:
+def printable(path: Path) -> str:
     """The path with undecodable bytes escaped, so that it can be written down."""
     return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")

@@ -1,5 +1,6 @@
 """Pose labels in the order of the crops."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,18 @@ from mirage_steps.support.files import read_csv
 from mirage_steps.support.h5 import open_h5, read_names
 
 
-def count_categories(poses: Path) -> int:
-    """Number of kinds of object in ``poses.csv``."""
-    return 1 + max(int(row.get("category") or 0) for row in read_csv(poses))
+def read_circles(poses: Path) -> tuple[int, int]:
+    """Number of poses in all, and of kinds of object, each with equally many.
+
+    Args:
+        poses: poses.csv. The poses step writes both numbers into poses.json beside it; a table of
+            another origin has as many poses as occur in it, of one kind.
+    """
+    about = poses.with_suffix(".json")
+    if about.is_file():
+        counts = json.loads(about.read_text())
+        return counts["k"] * counts["categories"], counts["categories"]
+    return 1 + max(int(row["pose"]) for row in read_csv(poses)), 1
 
 
 def read_labels(poses: Path, crops: Path) -> np.ndarray:

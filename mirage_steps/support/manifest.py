@@ -43,9 +43,9 @@ def write_manifest(path: Path, entries: list[Entry]) -> None:
         (
             (
                 entry.image, entry.width, entry.height,
-                "" if entry.azimuth_deg is None else f"{entry.azimuth_deg:.3f}",
+                "" if entry.azimuth_deg is None else f"{round(entry.azimuth_deg, 3) % 360:.3f}",
                 entry.viewpoint or "", entry.category or "",
-                *(("",) * 4 if entry.box is None else (f"{edge:g}" for edge in entry.box)),
+                *(("",) * 4 if entry.box is None else (f"{edge:.3f}" for edge in entry.box)),
             )
             for entry in entries
         ),

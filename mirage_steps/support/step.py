@@ -114,7 +114,9 @@ def _write_provenance(name: str, arguments: dict[str, Any], started: float) -> N
             inputs[key] = _identity(value)
         elif isinstance(value, tuple):  # rows of a table: a name and files
             inputs[key] = [
-                [_identity(part) if isinstance(part, Path) else part for part in row]
+                row
+                if isinstance(row, str)
+                else [_identity(part) if isinstance(part, Path) else part for part in row]
                 for row in value
             ]
         elif key != "out":

@@ -1,0 +1,371 @@
+"""Given photos to noise and back, and turned: DDIM inversion against its equations."""
+
+import json
+from dataclasses import asdict, replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mirage_steps import settings, turn
+from mirage_steps.core.diffusion import (
+    cumulative_alphas,
+    ddim_invert,
+    ddim_sample,
+    ddim_steps,
+    from_pixels,
+    to_pixels,
+)
+from mirage_steps.core.foreground import object_maps
+from mirage_steps.core.metrics import psnr
+from mirage_steps.core.multiview import denoise_views, invert, sample_single, sample_views
+from mirage_steps.core.unet import UNet, UNetConfig, build
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import write_csv
+from mirage_steps.support.h5 import write_names
+
+CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
+STEPS = 5
+
+
+def _fill_zeros(model: UNet) -> UNet:
+    """Values for the zero-initialised layers, or the network would predict nothing."""
+    torch.manual_seed(1)
+    for parameter in model.requires_grad_(False).parameters():
+        if not parameter.any():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=["noise", "velocity"])
+def network(request) -> UNet:
+    return _fill_zeros(build(replace(CONFIG, prediction=request.param), 0)).double()
+
+
+def _images(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 16, 16, dtype=torch.float64, generator=torch.manual_seed(2)) * 2 - 1
+
+
+def _alpha(step: int) -> float:
+    return cumulative_alphas()[step].item() if step >= 0 else 1.0
+
+
+def _literal_noise(model: UNet, x: torch.Tensor, t: int, pose: int) -> torch.Tensor:
+    """Predicted noise of one image by the plain forward pass."""
+    output = model(x[None], torch.tensor([t]), torch.tensor([pose]))[0]
+    if model.config.prediction == "noise":
+        return output
+    return _alpha(t) ** 0.5 * output + (1 - _alpha(t)) ** 0.5 * x
+
+
+def _literal_move(x, noise, here: float, there: float):
+    """Equation 4 between any two alphas."""
+    clean = (x - (1 - here) ** 0.5 * noise) / here**0.5
+    return there**0.5 * clean + (1 - there) ** 0.5 * noise
+
+
+# Inversion
+
+
+@pytest.mark.parametrize("steps", [1, 3, 50])
+def test_noise_that_does_not_depend_on_the_image_is_inverted_exactly(steps):
+    images = _images(2)
+    noise = torch.randn(steps, *images.shape, dtype=torch.float64)
+
+    def denoise(x, number, alpha):
+        return noise[number]
+
+    trajectory = ddim_invert(denoise, images, steps)
+    assert trajectory.shape == noise.shape and trajectory.dtype == torch.float64
+    restored = ddim_sample(denoise, trajectory[0], steps)
+    torch.testing.assert_close(restored, images, rtol=0, atol=1e-5)
+
+
+def test_with_constant_noise_the_way_is_that_of_equation_3():
+    images, noise = _images(2), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    trajectory = ddim_invert(lambda x, number, alpha: noise, images, 50)
+    assert len(trajectory) == len(ddim_steps(50))
+    for (t, _), x in zip(ddim_steps(50), trajectory, strict=True):
+        expected = _alpha(t) ** 0.5 * images + (1 - _alpha(t)) ** 0.5 * noise
+        torch.testing.assert_close(x, expected)
+    # At t = 0 hardly any noise is added, at t = 980 hardly anything else is left.
+    assert (trajectory[-1] - images).abs().max() < 0.05
+    assert (trajectory[0] - noise).abs().max() < 0.05
+
+
+def test_the_sampler_s_number_and_alpha_of_every_step_are_asked_for_once_from_the_last():
+    asked = []
+
+    def denoise(x, number, alpha):
+        asked.append((number, alpha, x.clone()))
+        return torch.zeros_like(x)
+
+    images = _images(1)
+    trajectory = ddim_invert(denoise, images, 4)
+    steps = ddim_steps(4)
+    assert [number for number, _, _ in asked] == [3, 2, 1, 0]
+    assert [alpha for _, alpha, _ in asked] == [_alpha(steps[number][0]) for number in (3, 2, 1, 0)]
+    # The noise of a step is predicted at the x before it, the image first.
+    for x, expected in zip((x for *_, x in asked), (images, *trajectory.flip(0)), strict=False):
+        torch.testing.assert_close(x, expected)
+
+
+def test_half_precision_predictions_do_not_lower_the_precision_of_the_way():
+    images = _images(1).float()
+    trajectory = ddim_invert(lambda x, number, alpha: x.bfloat16(), images, 3)
+    assert trajectory.dtype == torch.float32
+
+
+def test_progress_sees_every_step():
+    seen = []
+
+    def progress(steps):
+        seen.append(len(steps))
+        return steps
+
+    ddim_invert(lambda x, number, alpha: x, _images(1), 7, progress)
+    assert seen == [7]
+
+
+def test_inversion_is_the_literal_loop_of_the_plain_network(network):
+    images, poses = _images(3), [4, 0, 4]
+    found = invert(network, images, torch.tensor(poses), STEPS)
+    assert found.shape == (STEPS, 3, 3, 16, 16)
+    for index, pose in enumerate(poses):
+        x = images[index]
+        for number, (t, t_next) in reversed(list(enumerate(ddim_steps(STEPS)))):
+            x = _literal_move(x, _literal_noise(network, x, t, pose), _alpha(t_next), _alpha(t))
+            torch.testing.assert_close(found[number, index], x, rtol=1e-9, atol=1e-9)
+
+
+def test_the_pose_matters_to_inversion(network):
+    images = _images(1)
+    one, other = (invert(network, images, torch.tensor([pose]), STEPS) for pose in (0, 3))
+    assert (one[0] - other[0]).abs().max() > 1e-4
+
+
+def test_more_steps_restore_better():
+    """With the exact denoiser of normally distributed images of half the noise's deviation."""
+    images, errors = _images(2), []
+
+    def denoise(x, number, alpha):
+        return (1 - alpha) ** 0.5 / (0.25 * alpha + 1 - alpha) * x
+
+    for steps in (10, 40, 160):
+        restored = ddim_sample(denoise, ddim_invert(denoise, images, steps)[0], steps)
+        errors.append((restored - images).abs().mean().item())
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0 and errors[2] < 0.05
+
+
+# Views of a given image
+
+
+def _literal_given(model, trajectory, poses, gamma) -> torch.Tensor:
+    """Views of one object whose reference follows a given trajectory, step by step."""
+    alphas = [(_alpha(t), _alpha(t_next)) for t, t_next in ddim_steps(len(trajectory))]
+    times = [t for t, _ in ddim_steps(len(trajectory))]
+    views = [trajectory[0]] * (len(poses) - 1)
+    for number, (here, there) in enumerate(alphas):
+        t = torch.tensor([times[number]] * 2)
+        for place, pose in enumerate(poses[1:]):
+            # One view at a time beside the reference as it was at this very step.
+            pair = torch.stack([trajectory[number], views[place]])[None]
+            embedding = model.embed(t, torch.tensor([poses[0], pose]))[None]
+            noise = denoise_views(model, pair, embedding, here, gamma)[0, 1]
+            views[place] = _literal_move(views[place], noise, here, there)
+    return torch.stack(views)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.5])
+def test_views_read_the_given_trajectory_at_each_step(network, gamma):
+    poses = torch.tensor([[0, 3, 5], [4, 1, 2]])
+    # Any trajectory, also one that no sampler would follow.
+    trajectory = torch.randn(4, 2, 3, 16, 16, dtype=torch.float64)
+    found = sample_views(network, trajectory[0], poses, 4, gamma, trajectory=trajectory)
+    assert found.shape == (2, 3, 3, 16, 16)
+    for index in range(2):
+        expected = _literal_given(network, trajectory[:, index], poses[index].tolist(), gamma)
+        torch.testing.assert_close(found[index, 1:], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_every_entry_of_the_trajectory_matters(network):
+    poses = torch.tensor([[0, 3]])
+    trajectory = torch.randn(4, 1, 3, 16, 16, dtype=torch.float64)
+    noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+
+    def view(given) -> torch.Tensor:
+        return sample_views(network, noise, poses, 4, 1.5, trajectory=given)[0, 1]
+
+    base = view(trajectory)
+    for number in range(4):
+        changed = trajectory.clone()
+        changed[number] *= -1
+        assert (view(changed) - base).abs().max() > 1e-4
+
+
+def test_a_sampled_reference_given_as_trajectory_changes_nothing(network):
+    """The way that the sampler itself takes is one trajectory among others."""
+    poses = torch.tensor([[0, 3, 5]])
+    noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    way, x = [], noise[0]
+    for t, t_next in ddim_steps(4):
+        way.append(x)
+        x = _literal_move(x, _literal_noise(network, x, t, 0), _alpha(t), _alpha(t_next))
+    trajectory = torch.stack(way)[:, None]
+    expected = sample_views(network, noise, poses, 4, 1.5)
+    found = sample_views(network, noise, poses, 4, 1.5, trajectory=trajectory)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+# Turning photos
+
+SETTINGS = settings.Views(steps=3, batch_size=4, precision="float32")
+SIX = [3, 0, 5, 3, 1, 2]
+
+
+def _photos(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+
+def _literal_turn(model: UNet, photo: np.ndarray, pose: int, poses) -> np.ndarray:
+    image = from_pixels(photo[None])
+    trajectory = invert(model, image, torch.tensor([pose]), SETTINGS.steps)[:, 0]
+    pixels = []
+    for other in poses:
+        if other == pose:
+            pixels.append(photo)
+        else:
+            view = _literal_given(model, trajectory, [pose, other], 1.5)
+            pixels.append(to_pixels(view)[0])
+    return np.stack(pixels)
+
+
+@pytest.mark.parametrize("categories", [1, 2])
+def test_a_photo_stands_in_its_own_pose_and_the_views_around_it(categories):
+    model = _fill_zeros(build(replace(CONFIG, categories=categories), 0))
+    photo = _photos(1)[0]
+    for pose in (0, 4):
+        made, restored = turn.turn(model, photo, pose, SETTINGS, 1.5)
+        siblings = model.config.siblings(pose)
+        assert made.shape == (6 // categories, 16, 16, 3) and made.dtype == np.uint8
+        np.testing.assert_array_equal(made[siblings.index(pose)], photo)
+        expected = _literal_turn(model, photo, pose, siblings)
+        # Batches of other sizes round differently.
+        assert np.abs(made.astype(int) - expected).max() <= 1
+        own = torch.tensor([pose])
+        start = invert(model, from_pixels(photo[None]), own, 3)[0]
+        back = to_pixels(sample_single(model, start, own, 3))[0]
+        np.testing.assert_array_equal(restored, back)
+        assert (restored != photo).any()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A model's folder, and crops and poses of six photos: the words of the step."""
+    model = _fill_zeros(build(CONFIG, 0))
+    (tmp_path / "training").mkdir()
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        tmp_path / "training/model.safetensors",
+    )
+    config = {"unet": asdict(CONFIG), "seed": 0}
+    (tmp_path / "training/config.json").write_text(json.dumps(config))
+    names = [f"{number}.jpg" for number in range(6)]
+    with h5py.File(tmp_path / "crops.h5", "w") as file:
+        file["images"] = _photos(6)
+        write_names(file, names)
+    rows = [(name, SIX[index], 0.25 * index, 0) for index, name in enumerate(names)]
+    write_csv(tmp_path / "poses.csv", ("image", "pose", "distance", "category"), rows)
+    return {
+        "model": tmp_path / "training/model.safetensors",
+        "crops": tmp_path / "crops.h5",
+        "poses": tmp_path / "poses.csv",
+        "out": tmp_path / "turned",
+        "views": SETTINGS,
+        "device": "cpu",
+    }
+
+
+def test_the_step_turns_evenly_spaced_photos_and_writes_how_well(photos):
+    turn.main(**photos, sheet=settings.Sheet(objects=3))
+    out = photos["out"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "contact_sheet.png",
+        "turn.gif",
+        "turned.json",
+    ]
+    about = json.loads((out / "turned.json").read_text())
+    assert about["network_evaluations"] == SETTINGS.steps
+    model = _fill_zeros(build(CONFIG, 0))
+    for record, index in zip(about["photos"], (0, 2, 5), strict=True):
+        photo, pose = _photos(6)[index], SIX[index]
+        quality = psnr(photo, turn.turn(model, photo, pose, SETTINGS, 1.5)[1])
+        assert record == {
+            "image": f"{index}.jpg",
+            "pose": pose,
+            "distance": 0.25 * index,
+            "psnr_db": pytest.approx(quality, abs=1e-3),
+        }
+    with Image.open(out / "turn.gif") as film:
+        assert film.n_frames == CONFIG.poses
+
+
+def test_no_more_photos_are_turned_than_there_are(photos):
+    turn.main(**photos, sheet=settings.Sheet(objects=9))
+    about = json.loads((photos["out"] / "turned.json").read_text())
+    assert [record["image"] for record in about["photos"]] == [f"{i}.jpg" for i in range(6)]
+
+
+def test_photos_of_another_list_or_size_are_refused(photos):
+    rows = photos["poses"].read_text().splitlines(keepends=True)
+    photos["poses"].write_text("".join(rows[:-1]))
+    with pytest.raises(UserError, match="list different images; rerun the poses step"):
+        turn.main(**photos)
+    photos["poses"].write_text("".join(rows))
+    with h5py.File(photos["crops"], "a") as file:
+        del file["images"]
+        file["images"] = np.zeros((6, 24, 24, 3), np.uint8)
+    with pytest.raises(UserError, match="crops of 24 pixels, the model makes 16"):
+        turn.main(**photos)
+    assert not photos["out"].exists()
+
+
+# How alike two images are
+
+
+def test_psnr_has_its_value_by_hand():
+    one = np.zeros((2, 2, 3), np.uint8)
+    other = one.copy()
+    other[0, 0, 0] = 6
+    # The mean square is 36 / 12 = 3: 20 log10 255 - 10 log10 3.
+    assert psnr(one, other) == pytest.approx(48.1308 - 4.7712, abs=1e-4)
+    assert psnr(other, one) == psnr(one, other)
+    assert psnr(one, one + 255) == 0.0
+    assert psnr(one, one) == float("inf")
+
+
+# Maps as the paper has them
+
+
+@pytest.mark.parametrize("background", ["zero", "kept"])
+@pytest.mark.parametrize("length", ["one", "kept"])
+def test_maps_keep_their_background_and_length_where_told_to(background, length):
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(5, 9, 3)) * rng.uniform(0.1, 50, (5, 1, 1))
+    shown = rng.random((5, 9)) < 0.5
+    shown[2] = False
+    before = values.copy()
+    found = object_maps(values, shown, background, length)
+    assert found.dtype == np.float32 and found.shape == values.shape
+    for index in range(5):
+        expected = values[index].copy()
+        if background == "zero":
+            expected[~shown[index]] = 0
+        if length == "one" and expected.any():
+            expected /= np.sqrt((expected**2).sum())
+        np.testing.assert_allclose(found[index], expected, rtol=1e-5)
+    np.testing.assert_array_equal(values, before)
+    assert found[2].any() == (background == "kept")

@@ -1,0 +1,399 @@
+"""CompCars and the turntable cars of EPFL: what is read, what is refused, and whose boxes count."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mirage_steps import dataset, foreground
+from mirage_steps.core.boxes import from_letterbox, padded_share, square_window
+from mirage_steps.core.foreground import Region
+from mirage_steps.settings import CompCars, Epfl, Folder, Procedural
+from mirage_steps.sources import check_source, compcars, epfl
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import read_csv
+from mirage_steps.support.manifest import Entry, read_manifest, write_manifest
+
+MODEL = "1/2/2014"
+SIZE = (60, 40)
+
+
+def _photo(path, size=SIZE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(path)
+    return path
+
+
+def _car(root, name: str, label: str | None):
+    """A photo of CompCars with the text of its label, None for no label."""
+    photo = _photo(root / "image" / MODEL / f"{name}.jpg")
+    folder = root / "label" / MODEL
+    folder.mkdir(parents=True, exist_ok=True)
+    if label is not None:
+        (folder / f"{name}.txt").write_text(label, encoding="utf-8")
+    return photo
+
+
+def _list(source, out) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The manifest's entries and the reasons of rejected files, both by file name."""
+    dataset.main(source=source, out=out)
+    entries = {entry.path.name: entry for entry in read_manifest(out / "manifest.csv")}
+    reasons = {row["image"].rpartition("/")[2]: row["reason"] for row in _rejected(out)}
+    return entries, reasons
+
+
+def _rejected(out) -> list[dict]:
+    return read_csv(out / "rejected.csv")
+
+
+def _refused(call) -> str:
+    """The one line of an error that names the key."""
+    with pytest.raises(UserError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message and message.startswith("source.path ")
+    return message
+
+
+# CompCars
+
+
+def test_every_viewpoint_of_compcars_is_read_and_unknown_is_none(tmp_path, caplog):
+    for code in (-1, 1, 2, 3, 4, 5):
+        _car(tmp_path / "cars", f"a {code}", f"{code}\n1\n5 6 50 30\n")
+    entries, rejected = _list(CompCars(path=tmp_path / "cars"), tmp_path / "out")
+    assert {name: entry.viewpoint for name, entry in entries.items()} == {
+        "a -1.jpg": None,
+        "a 1.jpg": "front",
+        "a 2.jpg": "rear",
+        "a 3.jpg": "side",
+        "a 4.jpg": "front-side",
+        "a 5.jpg": "rear-side",
+    }
+    assert not rejected and "no usable label" not in caplog.text
+    for entry in entries.values():
+        assert (entry.width, entry.height) == SIZE and entry.path.is_file()
+        assert entry.box is None and entry.azimuth_deg is None
+
+
+BAD_LABELS = {
+    "missing": None,
+    "empty": "",
+    "words": "front\n1\n5 6 50 30\n",
+    "short": "3\n",
+    "fewer boxes": "3\n2\n5 6 50 30\n",
+    "fewer boxes, cut short": "3\n2\n5 6 50 30",
+    "three edges": "3\n1\n5 6 50\n",
+    "edges of words": "3\n1\na b c d\n",
+    "not ascii": "3ü\n1\n5 6 50 30\n",
+}
+
+
+def test_photos_with_unusable_labels_stay_and_are_warned_of_once(tmp_path, caplog):
+    for name, label in BAD_LABELS.items():
+        _car(tmp_path / "cars", name, label)
+    _car(tmp_path / "cars", "good", "3\n1\n5 6 50 30\n")
+    entries, rejected = _list(CompCars(path=tmp_path / "cars"), tmp_path / "out")
+    assert not rejected
+    assert {name for name, entry in entries.items() if entry.viewpoint} == {"good.jpg"}
+    assert len(entries) == len(BAD_LABELS) + 1
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"{len(BAD_LABELS)} photos have no usable label")
+
+
+@pytest.mark.parametrize("name, label", BAD_LABELS.items(), ids=BAD_LABELS)
+def test_a_label_that_cannot_be_read_says_why(tmp_path, name, label):
+    _car(tmp_path, name, label)
+    path = tmp_path / "label" / MODEL / f"{name}.txt"
+    told = "no label file" if label is None else f"not a label of CompCars: {path}"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        compcars.read_label(path, *SIZE)
+
+
+def test_boxes_are_clipped_and_come_back_from_the_manifest(tmp_path):
+    boxes = {
+        "inside": ("5 6 50 30", (5, 6, 50, 30)),
+        "fraction": ("5.25 6.5 50.125 30", (5.25, 6.5, 50.125, 30)),
+        "over the left and top": ("-7 -3 20 30", (0, 0, 20, 30)),
+        "over the right and bottom": ("30 20 61 99", (30, 20, 60, 40)),
+        "the first of two": ("1 2 30 20\n5 5 9 9", (1, 2, 30, 20)),
+    }
+    for name, (text, _) in boxes.items():
+        _car(tmp_path / "cars", name, f"4\n{len(text.splitlines())}\n{text}\n")
+    entries, rejected = _list(CompCars(path=tmp_path / "cars", boxes=True), tmp_path / "out")
+    assert not rejected
+    assert {name: entry.box for name, entry in entries.items()} == {
+        f"{name}.jpg": box for name, (_, box) in boxes.items()
+    }
+    assert {entry.viewpoint for entry in entries.values()} == {"front-side"}
+    write_manifest(tmp_path / "out/again.csv", list(entries.values()))
+    assert read_manifest(tmp_path / "out/again.csv") == list(entries.values())
+
+
+def test_photos_without_a_usable_box_are_rejected_only_where_boxes_are_asked_for(tmp_path):
+    _car(tmp_path / "cars", "good", "3\n1\n5 6 50 30\n")
+    labels = {
+        "right of the photo": "3\n1\n60 6 80 30\n",
+        "above the photo": "3\n1\n5 -30 50 0\n",
+        "without width": "3\n1\n20 6 20 30\n",
+        "no box": "3\n0\n",
+        "no label": None,
+    }
+    for name, label in labels.items():
+        _car(tmp_path / "cars", name, label)
+    entries, rejected = _list(CompCars(path=tmp_path / "cars", boxes=True), tmp_path / "out")
+    assert list(entries) == ["good.jpg"]
+    assert rejected == {
+        f"{name}.jpg": "no usable box in its label, and source.boxes is on" for name in labels
+    }
+    entries, rejected = _list(CompCars(path=tmp_path / "cars"), tmp_path / "all")
+    assert len(entries) == len(labels) + 1 and not rejected
+    assert entries["no box.jpg"].viewpoint == "side" and entries["good.jpg"].box is None
+
+
+def test_unreadable_and_too_large_photos_of_compcars_are_rejected(tmp_path):
+    _car(tmp_path / "cars", "good", "3\n1\n5 6 50 30\n")
+    _car(tmp_path / "cars", "cut", "3\n1\n5 6 50 30\n").write_bytes(b"\xff\xd8\xff")
+    _photo(tmp_path / "cars/image" / MODEL / "large.jpg", (80, 60))
+    source = CompCars(path=tmp_path / "cars", max_pixels=3000)
+    entries, rejected = _list(source, tmp_path / "out")
+    assert list(entries) == ["good.jpg"] and sorted(rejected) == ["cut.jpg", "large.jpg"]
+    assert "max_pixels = 3000" in rejected["large.jpg"]
+
+
+def test_a_path_that_is_not_compcars_is_one_line_with_the_key_and_the_remedy(tmp_path):
+    def told(path) -> str:
+        return _refused(lambda: check_source(CompCars(path=path)))
+
+    message = told(tmp_path / "gone")
+    assert "no such folder" in message and str(tmp_path / "gone") in message
+    assert compcars.HOME in message
+    (tmp_path / "neither").mkdir()
+    message = told(tmp_path / "neither")
+    assert "has no folder image or label" in message and compcars.HOME in message
+    (tmp_path / "half/image").mkdir(parents=True)
+    message = told(tmp_path / "half")
+    assert "has no folder label;" in message and compcars.HOME in message
+    (tmp_path / "above/data/image").mkdir(parents=True)
+    assert "did you mean" not in told(tmp_path / "above")
+    (tmp_path / "above/data/label").mkdir()
+    assert told(tmp_path / "above").endswith(f"did you mean {tmp_path / 'above/data'}?")
+    check_source(CompCars(path=tmp_path / "above/data"))
+
+
+def test_compcars_without_photos_is_one_line(tmp_path):
+    for name in ("image", "label"):
+        (tmp_path / "cars" / name).mkdir(parents=True)
+    (tmp_path / "cars/image/readme.txt").write_text("hello")
+    source = CompCars(path=tmp_path / "cars")
+    message = _refused(lambda: dataset.main(source=source, out=tmp_path / "out"))
+    assert "image/ holds no .jpg files" in message and compcars.HOME in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_without_input_need_no_check(tmp_path):
+    check_source(Procedural(images=1))
+    check_source(Folder(path=tmp_path))
+    assert "no such folder" in _refused(lambda: check_source(Folder(path=tmp_path / "gone")))
+
+
+# EPFL
+
+TIMES = [[100.0, 101.0, 103.0, 104.5, 108.0, 109.0], [7.0, 9.0, 10.0, 11.0, 15.0]]
+TURNS, FRONTS, SENSES = [5, 5], [2, 3], [1, -1]
+
+
+def _turntable(root):
+    """Two sequences of 6 and 5 photos; the last photo of the first is beyond one turn."""
+    root.mkdir(parents=True)
+    lines = [
+        f"2 {SIZE[0]} {SIZE[1]}",
+        *(" ".join(map(str, row)) for row in ([6, 5],)),
+        "tripod_seq_%02d_%03d.jpg",
+        "bbox_%02d.txt",
+        *(" ".join(map(str, row)) for row in (TURNS, FRONTS, SENSES)),
+    ]
+    (root / "tripod-seq.txt").write_text("\n".join(lines) + "\n")
+    # Rows end in times that belong to no photo, as a table of fixed width has them.
+    rows = [[*seconds, 0.0] for seconds in TIMES]
+    (root / "times.txt").write_text("\n".join(" ".join(map(str, row)) for row in rows) + "\n")
+    for number, seconds in enumerate(TIMES, 1):
+        boxes = [f"{photo} {2 * photo} 30 20" for photo in range(1, len(seconds) + 1)]
+        (root / f"bbox_{number:02d}.txt").write_text("\n".join(boxes) + "\n")
+        for photo in range(1, len(seconds) + 1):
+            _photo(root / f"tripod_seq_{number:02d}_{photo:03d}.jpg")
+    return root
+
+
+def _literal_azimuth(sequence: int, photo: int) -> float:
+    """Sequence and photo from 1: the share of the turn since the frontal photo, in degrees."""
+    seconds = TIMES[sequence - 1]
+    one_turn = seconds[TURNS[sequence - 1] - 1] - seconds[0]
+    since_front = seconds[photo - 1] - seconds[FRONTS[sequence - 1] - 1]
+    angle = SENSES[sequence - 1] * since_front / one_turn * 360
+    while angle < 0:
+        angle += 360
+    while angle >= 360:
+        angle -= 360
+    return angle
+
+
+def test_azimuths_follow_the_times_of_the_photos(tmp_path):
+    entries, rejected = _list(Epfl(path=_turntable(tmp_path / "cars")), tmp_path / "out")
+    assert not rejected
+    assert list(entries) == [
+        f"tripod_seq_{sequence:02d}_{photo:03d}.jpg"
+        for sequence in (1, 2)
+        for photo in range(1, len(TIMES[sequence - 1]) + 1)
+    ]
+    for sequence in (1, 2):
+        for photo in range(1, len(TIMES[sequence - 1]) + 1):
+            entry = entries[f"tripod_seq_{sequence:02d}_{photo:03d}.jpg"]
+            assert entry.azimuth_deg == pytest.approx(_literal_azimuth(sequence, photo), abs=6e-4)
+            assert entry.box is None and entry.viewpoint is None
+    assert entries["tripod_seq_01_002.jpg"].azimuth_deg == 0
+    assert entries["tripod_seq_02_003.jpg"].azimuth_deg == 0
+    # 360 / 8 degrees a second: forward in the first sequence, backward in the second.
+    assert entries["tripod_seq_01_003.jpg"].azimuth_deg == 90
+    assert entries["tripod_seq_02_004.jpg"].azimuth_deg == 315
+    assert entries["tripod_seq_02_001.jpg"].azimuth_deg == 135
+
+
+def test_azimuths_stay_in_one_turn_whatever_the_photo():
+    seconds = np.cumsum(np.random.default_rng(0).uniform(0.5, 3, 40))
+    for sense in (1, -1):
+        found = np.array(epfl.turntable(seconds, 20, 7, sense))
+        assert ((found >= 0) & (found < 360)).all() and found[6] == 0
+        period = seconds[19] - seconds[0]
+        steps = sense * np.diff(found) % 360
+        np.testing.assert_allclose(steps, np.diff(seconds) / period * 360, atol=1e-9)
+    # One period later the car stands as before.
+    later = epfl.turntable(np.array([0.0, 1, 2, 4, 5, 6]), 4, 1, 1)
+    assert later == pytest.approx([0, 90, 180, 0, 90, 180])
+
+
+@pytest.mark.parametrize("seconds, sense", [([3.0, 2.0], 1), ([1.0, 1.0], 1), ([1.0, 2.0], 0)])
+def test_a_turn_that_takes_no_time_or_has_no_sense_is_refused(seconds, sense):
+    with pytest.raises(ValueError, match="a turn of"):
+        epfl.turntable(np.array(seconds), 2, 1, sense)
+
+
+def test_boxes_of_the_turntable_are_corner_and_size(tmp_path):
+    root = _turntable(tmp_path / "cars")
+    (root / "bbox_02.txt").write_text("1 2 30 20\n50 30 30 20\n70 5 9 9\n-10 1 5 9\n1 1 5 5\n")
+    entries, rejected = _list(Epfl(path=root, boxes=True), tmp_path / "out")
+    assert entries["tripod_seq_01_004.jpg"].box == (4, 8, 34, 28)
+    assert entries["tripod_seq_02_002.jpg"].box == (50, 30, 60, 40)
+    assert rejected == {
+        f"tripod_seq_02_{photo:03d}.jpg": "its box lies outside, and source.boxes is on"
+        for photo in (3, 4)
+    }
+    entries, rejected = _list(Epfl(path=root), tmp_path / "all")
+    assert len(entries) == 11 and not rejected
+
+
+def test_a_photo_that_is_listed_but_not_there_is_rejected_and_moves_no_other(tmp_path):
+    root = _turntable(tmp_path / "cars")
+    (root / "tripod_seq_01_003.jpg").unlink()
+    (root / "tripod_seq_02_001.jpg").write_bytes(b"")
+    entries, rejected = _list(Epfl(path=root), tmp_path / "out")
+    assert rejected == {
+        "tripod_seq_01_003.jpg": "listed in tripod-seq.txt but not there",
+        "tripod_seq_02_001.jpg": "empty file",
+    }
+    assert len(entries) == 9
+    expected = pytest.approx(_literal_azimuth(1, 4), abs=6e-4)
+    assert entries["tripod_seq_01_004.jpg"].azimuth_deg == expected
+
+
+def test_the_folder_above_tripod_seq_will_do(tmp_path):
+    root = _turntable(tmp_path / "cars/tripod-seq")
+    check_source(Epfl(path=tmp_path / "cars"))
+    assert epfl.check(Epfl(path=tmp_path / "cars")) == epfl.check(Epfl(path=root)) == root
+    assert len(_list(Epfl(path=tmp_path / "cars"), tmp_path / "out")[0]) == 11
+
+
+def test_a_path_that_is_not_the_turntable_is_one_line_with_the_key_and_the_url(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name, told in (("gone", "no such folder"), ("empty", "has no tripod-seq.txt")):
+        message = _refused(lambda name=name: check_source(Epfl(path=tmp_path / name)))
+        assert told in message and epfl.HOME in message and str(tmp_path / name) in message
+
+
+def test_a_missing_table_is_named(tmp_path):
+    root = _turntable(tmp_path / "cars")
+    (root / "times.txt").unlink()
+    with pytest.raises(UserError) as error:
+        dataset.main(source=Epfl(path=root), out=tmp_path / "out")
+    assert str(error.value) == f"{root / 'times.txt'}: no such file; get it at {epfl.HOME}"
+
+
+def test_a_missing_table_of_boxes_is_named(tmp_path):
+    root = _turntable(tmp_path / "cars")
+    (root / "bbox_02.txt").unlink()
+    with pytest.raises(UserError, match=re.escape(f"{root / 'bbox_02.txt'}: no such file")):
+        dataset.main(source=Epfl(path=root), out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name, text", [("bbox_02.txt", "1 2 30 20\n"), ("times.txt", "1 2 3 4 5\n1 2 3 4 5\n")]
+)
+def test_no_photo_is_lost_silently_where_a_table_is_short(tmp_path, name, text):
+    root = _turntable(tmp_path / "cars")
+    (root / name).write_text(text)
+    try:
+        entries, rejected = _list(Epfl(path=root), tmp_path / "out")
+    except UserError:
+        return
+    assert len(entries) + len(rejected) == 11
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("tripod-seq.txt", ""),
+        ("tripod-seq.txt", "2 60 40\n6 5\n"),
+        ("tripod-seq.txt", "two\n6 5\na_%02d_%03d.jpg\nb_%02d.txt\n5 5\n2 3\n1 -1\n"),
+        ("tripod-seq.txt", "2 60 40\n6\na_%02d_%03d.jpg\nbbox_%02d.txt\n5 5\n2 3\n1 -1\n"),
+        ("tripod-seq.txt", "2 60 40\n6 5\na.jpg\nbbox_%02d.txt\n5 5\n2 3\n1 -1\n"),
+        ("tripod-seq.txt", "2 60 40\n6 5\na_%02d_%03d.jpg\nbbox_%02d.txt\n9 5\n2 3\n1 -1\n"),
+        ("tripod-seq.txt", "2 60 40\n6 5\na_%02d_%03d.jpg\nbbox_%02d.txt\n5 5\n2 3\n1 2\n"),
+        ("times.txt", "1 2 3 4 5 6\n"),
+        ("times.txt", "1 2 3 four 5 6\n1 2 3 4 5\n"),
+        ("times.txt", "1 1 1 1 1 1\n1 2 3 4 5\n"),
+        ("bbox_01.txt", "1 2 30\n" * 6),
+        ("bbox_01.txt", "a b c d\n" * 6),
+    ],
+)
+def test_a_damaged_table_is_one_line(tmp_path, name, text):
+    root = _turntable(tmp_path / "cars")
+    (root / name).write_text(text)
+    with pytest.raises(UserError, match="do not fit the data set's format") as error:
+        dataset.main(source=Epfl(path=root), out=tmp_path / "out")
+    message = str(error.value)
+    assert "\n" not in message and str(root) in message and epfl.HOME in message
+
+
+# Whose box the crop is made of
+
+
+def _row(box, region, size=SIZE) -> tuple:
+    entry = Entry("a.jpg", None, *size, box=box)
+    return foreground._row(entry, region, 0.1)
+
+
+def test_the_manifest_s_box_is_taken_whether_or_not_an_object_was_found():
+    mask = np.zeros((4, 4), bool)
+    mask[1, 1:3] = True
+    region = Region((0.25, 0.25, 0.75, 0.5), mask)
+    box = (5.0, 6.0, 50.0, 30.0)
+    window = square_window(box, *SIZE, 0.1)
+    padded = padded_share(window, *SIZE)
+    # Two of 16 patches of a letterbox of 60 x 60, of which 60 x 40 are image.
+    assert _row(box, region) == ("a.jpg", 1, *box, *window, padded, pytest.approx(2 / 16 * 1.5))
+    assert _row(box, None) == ("a.jpg", 1, *box, *window, padded, 0.0)
+    own = from_letterbox(region.box, *SIZE)
+    assert _row(None, region)[1:6] == (1, *own) and own != box
+    assert _row(None, None) == ("a.jpg", 0, *[""] * 10)
