@@ -15,11 +15,20 @@ from mirage_steps.core.unet import Frames, UNet, UNetConfig, hard_attention, pre
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
 
 
-@pytest.fixture(scope="module", params=["noise", "velocity"])
+CONFIGS = {
+    "ddpm": CONFIG,
+    "ddpm-velocity": replace(CONFIG, prediction="velocity"),
+    "simple-diffusion": replace(
+        CONFIG, widths=(32, 32, 64), blocks=2, stem=1, layout="simple-diffusion"
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
 def network(request) -> UNet:
     """A small network whose zero-initialised layers got values, or nothing would be tested."""
     torch.manual_seed(0)
-    config = replace(CONFIG, prediction=request.param)
+    config = CONFIGS[request.param]
     model = UNet(config).double().eval().requires_grad_(False)
     for parameter in model.parameters():
         if not parameter.any():
@@ -75,7 +84,8 @@ class LiteralUNet:
         skips = [h]
         for layer in model.down:
             h = self.stage(layer, h, embedding, "encoder")
-            skips.append(h)
+            if model.config.layout == "ddpm" or isinstance(layer, unet._Stage):
+                skips.append(h)
         h = model.middle_in(h, embedding)
         h = self.attention[model.middle_attention](h, mode)
         h = model.middle_out(h, embedding)
@@ -83,8 +93,11 @@ class LiteralUNet:
             if isinstance(layer, unet._Stage):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self.stage(layer, h, embedding, mode)
+        assert not skips
         out = model.conv_out(functional.silu(model.norm_out(h)))
-        return model.stem_out(out + model.gain(embedding)[:, :, None, None] * model.stem_in(x))
+        if model.gain is not None:
+            out = out + model.gain(embedding)[:, :, None, None] * model.stem_in(x)
+        return model.stem_out(out)
 
     def stage(self, layer, h, embedding, mode):
         if not isinstance(layer, unet._Stage):
@@ -208,7 +221,43 @@ def test_presets_run_and_use_time_and_pose(name):
     assert (base - model(x, t, pose.flip(0))).abs().max() > 1e-3
 
 
-def test_paper_preset_is_the_published_layout():
+# Parameters of simple-diffusion's model/unet.py, summed up over its layers by hand: time embedding
+# 82 432, first convolution 1 792, encoder 4 873 984, middle 9 969 664, decoder 18 931 648, last
+# block and convolution 135 875.
+PUBLISHED_PARAMETERS = 33_995_395
+
+
+def test_paper_preset_is_the_published_network_but_for_what_is_documented():
     config = preset("paper", 64, 25, 0.1)
     assert config.widths == (64, 128, 256, 512) and config.blocks == 2 and config.stem == 1
     assert (config.heads, config.head_dim, config.attention_below) == (4, 32, 32)
+    with torch.device("meta"):
+        model = UNet(config)
+    blocks = [layer for layer in model.modules() if isinstance(layer, unet.ResidualBlock)]
+    attention = [layer for layer in model.modules() if isinstance(layer, unet.SelfAttention)]
+    # 2 in each of 3 levels down and up, 2 in the middle, 1 at the end; attention once at 32 and 16
+    # pixels on both ways, and in the middle.
+    assert (len(blocks), len(attention)) == (15, 5)
+    added = 25 * config.embedding  # poses
+    for block in blocks:
+        width, channels = block.conv2.out_channels, block.conv1.in_channels
+        added += width * (config.embedding + 1)  # scale beside shift
+        added += 2 * (channels - width)  # the first norm stands before its convolution
+    added += sum(layer.norm.num_channels for layer in attention)  # the norm has a bias
+    added += 2 * 64 + 3 * 64 * (9 - 1)  # norm and 3 x 3 at the end
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert total == PUBLISHED_PARAMETERS + added
+
+
+def test_paper_preset_has_the_published_resolutions():
+    model = UNet(preset("paper", 64, 4, 0.0)).eval()
+    seen = []
+    for layer in [*model.down, model.middle_attention, *model.up]:
+        layer.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:3])))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 64, 64), torch.tensor([3]), torch.tensor([1]))
+    down = [(64, 64), (64, 64), (128, 32), (128, 32), (128, 32), (256, 16)]
+    assert seen[:9] == [*down, (256, 16), (256, 16), (512, 16)]
+    assert seen[9] == (512, 16)
+    up = [(512, 16), (512, 16), (256, 32), (256, 32), (256, 32), (128, 64)]
+    assert seen[10:] == [*up, (128, 64), (128, 64), (64, 64), (64, 64)]

@@ -12,6 +12,7 @@ The network is split at the first attention of the bottleneck: :meth:`UNet.encod
 import contextlib
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class UNetConfig:
         prediction: what the network's output means: ``noise`` (paper), or ``velocity``, from which
             the noise follows (:func:`mirage_steps.core.diffusion.noise_from_output`).
         categories: kinds of object, each with equally many poses in a row.
+        layout: ``ddpm`` (Ho et al. 2020), or ``simple-diffusion``, the network that the paper's
+            appendix A names, in which the last width is the middle's alone.
     """
 
     image_size: int
@@ -54,6 +57,7 @@ class UNetConfig:
     dropout: float = 0.0
     prediction: str = "noise"
     categories: int = 1
+    layout: str = "ddpm"
 
     def siblings(self, pose: int) -> range:
         """The poses of the same category, in circular order, ``pose`` among them."""
@@ -81,14 +85,19 @@ def preset(
 ) -> UNetConfig:
     """The two networks on offer.
 
-    ``paper``: levels 64 to 512, attention up to 32 x 32 (our reading of appendix A).
+    ``paper``: the layout that appendix A names, levels 64 to 512, attention up to 32 x 32.
     ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels and predicts
     the velocity, from which shapes appear in the few hundred steps that such a machine can afford
     (``docs/training.md`` has what was compared).
     """
     if name == "paper":
         return UNetConfig(
-            image_size, poses, (64, 128, 256, 512), dropout=dropout, categories=categories
+            image_size,
+            poses,
+            (64, 128, 256, 512),
+            dropout=dropout,
+            categories=categories,
+            layout="simple-diffusion",
         )
     return UNetConfig(
         image_size,
@@ -144,35 +153,14 @@ class UNet(nn.Module):
         self.stem_in = nn.PixelUnshuffle(config.stem)
         self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
 
-        resolution, channels = config.image_size // config.stem, widths[0]
-        self.down, skips = nn.ModuleList(), [channels]
-        for level, width in enumerate(widths):
-            attention = resolution <= config.attention_below
-            for _ in range(config.blocks):
-                self.down.append(_Stage(config, channels, width, attention))
-                channels = width
-                skips.append(channels)
-            if level < len(widths) - 1:
-                self.down.append(_Down(channels))
-                skips.append(channels)
-                resolution //= 2
+        path = _simple_diffusion_path if config.layout == "simple-diffusion" else _ddpm_path
+        self.down, self.up = map(nn.ModuleList, path(config))
+        self.middle_in = ResidualBlock(config, widths[-1], widths[-1])
+        self.middle_attention = SelfAttention(config, widths[-1])
+        self.middle_out = ResidualBlock(config, widths[-1], widths[-1])
 
-        self.middle_in = ResidualBlock(config, channels, channels)
-        self.middle_attention = SelfAttention(config, channels)
-        self.middle_out = ResidualBlock(config, channels, channels)
-
-        self.up = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
-            attention = resolution <= config.attention_below
-            for _ in range(config.blocks + 1):
-                self.up.append(_Stage(config, channels + skips.pop(), width, attention))
-                channels = width
-            if level > 0:
-                self.up.append(_Up(channels))
-                resolution *= 2
-
-        self.norm_out = nn.GroupNorm(32, channels)
-        self.conv_out = nn.Conv2d(channels, pixels, 3, padding=1)
+        self.norm_out = nn.GroupNorm(32, widths[0])
+        self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
         self.stem_out = nn.PixelShuffle(config.stem)
         self.gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
         # The untrained network puts out zero, the usual start of such networks.
@@ -214,7 +202,8 @@ class UNet(nn.Module):
         skips = [blocks, h]
         for layer in self.down:
             h = layer(h, embedding)
-            skips.append(h)
+            if self.config.layout == "ddpm" or isinstance(layer, _Stage):
+                skips.append(h)
         return self.middle_in(h, embedding), skips
 
     def decode(
@@ -381,24 +370,83 @@ class _Stage(nn.Module):
         return h if self.attention is None else self.attention(h, frames)
 
 
-class _Down(nn.Module):
-    """Halve the resolution: space to depth, then 1 x 1."""
+class _Resample(nn.Module):
+    """Change resolution and channels: down by space to depth and 1 x 1, up by nearest neighbour.
 
-    def __init__(self, channels: int):
+    Args:
+        channels: of the input.
+        width: channels of the output.
+        factor: 0.5, 2, or 1 for a mere 3 x 3 convolution.
+    """
+
+    def __init__(self, channels: int, width: int, factor: float):
         super().__init__()
-        self.unshuffle = nn.PixelUnshuffle(2)
-        self.conv = nn.Conv2d(4 * channels, channels, 1)
+        self.factor = factor
+        if factor < 1:
+            self.conv = nn.Conv2d(4 * channels, width, 1)
+        else:
+            self.conv = nn.Conv2d(channels, width, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
-        return self.conv(self.unshuffle(x))
+        if self.factor < 1:
+            x = functional.pixel_unshuffle(x, 2)
+        elif self.factor > 1:
+            x = functional.interpolate(x, scale_factor=self.factor, mode="nearest")
+        return self.conv(x)
 
 
-class _Up(nn.Module):
-    """Double the resolution: nearest neighbour, then 3 x 3."""
+_Layers = tuple[list[nn.Module], list[nn.Module]]
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
-        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+def _ddpm_path(config: UNetConfig) -> _Layers:
+    """Layers down and up: a level is entered by its first block and left by a halving.
+
+    The outputs of all layers down are skip connections, so there is a block more on the way up.
+    """
+    resolution, channels = config.image_size // config.stem, config.widths[0]
+    down, up, skips = [], [], [channels]
+    for level, width in enumerate(config.widths):
+        attention = resolution <= config.attention_below
+        for _ in range(config.blocks):
+            down.append(_Stage(config, channels, width, attention))
+            channels = width
+            skips.append(channels)
+        if level < len(config.widths) - 1:
+            down.append(_Resample(channels, channels, 0.5))
+            skips.append(channels)
+            resolution //= 2
+    for level, width in reversed(list(enumerate(config.widths))):
+        attention = resolution <= config.attention_below
+        for _ in range(config.blocks + 1):
+            up.append(_Stage(config, channels + skips.pop(), width, attention))
+            channels = width
+        if level > 0:
+            up.append(_Resample(channels, channels, 2))
+            resolution *= 2
+    return down, up
+
+
+def _simple_diffusion_path(config: UNetConfig) -> _Layers:
+    """Layers down and up as in github.com/filipbasara0/simple-diffusion, model/unet.py.
+
+    A level's blocks keep its width, the layer behind them leads to the next; the last does not
+    halve the resolution. Attention follows the last block of a level. Skip connections come from
+    the blocks, and from the first convolution to a block at the end.
+    """
+    resolution, last = config.image_size // config.stem, len(config.widths) - 2
+    down, up = [], []
+    # The way up is laid from its end.
+    up.append(_Stage(config, 2 * config.widths[0], config.widths[0], attention=False))
+    for level, (width, wider) in enumerate(pairwise(config.widths)):
+        attention = resolution <= config.attention_below
+        up.insert(0, _Resample(wider, width, 1 if level == 0 else 2))
+        for block in reversed(range(config.blocks)):
+            final = attention and block == config.blocks - 1
+            up.insert(0, _Stage(config, wider + width, wider, final))
+        down += [
+            _Stage(config, width, width, attention and block == config.blocks - 1)
+            for block in range(config.blocks)
+        ]
+        down.append(_Resample(width, wider, 1 if level == last else 0.5))
+        resolution //= 1 if level == last else 2
+    return down, up
