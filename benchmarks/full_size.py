@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 def main(
     out: Path,
     images: int = 300,
-    samples: int = 24,
+    samples: int = 12,
     steps: int = 10,
     iterations: int = 6,
     batch_size: int = 16,

@@ -1,7 +1,7 @@
 """Step 7d: a set of another method's images, from a folder, to be scored like the generated ones.
 
-Writes ``images.h5``: ``images`` (n, S, S, 3) uint8; ``images.png``, the first of them; and
-``rejected.csv`` (image, reason).
+Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``image`` (n,) names; ``images.png``, the first
+of them; and ``rejected.csv`` (image, reason).
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from mirage_steps.sources.folder import find_files, printable
 from mirage_steps.support import pictures
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import write_csv
-from mirage_steps.support.h5 import by_image, create_h5
+from mirage_steps.support.h5 import by_image, create_h5, write_names
 from mirage_steps.support.images import UnreadableImage, read_rgb
 from mirage_steps.support.loading import ahead
 from mirage_steps.support.step import log, run
@@ -24,6 +24,7 @@ from mirage_steps.support.step import log, run
 OWN_WHITE = "nothing (rendered on white)"
 
 _SHOWN, _COLUMNS = 72, 12
+_NEARLY_WHITE, _WHITE_SHARE = 240, 0.5
 
 
 def main(
@@ -56,12 +57,13 @@ def main(
         if background == "removed":
             file.attrs["sam"] = OWN_WHITE
         images = by_image(file, "images", samples, (image_size, image_size, 3), np.uint8)
-        count = 0
+        count, names = 0, []
         for name, result in ahead(lambda index: _read(files[index], image_size), order):
             if isinstance(result, str):
                 rejected.append((name, result))
                 continue
             images[count] = result
+            names.append(name)
             count += 1
             bar.update()
             if count == samples:
@@ -72,9 +74,22 @@ def main(
                 f"{where}: {count} usable images of {len(files)} files, fid.samples = {samples}; "
                 f"every row needs as many{first}"
             )
+        write_names(file, names)
+        if background == "removed" and (share := _white_share(images[:_SHOWN])) < _WHITE_SHARE:
+            log.warning(
+                "%s: background is removed, but only %.0f %% of the border is white; is it "
+                "background: kept?", where, 100 * share,
+            )  # fmt: skip
         pictures.grid(out / "images.png", images[:_SHOWN], _COLUMNS)
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
     log.info("%d of %d files taken, %d rejected", samples, len(files), len(rejected))
+
+
+def _white_share(images: np.ndarray) -> float:
+    """Share of white pixels at the border of images (n, S, S, 3) uint8."""
+    white = images.min(axis=3) > _NEARLY_WHITE
+    sides = (white[:, 0], white[:, -1], white[:, :, 0], white[:, :, -1])
+    return float(np.mean([side.mean() for side in sides]))
 
 
 def _read(path: Path, size: int) -> tuple[str, np.ndarray | str]:

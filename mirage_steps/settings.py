@@ -7,12 +7,13 @@ paper's; all others are this project's choice, since the paper is silent on them
 """
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mirage_steps.support.errors import UserError
 
@@ -20,6 +21,16 @@ from mirage_steps.support.errors import UserError
 WEIGHTS = "weights/published"
 # Names that a baseline cannot have: those of the sets that are always there.
 SETS = ("real-a", "real-b", "no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag", "mv-nobg-hag")
+
+
+def _path(text: str) -> str:
+    """A path or name that rules take as a file: the home folder written out."""
+    if set("{}<>") & set(text):
+        raise ValueError("must not hold any of { } < >, which Snakemake reads as wildcards")
+    return os.path.expanduser(text)
+
+
+FileName = Annotated[str, AfterValidator(_path)]
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
@@ -80,7 +91,7 @@ class StableDiffusion(Settings):
         'massive armchair" (paper).'
     )
     images: int = Field(100_000, ge=1, description="How many images to make (paper: 100k).")
-    model: str = Field(
+    model: FileName = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Local folder or hub name of a diffusers pipeline.",
     )
@@ -117,7 +128,7 @@ class Backbone(Settings):
 
     untracked = ("batch_size",)
 
-    model: str = Field(
+    model: FileName = Field(
         "facebook/dinov2-base", description="Local folder or hub name of a transformers model."
     )
     resolution: int = Field(
@@ -244,7 +255,7 @@ class Masks(Settings):
 
     untracked = ("sam_batch_size",)
 
-    sam: str = Field(
+    sam: FileName = Field(
         "vit_h",
         description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder.",
     )
@@ -263,7 +274,7 @@ class Fid(Settings):
 class Embed(Settings):
     """Networks whose features the distances compare."""
 
-    inception: str = Field(
+    inception: FileName = Field(
         "auto",
         description="Inception for the FID column: auto (clean-fid fetches it), a path to its "
         "TorchScript file, or none.",
@@ -289,7 +300,12 @@ class Paper(Settings):
 
     k: int | None = Field(None, description="Number of poses; none where the paper is silent.")
     iterations: int = Field(description="Training steps.")
+    kind: str = Field(description="Kind of source that holds or makes the paper's data set.")
+    category: str | None = Field(None, description="Object in the prompts of Stable Diffusion.")
     fid: dict[str, float] = Field(description="FID of rows of the table.")
+    fid_of_others: dict[str, float] = Field(
+        {}, description="FID of other methods, without background, by the name of the baseline."
+    )
     source: str = Field(description="Where in the paper, such as Table 1.")
 
 
@@ -308,7 +324,7 @@ class Dataset(Settings):
         description="Kinds of object in the set: clusters of CLS tokens, each with poses.k poses "
         "of its own (the paper's future work).",
     )
-    labels: Path | None = Field(
+    labels: FileName | None = Field(
         None, description="CSV file with image and azimuth_deg; for evaluation only."
     )
     backbone: Backbone = Backbone()
@@ -351,8 +367,8 @@ class Dataset(Settings):
 class Configuration(Settings):
     """The whole configuration."""
 
-    results: str = Field("results", description="Folder of all outputs.")
-    weights: str = Field(
+    results: FileName = Field("results", description="Folder of all outputs.")
+    weights: FileName = Field(
         WEIGHTS,
         description="Folder into which published networks are fetched once; may be shared.",
     )
@@ -379,29 +395,46 @@ class Configuration(Settings):
         return self
 
 
+# What the paper states for all of its data sets, itself or through DDIM's files.
+_STATED = {
+    "categories": 1,
+    "source.boxes": False,
+    "source.images": 100_000,
+    "foreground.rule": "first-component",
+    "foreground.threshold": "zero",
+    "pose_space.background": "kept",
+    "pose_space.length": "kept",
+    "training.preset": "paper",
+    "training.image_size": 64,
+    "training.batch_size": 128,
+    "training.optimizer": "adam",
+    "training.learning_rate": 2e-4,
+    "training.schedule": "constant",
+    "training.warmup": 0,
+    "training.ema": 0.9999,
+    "training.dropout": 0.1,
+    "training.clip": 1.0,
+    "views.steps": 50,
+    "guidance.gamma": 1.5,
+}
+
+
 def differences(dataset: Dataset) -> list[str]:
     """Settings of a data set that are not what the paper says, where it says anything."""
-    stated = {
-        "training.preset": "paper",
-        "training.image_size": 64,
-        "training.optimizer": "adam",
-        "training.learning_rate": 2e-4,
-        "views.steps": 50,
-        "guidance.gamma": 1.5,
-        "foreground.rule": "first-component",
-        "foreground.threshold": "zero",
-        "pose_space.background": "kept",
-        "pose_space.length": "kept",
-    }
+    stated = dict(_STATED)
     if dataset.paper is not None:
-        stated["training.iterations"] = dataset.paper.iterations
-        if dataset.paper.k is not None:
-            stated["poses.k"] = dataset.paper.k
+        stated |= {
+            "source.kind": dataset.paper.kind,
+            "source.category": dataset.paper.category,
+            "poses.k": dataset.paper.k,
+            "training.iterations": dataset.paper.iterations,
+        }
     found = []
     for path, said in stated.items():
-        section, key = path.split(".")
-        value = getattr(getattr(dataset, section), key)
-        if value != said:
+        *section, key = path.split(".")
+        part = getattr(dataset, section[0]) if section else dataset
+        value = getattr(part, key, said)  # not every source has every key
+        if said is not None and value != said:
             found.append(f"{path} {value} (paper: {said})")
     return found
 

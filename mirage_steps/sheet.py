@@ -51,7 +51,8 @@ def main(
             images = all_poses(network, noise.to(where), poses[chosen], views, guidance.gamma)
         rows.append(to_pixels(images))
         references.append(chosen)
-    title = f"generated objects (rows) in all poses (columns), gamma = {guidance.gamma:g}"
+    kind = " of their kind" if config.categories > 1 else ""
+    title = f"generated objects (rows) in all poses{kind} (columns), gamma = {guidance.gamma:g}"
     pictures.contact_sheet(out / "contact_sheet.png", np.stack(rows), references, title)
     pictures.turn(out / "turn.gif", np.stack(rows))
 

@@ -53,7 +53,7 @@ def main(
     where = choose_device(device)
     network = load_model(model.parent, where)
     assigned = read_csv(poses)
-    if read_circles(poses)[0] != network.config.poses:
+    if read_circles(poses) != (network.config.poses, network.config.categories):
         raise UserError(f"{poses}: has other poses than {model} was trained with; rerun poses")
     with open_h5(crops, "images", "image") as file:
         if read_names(file) != [row["image"] for row in assigned]:
@@ -76,8 +76,9 @@ def main(
         distance = float(assigned[index]["distance"])
         name = assigned[index]["image"]
         records.append({"image": name, "pose": pose, "distance": distance, "psnr_db": quality})
-    write_json(out / "turned.json", {"network_evaluations": views.steps, "photos": records})
-    title = f"photos (framed) turned to all poses, gamma = {guidance.gamma:g}"
+    write_json(out / "turned.json", {"inversion_steps": views.steps, "photos": records})
+    kind = " of their kind" if network.config.categories > 1 else ""
+    title = f"photos (framed) turned to all poses{kind}, gamma = {guidance.gamma:g}"
     columns = [network.config.siblings(r["pose"]).index(r["pose"]) for r in records]
     pictures.contact_sheet(out / "contact_sheet.png", np.stack(rows), columns, title)
     pictures.turn(out / "turn.gif", np.stack(rows))

@@ -61,7 +61,7 @@ def main(
     where = choose_device(device)
     network = load_model(model.parent, where, untrained=kind == "untrained")
     labels = np.array([int(row["pose"]) for row in read_csv(poses)])
-    if read_circles(poses)[0] != network.config.poses:
+    if read_circles(poses) != (network.config.poses, network.config.categories):
         raise UserError(f"{poses}: has other poses than {model} was trained with; rerun training")
     if kind in ("no-mv", "untrained"):
         batches = _single(network, labels, samples, views, where)

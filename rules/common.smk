@@ -10,7 +10,7 @@ from mirage_steps.settings import differences, load
 from mirage_steps.support.code import code_hash
 from mirage_steps.sources import check_source
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.published import is_published
+from mirage_steps.support.published import is_published, item_marker
 from mirage_steps.support.step import flag, flags
 
 # Every step's messages go to the terminal and to its log. A scheduler's signal reaches all processes
@@ -25,7 +25,6 @@ except UserError as error:
 
 pathvars:
     results=configuration.results,
-    weights=configuration.weights,
 
 
 # The sets of images that are made.
@@ -102,12 +101,19 @@ def weights(name, key):
             found = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
             return [str(file) for file in found if file.is_file()]
         item = "inception" if value == "auto" else value
-        if not is_published(item):
+        if not is_published(item, hub=key == "model"):
             return []  # not there, or none: the step says so itself
         # Fetched again, it is the same: no reason to work again.
-        return [ancient(f"<weights>/runs/{item}/weights.run.json")]
+        return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
     return files
+
+
+def network_state(wildcards):
+    """Whether a network that was fetched is gone again."""
+    weights = Path(configuration.weights)
+    fetched = Path(configuration.results, "weights", wildcards.network, "weights.run.json").exists()
+    return "gone" if fetched and not item_marker(wildcards.network, weights).exists() else "there"
 
 
 def asked_by(wildcards):
@@ -221,6 +227,18 @@ def gamma(wildcards):
     return setting("guidance", "gamma")(wildcards) if wildcards.kind == "mv-bg-hag" else 1.0
 
 
+def baseline_there(wildcards):
+    """Input function: refuses a baseline that is not there, before anything starts."""
+    made = Path(configuration.results, wildcards.dataset, "sets", wildcards.baseline, "images.h5")
+    path = dataset_settings(wildcards).baselines[wildcards.baseline].path
+    if not made.exists() and not path.expanduser().is_dir():
+        refuse(
+            f"datasets.{wildcards.dataset}.baselines.{wildcards.baseline}.path {path}: no such "
+            "folder; set it to the folder with the method's images"
+        )
+    return []
+
+
 def baseline_words(wildcards):
     baseline = dataset_settings(wildcards).baselines[wildcards.baseline]
     return shlex.join(flags(baseline))
@@ -228,14 +246,17 @@ def baseline_words(wildcards):
 
 def features_of_rows(wildcards):
     names = {name for pair in rows(wildcards.dataset).values() for name in pair}
-    return {name: f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in names}
+    # Some names, such as `count`, Snakemake has for itself.
+    return {
+        f"set_{name}": f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in names
+    }
 
 
 def row_words(wildcards, input):
     return shlex.join(
         word
         for row, (scored, real) in rows(wildcards.dataset).items()
-        for word in ("--row", row, input[scored], input[real])
+        for word in ("--row", row, input[f"set_{scored}"], input[f"set_{real}"])
     )
 
 
@@ -245,7 +266,14 @@ def paper_words(wildcards):
     if dataset.paper is None:
         return ""
     words = ["--paper-source", dataset.paper.source]
-    for row, value in dataset.paper.fid.items():
+    figures = dict(dataset.paper.fid)
+    for name, value in dataset.paper.fid_of_others.items():
+        baseline = dataset.baselines.get(name)
+        background = "removed" if baseline is None else baseline.background
+        # The paper's figure is without background: it belongs to no row with one.
+        row = {"removed": name, "remove": f"{name}-nobg", "kept": f"{name} without background"}
+        figures[row[background]] = value
+    for row, value in figures.items():
         words += ["--paper", row, str(value)]
     for difference in differences(dataset):
         words += ["--differs", difference]

@@ -19,15 +19,15 @@ rule dataset:
     resources:
         gpu=lambda wildcards: int(dataset_settings(wildcards).source.kind == "stable-diffusion"),
         source_batch=source_batch,
+        weights=shlex.quote(configuration.weights),
     params:
         source=source_words,
-        weights=configuration.weights,
         out=subpath(output.manifest, parent=True),
         code=source_code,
     message:
         "{wildcards.dataset}: listing the images, or making them"
     shell:
-        "python -m mirage_steps.dataset --out {params.out:q} --weights {params.weights:q}"
+        "python -m mirage_steps.dataset --out {params.out:q} --weights {resources.weights}"
         " {params.source} {resources.source_batch} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
@@ -48,16 +48,16 @@ rule features:
     resources:
         gpu=1,
         batch_size=setting("backbone", "batch_size"),
+        weights=shlex.quote(configuration.weights),
     params:
         backbone=section("backbone"),
-        weights=configuration.weights,
         out=subpath(output.tokens, parent=True),
         code=code_hash("features"),
     message:
         "{wildcards.dataset}: patch tokens of the images"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --out {params.out:q}"
-        " {params.backbone} --batch-size {resources.batch_size} --weights {params.weights:q}"
+        " {params.backbone} --batch-size {resources.batch_size} --weights {resources.weights}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
@@ -134,9 +134,9 @@ rule crop_features:
     resources:
         gpu=1,
         batch_size=setting("backbone", "batch_size"),
+        weights=shlex.quote(configuration.weights),
     params:
         backbone=section("backbone"),
-        weights=configuration.weights,
         out=subpath(output.tokens, parent=True),
         code=code_hash("features"),
     message:
@@ -144,7 +144,7 @@ rule crop_features:
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --windows {input.windows:q}"
         " --out {params.out:q} {params.backbone} --batch-size {resources.batch_size}"
-        " --weights {params.weights:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --weights {resources.weights} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 # Only for data sets with several kinds of object.
@@ -251,6 +251,7 @@ rule pose_eval:
     input:
         manifest=rules.dataset.output.manifest,
         poses=rules.poses.output.poses,
+        counts=rules.poses.output.counts,
         labels=labels_input,
     output:
         scores="<results>/{dataset}/poses/pose_eval.json",

@@ -25,9 +25,9 @@ rule masks:
         gpu=1,
         batch_size=setting("backbone", "batch_size"),
         sam_batch_size=setting("masks", "sam_batch_size"),
+        weights=shlex.quote(configuration.weights),
     params:
         words=section("backbone", "masks"),
-        weights=configuration.weights,
         out=subpath(output.images, parent=True),
         code=code_hash("masks"),
     message:
@@ -35,7 +35,7 @@ rule masks:
     shell:
         "python -m mirage_steps.masks --images {input.images:q} --foreground {input.foreground:q}"
         " --out {params.out:q} {params.words} --batch-size {resources.batch_size}"
-        " --sam-batch-size {resources.sam_batch_size} --weights {params.weights:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --sam-batch-size {resources.sam_batch_size} --weights {resources.weights} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 # Before the training, where it can be: a network that is not there shows at once.
@@ -60,20 +60,22 @@ rule embed:
     resources:
         gpu=1,
         batch_size=setting("backbone", "batch_size"),
+        weights=shlex.quote(configuration.weights),
     params:
         words=section("backbone", "embed"),
-        weights=configuration.weights,
         out=subpath(output.features, parent=True),
         code=code_hash("embed"),
     message:
         "{wildcards.dataset}: features of {wildcards.set}"
     shell:
         "python -m mirage_steps.embed --images {input.images:q} --out {params.out:q}"
-        " {params.words} --batch-size {resources.batch_size} --weights {params.weights:q} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " {params.words} --batch-size {resources.batch_size} --weights {resources.weights} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 # Images of another method, given in a folder.
 rule baseline:
+    input:
+        there=baseline_there,
     output:
         images="<results>/{dataset}/sets/{baseline}/images.h5",
         picture="<results>/{dataset}/sets/{baseline}/images.png",

@@ -6,6 +6,7 @@ rule train:
     input:
         crops=own_model("crops/crops.h5"),
         poses=own_model("poses/poses.csv"),
+        counts=own_model("poses/poses.json"),
     output:
         weights="<results>/{dataset}/training/model.safetensors",
         config="<results>/{dataset}/training/config.json",

@@ -29,6 +29,7 @@ rule views:
         model=rules.train.output.weights,
         config=rules.train.output.config,
         poses=rules.poses.output.poses,
+        counts=rules.poses.output.counts,
     output:
         images="<results>/{dataset}/sets/{kind}/images.h5",
         picture="<results>/{dataset}/sets/{kind}/images.png",
@@ -97,6 +98,7 @@ rule turn:
         config=stored("training/config.json"),
         crops=rules.crops.output.crops,
         poses=rules.poses.output.poses,
+        counts=rules.poses.output.counts,
         scores=rules.pose_eval.output.scores,
     output:
         sheet="<results>/{dataset}/turned/contact_sheet.png",

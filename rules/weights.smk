@@ -2,9 +2,9 @@
 # On the machine where Snakemake runs: a cluster's nodes often have no network.
 rule weights:
     output:
-        run="<weights>/runs/{network}/weights.run.json",
+        run="<results>/weights/{network}/weights.run.json",
     log:
-        "<weights>/runs/{network}/weights.log",
+        "<results>/weights/{network}/weights.log",
     # First of all: what cannot be fetched shows at once.
     priority: 20
     localrule: True
@@ -12,12 +12,14 @@ rule weights:
         "../envs/mirage.yaml"
     resources:
         setting=asked_by,
+        weights=shlex.quote(configuration.weights),
     params:
-        weights=lambda wildcards: configuration.weights,
         out=subpath(output.run, parent=True),
+        # Changes when a network was deleted after it had been fetched.
+        state=network_state,
     message:
         "fetching {wildcards.network}"
     shell:
         "python -m mirage_steps.weights --network {wildcards.network:q}"
-        " --setting {resources.setting} --weights {params.weights:q} --out {params.out:q}"
+        " --setting {resources.setting} --weights {resources.weights} --out {params.out:q}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"

@@ -15,7 +15,7 @@ from mirage_steps.pose_eval import match_labels
 from mirage_steps.settings import Folder, Procedural
 from mirage_steps.support import step
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv, write_csv
+from mirage_steps.support.files import read_csv, write_csv, write_json
 from mirage_steps.support.manifest import Entry, read_manifest, write_manifest
 
 
@@ -296,6 +296,7 @@ def _evaluate(tmp_path, entries, poses, labels=None) -> str:
     write_manifest(tmp_path / "manifest.csv", entries)
     rows = [(entry.image, pose) for entry, pose in zip(entries, poses, strict=True)]
     write_csv(tmp_path / "poses.csv", ("image", "pose"), rows)
+    write_json(tmp_path / "poses.json", {"k": 1 + max(poses), "categories": 1})
     evaluate(
         manifest=tmp_path / "manifest.csv",
         poses=tmp_path / "poses.csv",

@@ -43,6 +43,14 @@ def test_configurations_are_valid(name):
     load(yaml.safe_load((ROOT / name).read_text()))
 
 
+@pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
+def test_documents_have_no_gaps_and_no_dead_links(path):
+    text = path.read_text()
+    assert not re.findall(r"^[A-Z]+_[A-Z_]+$|TODO|FIXME", text, flags=re.MULTILINE)
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (path.parent / link).exists(), link
+
+
 def test_snakemake_lint_is_clean():
     done = subprocess.run(["snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

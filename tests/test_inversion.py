@@ -279,6 +279,7 @@ def photos(tmp_path):
         write_names(file, names)
     rows = [(name, SIX[index], 0.25 * index, 0) for index, name in enumerate(names)]
     write_csv(tmp_path / "poses.csv", ("image", "pose", "distance", "category"), rows)
+    (tmp_path / "poses.json").write_text(json.dumps({"k": CONFIG.poses, "categories": 1}))
     return {
         "model": tmp_path / "training/model.safetensors",
         "crops": tmp_path / "crops.h5",
@@ -298,7 +299,7 @@ def test_the_step_turns_evenly_spaced_photos_and_writes_how_well(photos):
         "turned.json",
     ]
     about = json.loads((out / "turned.json").read_text())
-    assert about["network_evaluations"] == SETTINGS.steps
+    assert about["inversion_steps"] == SETTINGS.steps
     model = _fill_zeros(build(CONFIG, 0))
     for record, index in zip(about["photos"], (0, 2, 5), strict=True):
         photo, pose = _photos(6)[index], SIX[index]
@@ -329,6 +330,12 @@ def test_photos_of_another_list_or_size_are_refused(photos):
         del file["images"]
         file["images"] = np.zeros((6, 24, 24, 3), np.uint8)
     with pytest.raises(UserError, match="crops of 24 pixels, the model makes 16"):
+        turn.main(**photos)
+    photos["poses"].with_suffix(".json").write_text('{"k": 3, "categories": 2}')
+    with pytest.raises(UserError, match="has other poses than"):
+        turn.main(**photos)
+    photos["poses"].with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="poses.json: not readable"):
         turn.main(**photos)
     assert not photos["out"].exists()
 

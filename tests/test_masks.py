@@ -370,3 +370,16 @@ def test_a_published_name_is_its_file_in_the_shared_folder(tmp_path, monkeypatch
     loaded = loading.load_sam("vit_b", CPU, tmp_path)
     expected = _tiny_sam(5).state_dict()["image_encoder.pos_embed"]
     torch.testing.assert_close(loaded.image_encoder.pos_embed.data, expected)
+
+
+def test_a_checkpoint_in_the_published_size_is_read_whole(tmp_path):
+    torch.manual_seed(0)
+    published = loading.sam_model_registry["vit_b"](checkpoint=None)
+    assert sum(parameter.numel() for parameter in published.parameters()) == 93_735_472
+    torch.save(published.state_dict(), tmp_path / "sam_vit_b.pth")
+    loaded = loading.load_sam(str(tmp_path / "sam_vit_b.pth"), CPU)
+    assert loaded.image_encoder.img_size == 1024 and not loaded.training
+    for (name, one), other in zip(
+        loaded.state_dict().items(), published.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name

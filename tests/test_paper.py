@@ -138,7 +138,9 @@ def finished(tmp_path_factory) -> Project:
         "poses": {"k": 4},
         "baselines": baselines,
         "paper": {
-            "source": "Table 1", "iterations": 7, "fid": {"no-mv": 6.081, "monnier": 115.56}
+            "source": "Table 1", "kind": "procedural", "iterations": 7,
+            "fid": {"no-mv": 6.081},
+            "fid_of_others": {"monnier": 115.56, "theirs-kept": 1.5, "theirs-remove": 2.5},
         },
     }  # fmt: skip
     photos = {"source": {**source, "images": 6, "seed": 9}, "use": "mini", "sheet": {"objects": 3}}
@@ -172,7 +174,8 @@ def test_baselines_and_the_papers_figures_stand_in_the_table(finished):
     cells = {line.split()[0]: line.split() for line in text.splitlines() if line}
     assert cells["no-mv"][3] == "6.081" and cells["mv-bg-hag"][3] == "-"
     assert {"theirs-kept", "theirs-removed", "theirs-remove-nobg"} <= cells.keys()
-    assert "The paper also gives: monnier 115.560." in text
+    assert cells["theirs-kept"][3] == "-" and cells["theirs-remove-nobg"][3] == "2.500"
+    assert "also gives: monnier 115.560, theirs-kept without background 1.500." in text
     assert "training.iterations 4 (paper: 7)" in text
 
 
@@ -183,7 +186,7 @@ def test_photos_are_turned_with_the_other_models_poses(finished):
             for key in theirs:
                 np.testing.assert_array_equal(ours[key], theirs[key])
     turned = json.loads((folder / "turned/turned.json").read_text())
-    assert len(turned["photos"]) == 3 and all(one["psnr_db"] > 0 for one in turned["photos"])
+    assert len(turned["photos"]) == 3
     assert not (folder / "training").exists()
 
 

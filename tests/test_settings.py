@@ -132,6 +132,39 @@ def test_what_other_data_sets_are_named_for_is_checked():
         assert message in _refusal(config)
 
 
+def test_file_names_are_written_out_and_wildcards_refused(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = {"weights": "~/shared", **_config(masks={"sam": "~/sam.pth"}, labels="~/l.csv")}
+    found = load(config)
+    assert (found.weights, found.datasets["demo"].masks.sam) == (
+        "/home/me/shared",
+        "/home/me/sam.pth",
+    )
+    assert found.datasets["demo"].labels == "/home/me/l.csv"
+    for name in ("a{x}", "<w>/m"):
+        assert "must not hold any of" in _refusal(_config(backbone={"model": name}))
+
+
+def test_whatever_the_paper_states_is_compared():
+    stated = {
+        "categories": 2,
+        "source": {"kind": "procedural"},
+        "training": {"batch_size": 2, "ema": 0.5, "dropout": 0.0},
+        "paper": {"kind": "compcars", "k": 9, "iterations": 5, "fid": {}, "source": "Table 1"},
+    }
+    told = settings.differences(load({"datasets": {"a": stated}}).datasets["a"])
+    for words in (
+        "categories 2 (paper: 1)",
+        "source.kind procedural (paper: compcars)",
+        "training.batch_size 2 (paper: 128)",
+        "training.ema 0.5 (paper: 0.9999)",
+        "training.dropout 0.0 (paper: 0.1)",
+        "poses.k 25 (paper: 9)",
+        "training.iterations 1000000 (paper: 5)",
+    ):
+        assert words in told
+
+
 def test_keys_of_baselines_and_of_the_paper_are_checked():
     told = _refusal(_config(baselines={"monnier": {"path": "x", "mask": 1}}))
     assert "baselines.monnier.mask is not a key; known here: path, background" in told

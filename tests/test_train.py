@@ -42,6 +42,7 @@ def data(tmp_path: Path) -> dict[str, Path]:
         file.create_dataset("image", data=names, dtype=h5py.string_dtype())
     rows = [f"{name},{number % POSES},0" for number, name in enumerate(names)]
     (tmp_path / "poses.csv").write_text("\n".join(["image,pose,distance", *rows]) + "\n")
+    (tmp_path / "poses.json").write_text(json.dumps({"k": POSES, "categories": 1}))
     return {"crops": tmp_path / "crops.h5", "poses": tmp_path / "poses.csv"}
 
 

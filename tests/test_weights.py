@@ -521,6 +521,14 @@ def test_half_a_folder_put_by_hand_is_refused_and_kept(tmp_path, monkeypatch, mi
     assert _names(tmp_path / DINO) == MODEL.keys() - {missing} and hub.calls == []
 
 
+def test_the_hub_is_asked_only_where_a_repository_can_be_meant(tmp_path, monkeypatch):
+    hub = _hub(monkeypatch)
+    for setting in ("masks.sam", "embed.inception"):
+        with pytest.raises(UserError, match=f"{setting} checkpoints/sam.pth: no such file"):
+            published.local("checkpoints/sam.pth", f"{setting} checkpoints/sam.pth", tmp_path)
+    assert hub.calls == [] and not published.is_published("checkpoints/sam.pth", hub=False)
+
+
 # The step
 
 

@@ -1,9 +1,9 @@
 """The denoising U-Net, conditioned on time and pose (paper, section 3.2 and appendix A).
 
 The paper names the U-Net of simple-diffusion and adds "learnable pose embeddings into the time
-embedding"; it is built here from the same parts: two residual blocks a level, space-to-depth on
-the way down, nearest-neighbour on the way up, attention at low resolution and in the middle. The
-embedding scales and shifts the normalised features of every residual block, as in AdaIN.
+embedding": residual blocks, space-to-depth on the way down, nearest-neighbour on the way up,
+attention at low resolution and in the middle. The embedding scales and shifts the normalised
+features of every residual block, as in AdaIN. ``docs/paper.md`` compares the two networks.
 
 The network is split at the first attention of the bottleneck: :meth:`UNet.encode` runs up to it,
 :meth:`UNet.decode` from it on. Cross-frame attention (equation 6) acts only in the second half.

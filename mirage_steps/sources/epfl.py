@@ -6,6 +6,7 @@ photo (from 1); sense of rotation. ``times.txt`` has the seconds of every photo,
 sequence. The turntable turns evenly, so the azimuth follows from the time.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def read_sequences(folder: Path) -> list[Photo]:
         for index in range(count):
             seconds = times[index][: lengths[index]]
             azimuths = turntable(seconds, turns[index], fronts[index], senses[index])
-            boxes = _read_boxes(_inside(folder, lines[3].strip() % (index + 1)))
+            boxes = _read_boxes(_inside(folder, lines[3], index + 1))
             if min(len(seconds), len(boxes)) < lengths[index]:
                 raise ValueError(
                     f"sequence {index + 1} has {lengths[index]} photos, {len(seconds)} times and "
@@ -118,7 +119,7 @@ def read_sequences(folder: Path) -> list[Photo]:
                 )
             for number, azimuth in enumerate(azimuths, 1):
                 x, y, width, height = boxes[number - 1]
-                path = _inside(folder, lines[2].strip() % (index + 1, number))
+                path = _inside(folder, lines[2], index + 1, number)
                 photos.append(Photo(path, azimuth, (x, y, x + width, y + height)))
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; get it at {HOME}") from None
@@ -136,11 +137,12 @@ def _read_boxes(path: Path) -> list[Box]:
     return [tuple(map(float, line.split())) for line in lines if line.strip()]
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A file of the folder; the tables name nothing elsewhere."""
-    if Path(name).name != name:
-        raise ValueError(f"{name!r} is no file name")
-    return folder / name
+def _inside(folder: Path, template: str, *numbers: int) -> Path:
+    """A file of the folder by its template, such as ``bbox_%02d.txt``; never one elsewhere."""
+    template = template.strip()
+    if not re.fullmatch(r"[^%/]{1,100}(%0?\d?d[^%/]{0,100})+", template):
+        raise ValueError(f"{template[:40]!r} is no name of a file with its numbers")
+    return folder / (template % numbers)
 
 
 def turntable(seconds: np.ndarray, turn: int, front: int, sense: int) -> list[float]:

@@ -8,7 +8,10 @@ from pathlib import Path
 _PACKAGE = Path(__file__).parents[1]
 # Settings reach a step through its flags; the others do not change what is computed. Pictures do
 # change, but a new layout must not make a training stale.
-_IGNORED = {"settings", "support.step", "support.errors", "support.code", "support.pictures"}
+_IGNORED = {
+    "settings", "support.step", "support.errors", "support.code", "support.pictures",
+    "support.published",  # how networks are fetched; which they are is a setting
+}  # fmt: skip
 
 
 def code_hash(step: str, without: Collection[str] = ()) -> str:

@@ -14,14 +14,17 @@ def read_circles(poses: Path) -> tuple[int, int]:
     """Number of poses in all, and of kinds of object, each with equally many.
 
     Args:
-        poses: poses.csv. The poses step writes both numbers into poses.json beside it; a table of
-            another origin has as many poses as occur in it, of one kind.
+        poses: poses.csv; poses.json lies beside it.
+
+    Raises:
+        UserError: poses.json is missing or not what the poses step writes.
     """
     about = poses.with_suffix(".json")
-    if about.is_file():
+    try:
         counts = json.loads(about.read_text())
         return counts["k"] * counts["categories"], counts["categories"]
-    return 1 + max(int(row["pose"]) for row in read_csv(poses)), 1
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{about}: not readable ({error!r}); rerun the poses step") from None
 
 
 def read_labels(poses: Path, crops: Path) -> np.ndarray:

@@ -113,12 +113,20 @@ _ATTEMPTS = 5
 _WAIT = tenacity.wait_exponential(multiplier=1, max=30)
 
 
-def is_published(name: str) -> bool:
+# Config keys that may name a repository of the hub; of the others it would be a mistyped path.
+_HUB_SETTINGS = ("backbone.model", "source.model")
+
+
+def is_published(name: str, hub: bool = True) -> bool:
     """Whether a name stands for published weights: of the table, or ``owner/name`` of the hub.
 
     Names of the table go before files of the same name; an existing path goes before the hub.
+
+    Args:
+        name: as in the configuration.
+        hub: whether repositories of the hub are meant, too.
     """
-    return name in FILES or bool(_HUB_NAME.fullmatch(name) and not Path(name).exists())
+    return name in FILES or bool(hub and _HUB_NAME.fullmatch(name) and not Path(name).exists())
 
 
 def item_marker(name: str, weights: Path) -> Path:
@@ -143,9 +151,10 @@ def local(name: str, setting: str, weights: Path) -> Path:
     Raises:
         UserError: no such thing, or it is not there and cannot be fetched.
     """
-    if not is_published(name) and Path(name).exists():
+    hub = setting.split()[0] in _HUB_SETTINGS
+    if not is_published(name, hub) and Path(name).exists():
         return Path(name)
-    if is_published(name) and _is_complete(name, weights):
+    if is_published(name, hub) and _is_complete(name, weights):
         return _target(name, weights)
     return fetch(name, setting, weights)
 
@@ -167,7 +176,7 @@ def fetch(name: str, setting: str, weights: Path) -> Path:
     Raises:
         UserError: no such name, it cannot be fetched, or what is there is damaged.
     """
-    if not is_published(name):
+    if not is_published(name, setting.split()[0] in _HUB_SETTINGS):
         raise UserError(f"{setting}: no such file or folder, and {_choices(setting)}")
     target = _target(name, weights)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,10 @@ def _from_checkpoint(path: Path) -> Sam:
         state = torch.load(path, map_location="cpu", weights_only=True)
         model = sam_model_registry[_architecture(state)](checkpoint=None)
         model.load_state_dict(state)
-    except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, ValueError) as error:
+    except (
+        pickle.UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, AttributeError,
+        TypeError,
+    ) as error:  # fmt: skip
         raise UserError(
             f"masks.sam {path}: not a checkpoint of segment-anything ({_first_line(error)}); "
             "delete it if its download broke off"

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import inspect
+import json
 import logging
 import os
 import resource
@@ -24,7 +25,12 @@ from mirage_steps.support.files import write_json
 
 log = logging.getLogger("mirage_steps")
 
-_PACKAGES = ("torch", "transformers", "scikit-learn", "h5py", "numpy", "pillow", "snakemake")
+_PACKAGES = (
+    "torch", "transformers", "diffusers", "segment-anything", "clean-fid", "scikit-learn", "h5py",
+    "numpy", "pillow", "snakemake",
+)  # fmt: skip
+# Settings that name a network.
+_NETWORKS = ("model", "sam", "inception")
 _HASH_LIMIT = 64 * 2**20
 
 
@@ -129,6 +135,7 @@ def _write_provenance(name: str, arguments: dict[str, Any], started: float) -> N
             "commit": _commit(),
             "settings": settings,
             "inputs": inputs,
+            "networks": _networks(settings, arguments["weights"]) if "weights" in arguments else {},
             "packages": {package: _version(package) for package in _PACKAGES},
             "device": _device_name(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
@@ -156,6 +163,24 @@ def _identity(path: Path) -> dict[str, object]:
     with open(path, "rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {"path": str(path), "sha256": digest}
+
+
+def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
+    """What tells the networks of a step apart: what was fetched, or the local files."""
+    # Only steps with networks wait for the import.
+    from mirage_steps.support.published import is_published, item_marker
+
+    found: dict[str, object] = {}
+    for key in _NETWORKS:
+        value = str(settings.get(key, "none"))
+        path = Path(value)
+        item = "inception" if value == "auto" else value
+        if path.exists():
+            files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+            found[key] = [_identity(file) for file in files]
+        elif is_published(item) and (marker := item_marker(item, weights)).is_file():
+            found[key] = json.loads(marker.read_text(encoding="utf-8"))
+    return found
 
 
 def _commit() -> str | None:
