@@ -48,7 +48,7 @@ class CategoryModel:
         moments = Moments(features.shape[1])
         moments.add(features)
         # A covariance of so many dimensions must be told from so many images.
-        dimensions = min(DIMENSIONS, features.shape[1], max(2, len(features) // 20))
+        dimensions = min(DIMENSIONS, features.shape[1], max(2, len(features) // 16))
         pca = Pca.fit(moments, dimensions)
         mixture = GaussianMixture(count, n_init=_STARTS, reg_covar=_FLOOR, random_state=seed).fit(
             _whitened(pca, features)
