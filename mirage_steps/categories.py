@@ -26,6 +26,7 @@ from mirage_steps.support.step import log, run
 
 _BATCH = 64
 _SHOWN = 12  # crops of each category in the picture
+_FEW = 100  # images below which a category is doubtful
 
 
 def main(
@@ -78,6 +79,11 @@ def main(
         log.info("categories against the truth: purity %.4f", agreement["purity"])
     with atomic(out / "categories.npz") as path:
         model.save(path)
+    if stored is None and counts.min() < _FEW:
+        log.warning(
+            "a category of only %d images: with so few, kinds are not told apart reliably; look "
+            "at categories.png", counts.min(),
+        )  # fmt: skip
     _draw(out / "categories.png", crops, names, found, len(counts))
     write_json(out / "categories.json", about)
     rows = zip(names, found, likely, strict=True)
@@ -114,7 +120,7 @@ def _draw(path: Path, crops: Path, names: list[str], found: np.ndarray, count: i
         for kind in range(count):
             for place, index in enumerate(np.flatnonzero(found == kind)[:_SHOWN]):
                 rows[kind, place] = file["images"][int(index)]
-    pictures.grid(path, rows.reshape(-1, side, side, 3), _SHOWN)
+    pictures.categories(path, rows, np.bincount(found, minlength=count))
 
 
 if __name__ == "__main__":

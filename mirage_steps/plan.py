@@ -15,6 +15,7 @@ from PIL import Image
 
 from mirage_steps import settings
 from mirage_steps.settings import Configuration, Dataset
+from mirage_steps.sources import check_source
 from mirage_steps.support import unloaded
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import human_size
@@ -41,7 +42,10 @@ def main(
     """
     configuration = read_configuration(configfile)
     if name not in configuration.datasets:
-        raise UserError(f"{name} is no data set; known are {', '.join(configuration.datasets)}")
+        raise UserError(
+            f"{name} is no data set; known are {', '.join(configuration.datasets)}; one of your "
+            "own needs --configfile"
+        )
     if images is not None and images < 1:
         raise UserError(f"--images {images}: must be at least 1")
     dataset = effective(configuration, name)
@@ -58,9 +62,16 @@ def main(
     print(f"{name}: at most {count} images, {done}\n")
     print("\n".join(disk_table(written, fetched, folder)), "\n")
     print("\n".join(stage_table(stages(dataset, count, tokens, generator))))
+    if dataset.use:
+        model = Path(configuration.results, dataset.use, "training/model.safetensors")
+        there = "it is there" if model.exists() else f"not there yet: see the plan of {dataset.use}"
+        print(f"\nNeeds {model}, the model of {dataset.use}; {there}.")
+    sys.stdout.flush()  # before the errors below
     if not dataset.use and count < 2 * dataset.fid.samples:
-        print(f"\nfid.samples: {dataset.fid.samples} needs twice as many images; lower it")
-    sys.stdout.flush()  # before the error below
+        raise UserError(
+            f"datasets.{name}.fid.samples = {dataset.fid.samples} needs {2 * dataset.fid.samples} "
+            f"real images, there are at most {count}; set it to at most {count // 2}"
+        )
     check_disk([(folder, needed(written)), (Path(configuration.weights), needed(fetched))])
 
 
@@ -104,9 +115,11 @@ def count_images(source: settings.Source) -> int:
     folder = source.path.expanduser()
     if isinstance(source, settings.CompCars):
         folder = folder / "image"
-    remedy = "set source.path, or give --images N to plan without it"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; {remedy}")
+    remedy = "or give --images N to plan without it"
+    try:
+        check_source(source)
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from None
     if isinstance(source, settings.Epfl):
         count = sum(1 for _ in folder.rglob("tripod_seq_*.jpg"))
     else:
@@ -119,7 +132,7 @@ def count_images(source: settings.Source) -> int:
                 for file in files
             )
     if not count:
-        raise UserError(f"{folder}: holds no images; {remedy}")
+        raise UserError(f"{folder}: holds no images; set source.path, {remedy}")
     return count
 
 
@@ -165,14 +178,16 @@ def stage_table(made: Sequence[Stage]) -> list[str]:
         memory = "-" if one.memory is None else human_size(one.memory)
         rows.append((one.name, human_flops(one.flops), memory, one.runs))
     total = sum(one.flops or 0 for one in made)
+    uncounted = ", without what is marked -" if any(one.flops is None for one in made) else ""
     days = total / (_SUSTAINED * 1e12) / 86400
-    time = f"{days:.1f} days" if days >= 1 else f"{days * 24 * 60:.2f} minutes"
+    time = f"{days * 24 * 60:.2g} minutes"
+    if days >= 1 / 24:
+        time = f"{days:.1f} days" if days >= 1 else f"{days * 24:.1f} hours"
     return [
         *_aligned(rows, "<>><"),
         "",
         "Memory: weights and tensors in float32; in bfloat16 activations take about half.",
-        *["- is not counted."] * any(one.flops is None for one in made),
-        f"{human_flops(total)} in all; at {_SUSTAINED} sustained TFLOP/s: {time} "
+        f"{human_flops(total)} in all{uncounted}; at {_SUSTAINED} sustained TFLOP/s: {time} "
         "(arithmetic, no measurement).",
     ]
 

@@ -18,6 +18,8 @@ from mirage_steps.support.files import atomic, write_csv, write_json
 from mirage_steps.support.h5 import open_h5, read_names
 from mirage_steps.support.step import log, run
 
+_FEW = 10  # images a pose below which poses are doubtful
+
 
 def main(
     *,
@@ -89,6 +91,11 @@ def _fit(
                 f"poses.k = {poses.k}, but an object{where} was found in only {len(mine)} images; "
                 "lower poses.k or add images"
             )
+        if len(mine) < _FEW * poses.k:
+            log.warning(
+                "only %d images%s for %d poses: some will hold a few alike by chance",
+                len(mine), where, poses.k,
+            )  # fmt: skip
         means = position_means(mine, valid[own])
         fill_padding(mine, valid[own], means)
         log.info("K-Means: %d maps%s, %d poses, %d starts", len(mine), where, poses.k, poses.starts)

@@ -448,14 +448,20 @@ def load(config: Mapping) -> Configuration:
     try:
         return Configuration.model_validate(config)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(problem) for problem in error.errors())) from None
+        names = list(config.get("datasets") or ()) if isinstance(config, Mapping) else []
+        raise UserError("; ".join(_explain(one, names) for one in error.errors())) from None
 
 
 _KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Source)[0])}
 
 
-def _explain(problem: Mapping) -> str:
-    """One problem of pydantic's as a line with the key's path, the value and a hint."""
+def _explain(problem: Mapping, names: list[str]) -> str:
+    """One problem of pydantic's as a line with the key's path, the value and a hint.
+
+    Args:
+        problem: as pydantic describes it.
+        names: of all data sets.
+    """
     path = [str(part) for part in problem["loc"]]
     kind = None
     if path[2:3] == ["source"] and path[3:4] and path[3] in _KINDS:
@@ -467,12 +473,15 @@ def _explain(problem: Mapping) -> str:
         hint = f"did you mean {meant[0]!r}?" if meant else f"known here: {', '.join(known)}"
         return f"{where} is not a key; {hint}"
     if problem["type"] == "missing":
-        return f"{where} is required"
+        others = [name for name in names if name not in path]
+        meant = difflib.get_close_matches(path[1], others, n=1) if path[2:] == ["source"] else []
+        return f"{where} is required" + (f"; did you mean {meant[0]!r}?" if meant else "")
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         wrong = "is required" if problem["type"] == "union_tag_not_found" else "is unknown"
         return f"{where}.kind {wrong}: {', '.join(_KINDS)}"
     if problem["loc"][-1:] == ("[key]",):
-        return f"{where.rpartition('.')[0]}: names are letters, digits, and _ . - after the first"
+        place = where.rpartition(".")[0]
+        return f"{place}: names are ASCII letters, digits, and _ . - after the first"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
     return f"{where}: {message[0].lower()}{message[1:]}{given}"

@@ -1,4 +1,5 @@
 # The checked configuration, and how settings become flags.
+import json
 import re
 import shlex
 import sys
@@ -10,7 +11,7 @@ from mirage_steps.settings import differences, load
 from mirage_steps.support.code import code_hash
 from mirage_steps.sources import check_source
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.published import is_published, item_marker
+from mirage_steps.support.published import is_published, item_marker, unknown
 from mirage_steps.support.step import flag, flags
 
 # Every step's messages go to the terminal and to its log. A scheduler's signal reaches all processes
@@ -101,8 +102,10 @@ def weights(name, key):
             found = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
             return [str(file) for file in found if file.is_file()]
         item = "inception" if value == "auto" else value
+        if item == "none":
+            return []
         if not is_published(item, hub=key == "model"):
-            return []  # not there, or none: the step says so itself
+            refuse(f"datasets.{wildcards.dataset}.{unknown(f'{name}.{key} {item}')}")
         # Fetched again, it is the same: no reason to work again.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
@@ -208,10 +211,13 @@ def source_code(wildcards):
 
 def source_there(wildcards):
     """Input function: refuses a source that is not there, before anything starts."""
-    manifest = Path(configuration.results, wildcards.dataset, "manifest.csv")
+    source = dataset_settings(wildcards).source
+    record = Path(configuration.results, wildcards.dataset, "dataset.run.json")
     try:
-        if not manifest.exists():
-            check_source(dataset_settings(wildcards).source)
+        # Photos may have gone since they were listed; the later steps do without them.
+        listed = json.loads(record.read_text())["settings"].get("path") if record.exists() else None
+        if listed is None or listed != str(getattr(source, "path", None)):
+            check_source(source)
     except UserError as error:
         refuse(f"datasets.{wildcards.dataset}.{error}")
     return []

@@ -209,6 +209,8 @@ def test_images_are_counted_by_name(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b/tripod_seq_01_001.jpg").touch()
+    (tmp_path / "tripod-seq.txt").touch()
+    (tmp_path / "label").mkdir()
     assert plan.count_images(settings.Folder(path=tmp_path)) == 4
     assert plan.count_images(settings.CompCars(path=tmp_path)) == 1
     assert plan.count_images(settings.Epfl(path=tmp_path)) == 1
@@ -268,17 +270,19 @@ def test_a_folder_that_is_missing_can_be_planned_for(tmp_path, capsys):
     )
     with pytest.raises(UserError, match="absent: no such folder; .*--images N"):
         plan.main("mine", configfile=(mine,))
-    plan.main("mine", configfile=(mine,), images=50)
+    told = r"datasets.mine.fid.samples = 10000 needs 20000 .* at most 25"
+    with pytest.raises(UserError, match=told):
+        plan.main("mine", configfile=(mine,), images=50)
     text = capsys.readouterr().out
     assert text.startswith("mine: at most 50 images, K = 50,")
     assert "sam_vit_b_01ec64.pth" in text and "inception-2015-12-05.pt" in text
     assert "4 x 10000 images, vit_b" in text and "10 x 10000 images, the backbone" in text
-    assert "fid.samples: 10000 needs twice as many images" in text
     plan.main("theirs", configfile=(mine,), images=50)
     text = capsys.readouterr().out
     assert text.startswith("theirs: at most 50 images, poses and model of mine\n")
     assert "pose_space/maps.h5" in text and "dinov2-small" in text
-    assert "train" not in text and "vit_b" not in text
+    assert "steps of" not in text and "vit_b" not in text
+    assert "training/model.safetensors, the model of mine; not there yet" in text
 
 
 def test_too_little_disk_is_told_after_the_table(tmp_path, capsys, monkeypatch):

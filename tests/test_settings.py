@@ -74,6 +74,15 @@ def test_unknown_keys_are_told_with_what_was_meant(config, told):
         ({}, "datasets is required"),
         ({"datasets": {"a": {}}}, "datasets.a.source is required"),
         (
+            {
+                "datasets": {
+                    "compcrs": {"poses": {"k": 5}},
+                    "compcars": _config()["datasets"]["demo"],
+                }
+            },
+            "datasets.compcrs.source is required; did you mean 'compcars'?",
+        ),
+        (
             {"datasets": {"a": {"source": {"path": "x"}}}},
             "source.kind is required: folder, compcars, ",
         ),
@@ -115,7 +124,7 @@ def test_a_config_of_another_shape_is_refused(config):
 
 @pytest.mark.parametrize("name", ["two words", "../up", "", ".hidden", "a/b", "-x"])
 def test_names_that_are_no_folder_names_are_refused(name):
-    assert "names are letters, digits" in _refusal({"datasets": {name: {"source": {}}}})
+    assert "names are ASCII letters, digits" in _refusal({"datasets": {name: {"source": {}}}})
 
 
 def test_what_other_data_sets_are_named_for_is_checked():

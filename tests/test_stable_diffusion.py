@@ -256,8 +256,8 @@ def test_only_missing_images_are_generated_again(model, tmp_path):
     for entry in gone:
         entry.path.unlink()
     # What a killed run leaves behind is no image.
-    (gone[0].path.parent / ".000001.png.x").mkdir()
-    (gone[0].path.parent / ".000001.png.x" / "000001.png").write_bytes(b"half")
+    (gone[0].path.parent / ".000001.png.partial").mkdir()
+    (gone[0].path.parent / ".000001.png.partial" / "000001.png").write_bytes(b"half")
     seen = []
 
     def progress(iterable, total):

@@ -486,7 +486,8 @@ def test_without_the_hub_one_line_says_what_to_put_where(
 ):
     hub = _hub(monkeypatch, error=error)
     line = _refused(tmp_path, DINO, MODEL_KEY)
-    assert f"cannot fetch https://huggingface.co/{DINO} ({reason}" in line
+    revision = published.REVISIONS[DINO]
+    assert f"cannot fetch https://huggingface.co/{DINO}, revision {revision} ({reason}" in line
     assert "put config.json and model.safetensors" in line and f"into {tmp_path / DINO}" in line
     assert line.endswith("or set backbone.model to its folder")
     assert len(hub.calls) == calls and _names(tmp_path) == set()

@@ -124,6 +124,8 @@ def read_sequences(folder: Path) -> list[Photo]:
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; get it at {HOME}") from None
     except (ValueError, IndexError, TypeError) as error:
+        if isinstance(error, IndexError):
+            error = "a line, or a number in one, is missing"
         raise UserError(
             f"{folder}: tripod-seq.txt, times.txt and the boxes do not fit the data set's format "
             f"({error}); get them anew at {HOME}"

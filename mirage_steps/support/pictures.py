@@ -161,6 +161,25 @@ def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict)
     save_figure(path, figure)
 
 
+def categories(path: Path, rows: np.ndarray, counts: np.ndarray) -> None:
+    """Crops of every category in a row, with their number.
+
+    Args:
+        path: of the picture.
+        rows: (c, n, S, S, 3) uint8, white where there are fewer.
+        counts: (c,) images of each category.
+    """
+    kinds, shown = rows.shape[:2]
+    figure, axes = plt.subplots(
+        kinds, 1, figsize=(0.7 * shown, 0.9 * kinds), squeeze=False, layout="constrained"
+    )
+    for kind, axis in enumerate(axes.flat):
+        axis.imshow(tile(rows[kind], shown))
+        axis.set_title(f"category {kind}: the first of {counts[kind]} images", fontsize=7, pad=1)
+        axis.axis("off")
+    save_figure(path, figure)
+
+
 def viewpoints(path: Path, agreement: dict) -> None:
     """Share of every true viewpoint in every pose, as stacked bars."""
     counts = np.array(agreement["counts"], float)

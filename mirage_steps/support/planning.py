@@ -3,8 +3,8 @@
 Sizes of artifacts follow from the shapes that the steps write; memory and operations are measured
 on networks without weights (:mod:`mirage_steps.support.unloaded`). All are upper bounds in the
 number of images, since unreadable files and images without an object drop out. Not counted:
-pictures, tables, logs, the index that HDF5 keeps (a few percent), Stable Diffusion's own weights
-and work, the photos that ``turn`` inverts, and what a process needs beside its tensors.
+pictures, tables, logs, the index that HDF5 keeps (a few percent), text encoder and decoder of
+Stable Diffusion, the photos that ``turn`` inverts, and what a process needs beside its tensors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -127,6 +127,8 @@ def published(
         sizes[dataset.masks.sam] = unloaded.SAM_BYTES[dataset.masks.sam]
     if not dataset.use and dataset.embed.inception == "auto":
         sizes["inception"] = unloaded.INCEPTION_BYTES
+    if getattr(dataset.source, "model", None) == unloaded.SD_1_5:
+        sizes[unloaded.SD_1_5] = unloaded.SD_BYTES
     made = []
     for name, size in sizes.items():
         path = folder / (f"{FILES[name].folder}/{FILES[name].name}" if name in FILES else name)
@@ -164,10 +166,11 @@ def stages(
     features = f"{count} images, {network}"
     made = [Stage("features", features, count * vit.flops, vit.memory)]
     if isinstance(dataset.source, settings.StableDiffusion):
-        made.insert(0, Stage("dataset", f"{count} images, {dataset.source.model}", None, None))
+        made.insert(0, _making(dataset.source, count))
     crops = Stage("crop_features", features, count * vit.flops, vit.memory)
     if generator is None:
-        return [*made, crops, Stage("poses", "nearest poses", distances, maps)]
+        turning = Stage("turn", f"{dataset.sheet.objects} photos, all poses", None, None)
+        return [*made, crops, Stage("poses", "nearest poses", distances, maps), turning]
     rounds = dataset.poses.starts * _KMEANS_ROUNDS
     what = f"K-Means, at most {dataset.poses.starts} x {_KMEANS_ROUNDS} rounds"
     return [
@@ -179,6 +182,16 @@ def stages(
         *_generation(dataset, generator),
         *_evaluation(dataset, tokens),
     ]
+
+
+def _making(source: settings.StableDiffusion, count: int) -> Stage:
+    """Images of Stable Diffusion that are still to be made, or at most all."""
+    cost = unloaded.stable_diffusion(source)
+    runs = f"{count} images, {source.model}"
+    if cost is None:
+        return Stage("dataset", runs, None, None)
+    runs = f"{count} images, {source.steps} steps, {Path(source.model).name}'s U-Net"
+    return Stage("dataset", runs, count * cost.flops, cost.memory)
 
 
 def _generation(dataset: Dataset, generator: unloaded.Generator) -> Iterator[Stage]:

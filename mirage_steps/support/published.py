@@ -126,7 +126,9 @@ def is_published(name: str, hub: bool = True) -> bool:
         name: as in the configuration.
         hub: whether repositories of the hub are meant, too.
     """
-    return name in FILES or bool(hub and _HUB_NAME.fullmatch(name) and not Path(name).exists())
+    # What begins with a folder of this place is a mistyped path.
+    meant = hub and _HUB_NAME.fullmatch(name) and not Path(name.partition("/")[0]).is_dir()
+    return name in FILES or bool(meant)
 
 
 def item_marker(name: str, weights: Path) -> Path:
@@ -177,13 +179,22 @@ def fetch(name: str, setting: str, weights: Path) -> Path:
         UserError: no such name, it cannot be fetched, or what is there is damaged.
     """
     if not is_published(name, setting.split()[0] in _HUB_SETTINGS):
-        raise UserError(f"{setting}: no such file or folder, and {_choices(setting)}")
+        raise UserError(unknown(setting))
     target = _target(name, weights)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target):
         if not _is_complete(name, weights):
             (_complete_file if name in FILES else _complete_folder)(name, setting, weights)
     return target
+
+
+def unknown(setting: str) -> str:
+    """The line for a setting that names neither anything here nor anything published.
+
+    Args:
+        setting: config key and value.
+    """
+    return f"{setting}: no such file or folder, and {_choices(setting)}"
 
 
 def _choices(setting: str) -> str:
@@ -397,6 +408,10 @@ def _complete_folder(name: str, setting: str, weights: Path) -> None:
             f"{setting}: {folder} lacks config.json or {_PIPELINE}, or *.safetensors; put the "
             "missing files there, or delete it to fetch it whole"
         )
+    log.warning(
+        "%s: %s is taken as it is, not compared with the published files of revision %s",
+        setting, folder, REVISIONS.get(name, "main"),
+    )  # fmt: skip
     # Of which revision they are only the hub could say.
     _mark(folder, name, None, False, files)
 
@@ -445,7 +460,8 @@ def _fetch_folder(name: str, setting: str, folder: Path) -> None:
         _retrying()(_download_folder, name, setting, part)
     except _HUB_ERRORS as error:
         raise UserError(
-            f"{setting}: cannot fetch {url} ({_reason(error)}); download it elsewhere and put "
+            f"{setting}: cannot fetch {url}, revision {REVISIONS.get(name, 'main')} "
+            f"({_reason(error)}); download it elsewhere and put "
             "config.json and model.safetensors (of a pipeline: model_index.json and its folders) "
             f"into {folder}, or set {setting.split()[0]} to its folder"
         ) from None

@@ -26,6 +26,8 @@ _DINOV2 = {
 # Bytes of segment-anything's checkpoints.
 SAM_BYTES = {"vit_b": 375e6, "vit_l": 1.25e9, "vit_h": 2.56e9}
 INCEPTION_BYTES = 95e6
+SD_1_5 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD_BYTES = 5.5e9  # with text encoder, decoder and safety checker
 _INCEPTION_SIDE = 299
 
 
@@ -105,6 +107,30 @@ def backbone(chosen: settings.Backbone) -> Tokens:
     options = {"interpolate_pos_encoding": True} if config.model_type == "dinov2" else {}
     cost = inference(network, chosen.resolution, chosen.batch_size, **options)
     return Tokens(cost, (chosen.resolution // patch) ** 2, config.hidden_size)
+
+
+def stable_diffusion(source: settings.StableDiffusion) -> Cost | None:
+    """Cost of an image of Stable Diffusion, its U-Net alone; None where its shape is not known."""
+    folder = Path(source.model, "unet")
+    if not folder.is_dir() and source.model != SD_1_5:
+        return None
+    from diffusers import UNet2DConditionModel
+
+    config = UNet2DConditionModel.load_config(folder) if folder.is_dir() else {}
+    width = config.get("cross_attention_dim", 768)
+    with META:
+        network = UNet2DConditionModel.from_config({**config, "cross_attention_dim": width}).eval()
+    # With classifier-free guidance every image is denoised twice at once.
+    passes, side = 2 if source.guidance_scale > 1 else 1, source.size // 8
+    time = torch.zeros((), dtype=torch.long, device=META)
+
+    def run(count: int) -> None:
+        rows = count * passes
+        words = torch.empty(rows, 77, width, device=META)
+        network(torch.empty(rows, network.config.in_channels, side, side, device=META), time, words)
+
+    cost = _cost(network, run, source.batch_size)
+    return Cost(cost.flops * source.steps, cost.memory, cost.parameters)
 
 
 def sam(masks: settings.Masks) -> Cost:
