@@ -57,26 +57,13 @@ def main(
     with open_h5(tokens, "patch_tokens", "cls_token", "content", "image") as file:
         names = read_names(file)
         features = object_features(file, ForegroundModel.load(foreground), token)
-    if stored is not None:
-        model = CategoryModel.load(stored)
-    elif len(names) >= 8 * categories:
-        model = CategoryModel.fit(features, categories, seed)
+    if stored is None:
+        model = _fit(features, categories, seed)
     else:
-        raise UserError(
-            f"categories = {categories}, but an object was found in only {len(names)} images; "
-            "lower categories or add images"
-        )
+        model = CategoryModel.load(stored)
     found, likely = model.assign(features)
     counts = np.bincount(found, minlength=len(model.weights))
-    about = {"token": token, "images": counts.tolist()}
-    truth = {entry.image: entry.category for entry in read_manifest(manifest) if entry.category}
-    known = [index for index, name in enumerate(names) if name in truth]
-    if known:
-        agreement = score_labels(
-            found[known], [truth[names[index]] for index in known], len(counts)
-        )
-        about["truth"] = agreement
-        log.info("categories against the truth: purity %.4f", agreement["purity"])
+    about = {"token": token, "images": counts.tolist(), **_scores(manifest, names, found, counts)}
     with atomic(out / "categories.npz") as path:
         model.save(path)
     if stored is None and counts.min() < _FEW:
@@ -93,6 +80,29 @@ def main(
         ((name, kind, f"{share:.4f}") for name, kind, share in rows),
     )
     log.info("images of each category: %s", " ".join(map(str, counts)))
+
+
+def _fit(features: np.ndarray, categories: int, seed: int) -> CategoryModel:
+    if len(features) < 8 * categories:
+        raise UserError(
+            f"categories = {categories}, but an object was found in only {len(features)} images; "
+            "lower categories or add images"
+        )
+    return CategoryModel.fit(features, categories, seed)
+
+
+def _scores(
+    manifest: Path, names: list[str], found: np.ndarray, counts: np.ndarray
+) -> dict[str, object]:
+    """Agreement with the true kinds, empty where none is known."""
+    truth = {entry.image: entry.category for entry in read_manifest(manifest) if entry.category}
+    known = [index for index, name in enumerate(names) if name in truth]
+    if not known:
+        return {}
+    labels = [truth[names[index]] for index in known]
+    agreement = score_labels(found[known], labels, len(counts))
+    log.info("categories against the truth: purity %.4f", agreement["purity"])
+    return {"truth": agreement}
 
 
 def object_features(file: h5py.File, model: ForegroundModel, token: str) -> np.ndarray:

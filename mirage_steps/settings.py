@@ -19,8 +19,10 @@ from mirage_steps.support.errors import UserError
 
 # Folder into which published networks are fetched.
 WEIGHTS = "weights/published"
-# Names that a baseline cannot have: those of the sets that are always there.
-SETS = ("real-a", "real-b", "no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag", "mv-nobg-hag")
+# The sets of images that every data set with a model of its own has.
+REAL = ("real-a", "real-b")
+GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
+MASKED = ("real-a-nobg", "real-b-nobg", "mv-nobg-hag")
 
 
 def _path(text: str) -> str:
@@ -359,7 +361,8 @@ class Dataset(Settings):
     @model_validator(mode="after")
     def _baselines_have_names_of_their_own(self) -> "Dataset":
         for name in self.baselines:
-            if name in SETS or name == "real-vs-real" or name.endswith("-nobg"):
+            taken = (*REAL, *GENERATED, *MASKED, "real-vs-real")
+            if name in taken or name.endswith("-nobg"):
                 raise ValueError(f"baselines.{name}: is a row of the table already; rename it")
         return self
 

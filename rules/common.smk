@@ -7,7 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from mirage_steps.settings import differences, load
+from mirage_steps.settings import GENERATED, differences, load
 from mirage_steps.support.code import code_hash
 from mirage_steps.sources import check_source
 from mirage_steps.support.errors import UserError
@@ -28,8 +28,6 @@ pathvars:
     results=configuration.results,
 
 
-# The sets of images that are made.
-GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
 # Row of the table: the set that is scored, and the real set it is compared with.
 ROWS = {
     "real-vs-real": ("real-b", "real-a"),

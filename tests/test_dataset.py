@@ -312,6 +312,26 @@ def test_without_truth_the_evaluation_says_so(tmp_path):
     assert "no true azimuth or viewpoint is known" in _evaluate(tmp_path, entries, [0, 1, 1])
 
 
+def test_viewpoints_score_poses_where_no_azimuth_is_known(tmp_path):
+    views = ["front", "front", "rear", "rear", "side", None]
+    entries = [
+        Entry(f"{i}.jpg", tmp_path / f"{i}.jpg", 4, 4, viewpoint=view)
+        for i, view in enumerate(views)
+    ]
+    found = json.loads(_evaluate(tmp_path, entries, [0, 0, 0, 1, 1, 1]))
+    assert found["images"] == 0 and "median_error_deg" not in found
+    scores = found["viewpoints"]
+    assert scores["labels"] == ["front", "rear", "side"]
+    assert scores["counts"] == [[2, 1, 0], [0, 1, 1]]
+    assert scores["images"] == 5 and scores["purity"] == pytest.approx(3 / 5)
+    assert scores["purity_of_chance"] == pytest.approx(2 / 5)
+    # Mutual information over the mean of both entropies, by hand.
+    joint, poses, labels = (np.array(p) / 5 for p in ([2, 1, 1, 1], [3, 2], [2, 2, 1]))
+    shared = joint @ np.log(joint / np.array([6, 6, 4, 2]) * 25)
+    mean = -(poses @ np.log(poses) + labels @ np.log(labels)) / 2
+    assert scores["normalized_mutual_information"] == pytest.approx(shared / mean)
+
+
 def test_labels_come_before_the_manifest_s_own_azimuths(tmp_path):
     entries = [Entry(f"{i}.png", tmp_path / f"{i}.png", 4, 4, 77.0) for i in range(2)]
     write_csv(tmp_path / "labels.csv", ("image", "azimuth_deg"), [("0.png", 30), ("1.png", 210)])

@@ -444,6 +444,17 @@ def test_a_missing_backbone_is_told_with_remedies(tmp_path):
     assert "no such file or folder, and no owner/name of the Hugging Face hub" in message
 
 
+@pytest.mark.parametrize("content", ["[]", '{"image_mean": 0.5}', '{"image_std": [1, 2]}', "{"])
+def test_a_damaged_preprocessor_is_told(tmp_path, content):
+    config = Dinov2Config(
+        image_size=32, patch_size=4, hidden_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    Dinov2Model(config).save_pretrained(tmp_path / "m")
+    assert _load(tmp_path / "m", 32).std == pytest.approx(STD)
+    (tmp_path / "m/preprocessor_config.json").write_text(content)
+    assert "not a transformers model folder" in _refused(tmp_path / "m")
+
+
 def test_a_folder_that_is_no_model_is_told(tmp_path):
     (tmp_path / "photos").mkdir()
     message = _refused(tmp_path / "photos")

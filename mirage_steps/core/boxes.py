@@ -56,6 +56,13 @@ def from_letterbox(box: Box, width: int, height: int) -> Box:
     )
 
 
+def clipped(box: Box, width: int, height: int) -> Box | None:
+    """The part of a box that lies on its image, None where that is nothing."""
+    x0, y0, x1, y1 = box
+    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+    return inside if inside[2] > inside[0] and inside[3] > inside[1] else None
+
+
 def square_window(box: Box, width: int, height: int, margin: float) -> Box:
     """The square crop that shows a box centred, its longer side filling all but the margins.
 

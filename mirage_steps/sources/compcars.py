@@ -9,7 +9,7 @@ for.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirage_steps.core.boxes import Box
+from mirage_steps.core.boxes import Box, clipped
 from mirage_steps.settings import CompCars
 from mirage_steps.sources.folder import inspect_images
 from mirage_steps.support.errors import UserError
@@ -111,13 +111,6 @@ def read_label(path: Path, width: int, height: int) -> Label:
     if len(boxes) < count or any(len(box) != 4 for box in boxes):
         raise ValueError(f"not a label of CompCars: {path}")
     return Label(VIEWPOINTS.get(code), clipped(boxes[0], width, height) if boxes else None)
-
-
-def clipped(box: Box, width: int, height: int) -> Box | None:
-    """The part of a box that lies on its image, None where that is nothing."""
-    x0, y0, x1, y1 = box
-    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-    return inside if inside[2] > inside[0] and inside[3] > inside[1] else None
 
 
 def _label_of(root: Path, photo: Path) -> Path:

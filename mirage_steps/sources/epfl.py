@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.core.boxes import Box
+from mirage_steps.core.boxes import Box, clipped
 from mirage_steps.settings import Epfl
-from mirage_steps.sources.compcars import clipped
 from mirage_steps.sources.folder import inspect_images
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.manifest import Entry

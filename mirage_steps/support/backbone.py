@@ -142,12 +142,10 @@ def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not found.is_file():
         return _IMAGENET
     content = json.loads(found.read_text())
-    mean, std = (tuple(content.get(key, default)) for key, default in
-                 zip(("image_mean", "image_std"), _IMAGENET, strict=True))  # fmt: skip
-    if not all(len(part) == 3 and all(isinstance(v, float | int) for v in part)
-               for part in (mean, std)):  # fmt: skip
+    mean, std = content.get("image_mean", _IMAGENET[0]), content.get("image_std", _IMAGENET[1])
+    if {np.asarray(part, float).shape for part in (mean, std)} != {(3,)}:
         raise ValueError("preprocessor_config.json: image_mean and image_std need three numbers")
-    return mean, std
+    return tuple(mean), tuple(std)
 
 
 def _cannot_load(model: str, reason: str) -> str:

@@ -13,15 +13,10 @@ from pathlib import Path
 
 from mirage_steps import settings
 from mirage_steps.embed import INCEPTION_DIM
-from mirage_steps.settings import Configuration, Dataset
+from mirage_steps.settings import GENERATED, MASKED, REAL, Configuration, Dataset
 from mirage_steps.support import unloaded
 from mirage_steps.support.published import FILES, is_published, item_marker
 from mirage_steps.views import NOVEL_VIEWS
-
-# As rules/common.smk has them.
-REAL = ("real-a", "real-b")
-GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
-MASKED = ("real-a-nobg", "real-b-nobg", "mv-nobg-hag")
 
 _KMEANS_ROUNDS = 300  # scikit-learn's limit of a start
 _MOMENTS_BATCH = 64  # images at once, of the foreground and pose_space steps
