@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mirage_steps.sources.folder import find_files, printable
-from mirage_steps.support import pictures
+from mirage_steps.support import tiles
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import write_csv
 from mirage_steps.support.h5 import by_image, create_h5, write_names
@@ -80,7 +80,7 @@ def main(
                 "%s: background is removed, but only %.0f %% of the border is white; is it "
                 "background: kept?", where, 100 * share,
             )  # fmt: skip
-        pictures.grid(out / "images.png", images[:_SHOWN], _COLUMNS)
+        tiles.grid(out / "images.png", images[:_SHOWN], _COLUMNS)
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
     log.info("%d of %d files taken, %d rejected", samples, len(files), len(rejected))
 

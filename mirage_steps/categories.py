@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_steps.core.boxes import valid_patches
-from mirage_steps.core.categories import CategoryModel
+from mirage_steps.core.categories import CategoryModel, mean_token
 from mirage_steps.core.foreground import ForegroundModel
 from mirage_steps.core.poses import score_labels
 from mirage_steps.support import pictures
@@ -115,8 +115,7 @@ def object_features(file: h5py.File, model: ForegroundModel, token: str) -> np.n
         values = file["patch_tokens"][rows].astype(np.float32)
         scores = model.scores(values)
         shown = (scores > model.threshold) & valid_patches(file["content"][rows], scores.shape[1])
-        weights = shown.reshape(len(values), -1, 1).astype(np.float32)
-        means[rows] = (values * weights).sum(1) / np.maximum(weights.sum(1), 1)
+        means[rows] = mean_token(values, shown.reshape(len(values), -1))
     return means
 
 

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args
 
 import tyro
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
 
 from mirage_steps.support.errors import UserError
 
@@ -246,6 +254,27 @@ class Guidance(Settings):
     )
 
 
+class NovelViews(Settings):
+    """A given photo in all poses, by inversion (section 3.3)."""
+
+    inversion_iterations: int = Field(
+        1,
+        ge=1,
+        description="Network evaluations at each step of the inversion: 1 is plain DDIM inversion "
+        "(paper), 3 and more refine it by fixed-point iteration.",
+    )
+    kept_frequencies: NonNegativeInt | Literal["all"] = Field(
+        6,
+        description="What other poses start from: the photo's own noise (all, paper), or that with "
+        "random phases above so many cycles per image, which takes the photo's outlines away.",
+    )
+
+    @property
+    def kept(self) -> int | None:
+        """Cycles per image up to which phases stay, None for all."""
+        return None if self.kept_frequencies == "all" else self.kept_frequencies
+
+
 class Sheet(Settings):
     """The contact sheet: objects in rows, all poses in columns."""
 
@@ -329,6 +358,9 @@ class Dataset(Settings):
     labels: FileName | None = Field(
         None, description="CSV file with image and azimuth_deg; for evaluation only."
     )
+    photos: FileName | None = Field(
+        None, description="Folder of photos to turn, for results/NAME/novel_views/PHOTO.png."
+    )
     backbone: Backbone = Backbone()
     foreground: Foreground = Foreground()
     pose_space: PoseSpace = PoseSpace()
@@ -336,6 +368,7 @@ class Dataset(Settings):
     training: Training = Training()
     views: Views = Views()
     guidance: Guidance = Guidance()
+    novel_views: NovelViews = NovelViews()
     sheet: Sheet = Sheet()
     masks: Masks = Masks()
     embed: Embed = Embed()
@@ -353,7 +386,7 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _another_s_model_is_used_whole(self) -> "Dataset":
-        own = self.model_fields_set - {"source", "use", "labels", "sheet"}
+        own = self.model_fields_set - {"source", "use", "labels", "photos", "sheet"}
         if self.use is not None and own:
             raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use}, since use names it")
         return self

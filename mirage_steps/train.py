@@ -26,7 +26,7 @@ from mirage_steps.core import diffusion
 from mirage_steps.core.multiview import sample_single
 from mirage_steps.core.optimizers import optimizers
 from mirage_steps.core.unet import UNetConfig, build, preset
-from mirage_steps.support import pictures
+from mirage_steps.support import pictures, tiles
 from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic, write_json
@@ -336,7 +336,7 @@ def _sample(trainer: Trainer, folder: Path) -> None:
             _SAMPLE_STEPS,
         )
     grid = diffusion.to_pixels(images)
-    pictures.grid(folder / "samples" / f"{trainer.done:07d}.png", grid, columns=poses)
+    tiles.grid(folder / "samples" / f"{trainer.done:07d}.png", grid, columns=poses)
 
 
 def _write_model(trainer: Trainer, out: Path) -> None:

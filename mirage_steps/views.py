@@ -21,7 +21,7 @@ from mirage_steps import settings
 from mirage_steps.core.diffusion import keyed_noise, to_pixels
 from mirage_steps.core.multiview import sample_single, sample_views
 from mirage_steps.core.unet import Frames, UNet
-from mirage_steps.support import pictures
+from mirage_steps.support import tiles
 from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv
@@ -82,7 +82,7 @@ def main(
             start += count
             bar.update(count)
         columns = 12 if kind in ("no-mv", "untrained") else 4 * NOVEL_VIEWS
-        pictures.grid(out / "images.png", images[: 6 * columns], columns)
+        tiles.grid(out / "images.png", images[: 6 * columns], columns)
 
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -11,6 +11,7 @@ from mirage_steps.settings import GENERATED, differences, load
 from mirage_steps.support.code import code_hash
 from mirage_steps.sources import check_source
 from mirage_steps.support.errors import UserError
+from mirage_steps.support.photos import photos_of
 from mirage_steps.support.published import is_published, item_marker, unknown
 from mirage_steps.support.step import flag, flags
 
@@ -153,6 +154,65 @@ def categories_input(wildcards):
 
 def categories_words(wildcards, input):
     return shlex.join(["--categories", *input.categories]) if input.categories else ""
+
+
+def photos(dataset):
+    """Photos to turn of a data set, by the names of their outputs."""
+    folder = configuration.datasets[dataset].photos
+    if folder is None:
+        return {}
+    try:
+        return photos_of(Path(folder))
+    except UserError as error:
+        refuse(f"datasets.{dataset}.{error}")
+
+
+def photo(wildcards):
+    """Input function: the photo of a name."""
+    found = photos(wildcards.dataset)
+    key = f"datasets.{wildcards.dataset}.photos"
+    if not found:
+        refuse(f"{key}: holds no photos; set it to the folder with the photos to turn")
+    if wildcards.name not in found:
+        known = ", ".join(list(found)[:5])
+        refuse(f"{key}: has no photo {wildcards.name}; it has {known}")
+    return str(found[wildcards.name])
+
+
+def turned_photos(wildcards):
+    """Input function: the strips of all photos of a data set."""
+    return [
+        f"<results>/{wildcards.dataset}/novel_views/{name}.png"
+        for name in photos(wildcards.dataset)
+    ]
+
+
+def used_run(wildcards):
+    """Folder of the run that turns the photos of a data set."""
+    used = dataset_settings(wildcards).use or wildcards.dataset
+    return f"{configuration.results}/{used}"
+
+
+# What the module `runs` loads.
+STORED = (
+    "training/model.safetensors",
+    "training/config.json",
+    "features/features.run.json",
+    "foreground/pca1.npz",
+    "foreground/foreground.run.json",
+    "pose_space/pca2.npz",
+    "pose_space/pose_space.run.json",
+    "poses/poses.npz",
+    "poses/poses.csv",
+)
+
+
+def stored_run(wildcards):
+    """Input function: the files of a run that turn a photo."""
+    several = model_settings(wildcards).categories > 1
+    kinds = ("categories/categories.npz", "categories/categories.json") if several else ()
+    used = dataset_settings(wildcards).use or wildcards.dataset
+    return [f"<results>/{used}/{file}" for file in (*STORED, *kinds)]
 
 
 def own_model(file):

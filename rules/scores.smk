@@ -141,6 +141,7 @@ rule overview:
             rules.sheet.output.sheet,
             rules.sheet.output.turn,
         ],
+        photos=turned_photos,
     output:
         overview="<results>/{dataset}/overview.txt",
     log:
@@ -151,5 +152,5 @@ rule overview:
     message:
         "{wildcards.dataset}: everything; the table and the list of pictures"
     shell:
-        "(cat {input.table:q}; echo; echo Pictures:; printf '  %s\\n' {input.pictures:q})"
+        "(cat {input.table:q}; echo; echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q})"
         " > {output.overview:q} 2> {log:q}"

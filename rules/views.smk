@@ -119,7 +119,7 @@ rule turn:
         batch_size=setting("views", "batch_size"),
     params:
         sheet=lambda wildcards: shlex.join(flags(dataset_settings(wildcards).sheet)),
-        words=section("views", "guidance"),
+        words=section("views", "guidance", "novel_views"),
         out=subpath(output.sheet, parent=True),
         code=code_hash("turn"),
     message:
@@ -128,3 +128,41 @@ rule turn:
         "python -m mirage_steps.turn --model {input.model:q} --crops {input.crops:q}"
         " --poses {input.poses:q} --out {params.out:q} {params.sheet} {params.words}"
         " --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+
+
+# A photo of the folder `photos`. The separate images, in a folder of its name, are not declared:
+# how many there are depends on the poses.
+rule novel_views:
+    input:
+        photo=photo,
+        run=stored_run,
+        weights=weights("backbone", "model"),
+    output:
+        strip="<results>/{dataset}/novel_views/{name}.png",
+        turn="<results>/{dataset}/novel_views/{name}.gif",
+        about="<results>/{dataset}/novel_views/{name}.json",
+        run="<results>/{dataset}/novel_views/{name}.run.json",
+    log:
+        "<results>/{dataset}/logs/novel_views/{name}.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/novel_views/{name}.tsv"
+    wildcard_constraints:
+        name=".+",
+    conda:
+        "../envs/mirage.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        batch_size=setting("views", "batch_size"),
+    params:
+        words=section("views", "guidance", "novel_views"),
+        run=used_run,
+        out=subpath(output.strip, parent=True),
+        name=subpath(output.strip, basename=True, strip_suffix=".png"),
+        code=code_hash("novel_views"),
+    message:
+        "{wildcards.dataset}: {wildcards.name} from all sides"
+    shell:
+        "python -m mirage_steps.novel_views {input.photo:q} --run {params.run:q} --out {params.out:q}"
+        " --name {params.name:q} {params.words} --batch-size {resources.batch_size}"
+        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"

@@ -22,6 +22,7 @@ from mirage_steps.core.diffusion import (
 from mirage_steps.core.foreground import object_maps
 from mirage_steps.core.metrics import psnr
 from mirage_steps.core.multiview import denoise_views, invert, sample_single, sample_views
+from mirage_steps.core.turning import turn as turn_image
 from mirage_steps.core.unet import UNet, UNetConfig, build
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import write_csv
@@ -126,7 +127,7 @@ def test_progress_sees_every_step():
         seen.append(len(steps))
         return steps
 
-    ddim_invert(lambda x, number, alpha: x, _images(1), 7, progress)
+    ddim_invert(lambda x, number, alpha: x, _images(1), 7, progress=progress)
     assert seen == [7]
 
 
@@ -230,6 +231,10 @@ def _photos(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)
 
 
+def _turn(model: UNet, photo: np.ndarray, pose: int, kept: int | None = None):
+    return turn_image(model, photo, pose, steps=3, iterations=1, kept=kept, gamma=1.5, batch_size=4)
+
+
 def _literal_turn(model: UNet, photo: np.ndarray, pose: int, poses) -> np.ndarray:
     image = from_pixels(photo[None])
     trajectory = invert(model, image, torch.tensor([pose]), SETTINGS.steps)[:, 0]
@@ -248,7 +253,8 @@ def test_a_photo_stands_in_its_own_pose_and_the_views_around_it(categories):
     model = _fill_zeros(build(replace(CONFIG, categories=categories), 0))
     photo = _photos(1)[0]
     for pose in (0, 4):
-        made, restored = turn.turn(model, photo, pose, SETTINGS, 1.5)
+        turned = _turn(model, photo, pose)
+        made, restored = turned.views, turned.restored
         siblings = model.config.siblings(pose)
         assert made.shape == (6 // categories, 16, 16, 3) and made.dtype == np.uint8
         np.testing.assert_array_equal(made[siblings.index(pose)], photo)
@@ -260,6 +266,7 @@ def test_a_photo_stands_in_its_own_pose_and_the_views_around_it(categories):
         back = to_pixels(sample_single(model, start, own, 3))[0]
         np.testing.assert_array_equal(restored, back)
         assert (restored != photo).any()
+        assert turned.psnr_db == psnr(photo, restored) and turned.evaluations == 3
 
 
 @pytest.fixture
@@ -291,7 +298,8 @@ def photos(tmp_path):
 
 
 def test_the_step_turns_evenly_spaced_photos_and_writes_how_well(photos):
-    turn.main(**photos, sheet=settings.Sheet(objects=3))
+    paper = settings.NovelViews(inversion_iterations=1, kept_frequencies="all")
+    turn.main(**photos, sheet=settings.Sheet(objects=3), novel_views=paper)
     out = photos["out"]
     assert sorted(path.name for path in out.iterdir()) == [
         "contact_sheet.png",
@@ -299,16 +307,16 @@ def test_the_step_turns_evenly_spaced_photos_and_writes_how_well(photos):
         "turned.json",
     ]
     about = json.loads((out / "turned.json").read_text())
-    assert about["inversion_steps"] == SETTINGS.steps
     model = _fill_zeros(build(CONFIG, 0))
     for record, index in zip(about["photos"], (0, 2, 5), strict=True):
         photo, pose = _photos(6)[index], SIX[index]
-        quality = psnr(photo, turn.turn(model, photo, pose, SETTINGS, 1.5)[1])
+        quality = psnr(photo, _turn(model, photo, pose).restored)
         assert record == {
             "image": f"{index}.jpg",
             "pose": pose,
             "distance": 0.25 * index,
-            "psnr_db": pytest.approx(quality, abs=1e-3),
+            "reconstruction_psnr_db": pytest.approx(quality, abs=1e-3),
+            "inversion_evaluations": SETTINGS.steps,
         }
     with Image.open(out / "turn.gif") as film:
         assert film.n_frames == CONFIG.poses

@@ -19,7 +19,16 @@ class Project:
     def __init__(self, folder: Path, configfiles: tuple[str, ...] = ("mini.yaml",)):
         self.folder, self.configfiles = folder, configfiles
         folder.mkdir(parents=True)
-        for name in ("Snakefile", "rules", "config", "envs", "profiles", "mirage_steps", "weights"):
+        for name in (
+            "Snakefile",
+            "rules",
+            "config",
+            "envs",
+            "profiles",
+            "mirage_steps",
+            "weights",
+            "examples",
+        ):
             (folder / name).symlink_to(ROOT / name)
         shutil.copy(ROOT / "tests" / "mini.yaml", folder / "mini.yaml")
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.mixture import GaussianMixture
 
 from mirage_steps.core.pca import Moments, Pca
 
@@ -45,6 +44,8 @@ class CategoryModel:
             count: number of categories.
             seed: of the starts.
         """
+        from sklearn.mixture import GaussianMixture  # takes a second to import
+
         moments = Moments(features.shape[1])
         moments.add(features)
         # A covariance of so many dimensions must be told from so many images.
@@ -66,6 +67,8 @@ class CategoryModel:
         Returns:
             (n,) int category and (n,) its probability in [0, 1].
         """
+        from sklearn.mixture import GaussianMixture
+
         mixture = GaussianMixture(len(self.weights))
         mixture.weights_, mixture.means_ = self.weights, self.means
         mixture.precisions_cholesky_ = self.precisions
@@ -85,6 +88,20 @@ class CategoryModel:
             keys = ("mean", "components", "variance", "variance_ratio")
             pca = Pca(*(arrays[f"pca_{key}"] for key in keys))
             return cls(pca, arrays["weights"], arrays["means"], arrays["precisions"])
+
+
+def mean_token(tokens: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Mean of the tokens that show the object.
+
+    Args:
+        tokens: (n, T, dim).
+        shown: bool (n, T).
+
+    Returns:
+        (n, dim); zero where nothing is shown.
+    """
+    weights = shown[..., None].astype(np.float32)
+    return (tokens * weights).sum(1) / np.maximum(weights.sum(1), 1)
 
 
 def _whitened(pca: Pca, features: np.ndarray) -> np.ndarray:

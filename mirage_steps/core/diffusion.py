@@ -119,17 +119,23 @@ def ddim_invert(
     denoise: Callable[[Tensor, int, float], Tensor],
     images: Tensor,
     steps: int,
+    iterations: int = 1,
     progress: Callable = lambda steps: steps,
 ) -> Tensor:
     """Equation 4 backwards: the noise from which :func:`ddim_sample` makes given images, nearly.
 
-    The noise predicted at x of a step stands in for that at the next higher step, which is not
-    known yet; the finer the steps, the smaller the error.
+    Going up from x to the x' of the next noisier step would take the noise predicted at x', which
+    is not known yet: x' solves x' = step(x, denoise(x')). Plain DDIM inversion, the paper's, puts
+    the prediction at x in its place. That is the first iterate of a fixed-point iteration from
+    x' = x, and more iterates come as close to the solution as the arithmetic allows (the
+    iterations of ReNoise, Garibi et al. 2024, without its averaging).
 
     Args:
         denoise: as of :func:`ddim_sample`.
         images: (n, ...) in [-1, 1].
         steps: number of steps.
+        iterations: of the fixed point at every step, 1 for plain DDIM inversion; ``denoise`` is
+            called ``steps * iterations`` times.
         progress: wraps the list of steps, such as ``tqdm``.
 
     Returns:
@@ -138,8 +144,12 @@ def ddim_invert(
     alphas = cumulative_alphas().tolist()
     x, trajectory = images, []
     for number, (t, t_next) in progress(list(enumerate(ddim_steps(steps)))[::-1]):
-        noise = denoise(x, number, alphas[t]).to(x.dtype)
-        x = ddim_step(x, noise, alphas[t_next] if t_next >= 0 else 1.0, alphas[t])
+        alpha_next = alphas[t_next] if t_next >= 0 else 1.0
+        noisier = x
+        for _ in range(iterations):
+            noise = denoise(noisier, number, alphas[t]).to(x.dtype)
+            noisier = ddim_step(x, noise, alpha_next, alphas[t])
+        x = noisier
         trajectory.append(x)
     return torch.stack(trajectory[::-1])
 
@@ -162,4 +172,4 @@ def to_pixels(x: Tensor) -> np.ndarray:
 
 def from_pixels(images: np.ndarray) -> Tensor:
     """(n, H, W, 3) uint8 as (n, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)

@@ -99,6 +99,24 @@ def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
     return float((edges[best[0] + 1] + edges[best[-1] + 1]) / 2)
 
 
+def separation(scores: np.ndarray, threshold: float) -> float:
+    """How clearly scores fall into two classes: Otsu's eta, the share of variance between them.
+
+    Args:
+        scores: (n,).
+        threshold: that divides them.
+
+    Returns:
+        In [0, 1]; 0 where one class is empty.
+    """
+    above = scores > threshold
+    if above.all() or not above.any():
+        return 0.0
+    share = above.mean()
+    gap = scores[above].mean(dtype=np.float64) - scores[~above].mean(dtype=np.float64)
+    return float(share * (1 - share) * gap**2 / scores.var(dtype=np.float64))
+
+
 @dataclass(frozen=True)
 class ForegroundModel:
     """PCA 1 with the component, sign and threshold that make it a segmentation.

@@ -93,6 +93,44 @@ def sample_views(
 
 
 @torch.inference_mode()
+def sample_all_poses(
+    model: UNet,
+    noise: Tensor,
+    reference: int,
+    steps: int,
+    gamma: float,
+    batch_size: int,
+    trajectory: Tensor | None = None,
+) -> Tensor:
+    """One object in every pose of its category, the reference in its own.
+
+    Views depend on the reference alone (equation 1), so they may be made a few at a time.
+
+    Args:
+        model: the network, in evaluation mode.
+        noise: (1, 3, S, S).
+        reference: pose of the reference.
+        steps: DDIM steps.
+        gamma: as in :func:`denoise_views`.
+        batch_size: images denoised at once, the reference and guided views among them.
+        trajectory: (steps, 1, 3, S, S) where the reference is a given image.
+
+    Returns:
+        (k, 3, S, S) in circular order, not clamped.
+    """
+    poses = model.config.siblings(reference)
+    others = [pose for pose in poses if pose != reference]
+    size = max(1, (batch_size - 1) // (2 if gamma != 1 else 1))
+    images = noise.new_empty(len(poses), *noise.shape[1:])
+    for start in range(0, len(others), size):
+        chosen = [reference, *others[start : start + size]]
+        asked = torch.tensor([chosen], device=noise.device)
+        made = sample_views(model, noise, asked, steps, gamma, trajectory=trajectory)[0]
+        images[[poses.index(pose) for pose in chosen]] = made.to(images.dtype)
+    return images
+
+
+@torch.inference_mode()
 def sample_single(
     model: UNet,
     noise: Tensor,
@@ -121,6 +159,7 @@ def invert(
     images: Tensor,
     poses: Tensor,
     steps: int,
+    iterations: int = 1,
     progress: Callable = lambda steps: steps,
 ) -> Tensor:
     """The way of given images to noise, by DDIM inversion with plain self-attention.
@@ -129,13 +168,15 @@ def invert(
         model: the network, in evaluation mode.
         images: (n, 3, S, S) in [-1, 1].
         poses: (n,) int.
-        steps: DDIM steps, as many network evaluations.
+        steps: DDIM steps.
+        iterations: of the fixed point at every step, 1 for plain DDIM inversion; the network is
+            evaluated ``steps * iterations`` times.
         progress: wraps the list of steps.
 
     Returns:
         (steps, n, 3, S, S), the noise first.
     """
-    return ddim_invert(_single(model, poses, steps), images, steps, progress)
+    return ddim_invert(_single(model, poses, steps), images, steps, iterations, progress)
 
 
 def _single(model: UNet, poses: Tensor, steps: int) -> Callable[[Tensor, int, float], Tensor]:

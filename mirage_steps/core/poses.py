@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.metrics import normalized_mutual_info_score
 
 from mirage_steps.core.circle import circular_distance, circular_mean, shortest_cycle
 
@@ -61,6 +59,8 @@ class PoseModel:
             starts: K-Means runs, of which the one with the least inertia is kept.
             seed: of the starts.
         """
+        from sklearn.cluster import KMeans  # takes a second, for which assign() need not wait
+
         flat = maps.reshape(len(maps), -1)
         kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
         centroids = kmeans.cluster_centers_
@@ -148,6 +148,8 @@ def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
         ``purity_of_chance``, that of one cluster; ``normalized_mutual_information`` in [0, 1]; and
         the count of every label in every cluster.
     """
+    from sklearn.metrics import normalized_mutual_info_score
+
     names, numbers = np.unique(labels, return_inverse=True)
     counts = np.zeros((k, len(names)), np.int64)
     np.add.at(counts, (clusters, numbers), 1)

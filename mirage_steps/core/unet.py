@@ -159,7 +159,7 @@ class UNet(nn.Module):
         self.middle_attention = SelfAttention(config, widths[-1])
         self.middle_out = ResidualBlock(config, widths[-1], widths[-1])
 
-        self.norm_out = nn.GroupNorm(32, widths[0])
+        self.norm_out = GroupNorm(32, widths[0])
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
         self.stem_out = nn.PixelShuffle(config.stem)
         self.gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
@@ -239,15 +239,28 @@ def build(config: UNetConfig, seed: int) -> UNet:
     return UNet(config).to(memory_format=torch.channels_last)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation computed in at least float32, as autocast does it on CUDA.
+
+    On the CPU autocast leaves it in bfloat16, where torch takes longer for it than in float32 with
+    both conversions (``benchmarks/views.py --precision bfloat16``).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape and type of ``x``."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return super().forward(wide).to(x.dtype)
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions; the embedding scales and shifts the features normalised in between."""
 
     def __init__(self, config: UNetConfig, channels: int, width: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, channels)
+        self.norm1 = GroupNorm(32, channels)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.modulation = nn.Linear(config.embedding, 2 * width)
-        self.norm2 = nn.GroupNorm(32, width)
+        self.norm2 = GroupNorm(32, width)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.skip = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
@@ -269,7 +282,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         inner = config.heads * config.head_dim
         self.heads = config.heads
-        self.norm = nn.GroupNorm(32, channels)
+        self.norm = GroupNorm(32, channels)
         self.query = nn.Linear(channels, inner, bias=False)
         self.key_value = nn.Linear(channels, 2 * inner, bias=False)
         self.out = nn.Linear(inner, channels)

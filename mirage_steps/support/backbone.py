@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from mirage_steps import settings
+from mirage_steps.support.dinov2 import is_plain, load_dinov2
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.published import local
 
 # What names of the embedded networks begin with, wherever a figure of theirs appears.
 STAND_IN = "stand-in"
@@ -59,28 +59,23 @@ class Backbone:
         Raises:
             UserError: it is not there, is no vision transformer, or does not fit the resolution.
         """
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
         resolution = backbone.resolution
-        model = str(local(backbone.model, f"backbone.model {backbone.model}", weights))
+        model = backbone.model
+        if not Path(model).exists():
+            # Only what may have to be fetched waits for the import.
+            from mirage_steps.support.published import local
+
+            model = str(local(model, f"backbone.model {model}", weights))
         try:
-            config = transformers.AutoConfig.from_pretrained(model)
-            network, loading = transformers.AutoModel.from_pretrained(
-                model, config=config, output_loading_info=True
-            )
+            config, network = _load(Path(model))
             mean, std = _normalisation(model)
         except Exception as error:
             # transformers raises nearly anything on files that are not what their names say.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            if isinstance(error, KeyError):
+                reason = f"no weight {error}"
             raise UserError(_cannot_load(model, reason)) from None
-        # A weight that is not in the file is drawn at random, which the features would not show.
-        absent = sorted(
-            key for key in loading["missing_keys"] if "pooler" not in key and "mask" not in key
-        )
-        if absent:
-            raise UserError(_cannot_load(model, f"{len(absent)} weights missing, as {absent[0]}"))
-        patch_size = getattr(config, "patch_size", None)
+        patch_size = config.get("patch_size")
         if not isinstance(patch_size, int):
             raise UserError(
                 f"backbone.model {model}: has no patch tokens; use a vision transformer"
@@ -92,14 +87,14 @@ class Backbone:
                 f"{patch_size} of {model}; use {max(near, patch_size)}"
             )
         name = Path(model).name
-        if getattr(config, "stand_in", False) and not name.startswith(STAND_IN):
+        if config.get("stand_in", False) and not name.startswith(STAND_IN):
             name = f"{STAND_IN} {name}"  # whatever its folder is called
         return cls(
             name,
             network.to(device).eval().requires_grad_(False),
             resolution,
             patch_size,
-            config.hidden_size,
+            config["hidden_size"],
             mean,
             std,
         )
@@ -120,7 +115,7 @@ class Backbone:
             (n, grid * grid, dim) and (n, dim) float32 on the model's device; registers dropped.
         """
         device = next(self.model.parameters()).device
-        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        pixels = torch.from_numpy(np.array(images)).to(device)
         pixels = pixels.permute(0, 3, 1, 2).float().div(255)
         if pixels.shape[-1] != self.resolution:
             size = (self.resolution, self.resolution)
@@ -128,12 +123,40 @@ class Backbone:
                 0, 1
             )
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
-        options = {}
-        if "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
-            options["interpolate_pos_encoding"] = True
-        hidden = self.model(pixel_values=(pixels - mean) / std, **options).last_hidden_state
+        hidden = self.model((pixels - mean) / std)
         # CLS comes first, then registers if there are any, then the patches row by row.
         return hidden[:, -(self.grid**2) :].float(), hidden[:, 0].float()
+
+
+def _load(folder: Path) -> tuple[dict, nn.Module]:
+    """Configuration of a model, and the model as a function from images to hidden states."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if is_plain(folder, config):
+        return config, load_dinov2(folder)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    network, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    # A weight that is not in the file is drawn at random, which the features would not show.
+    absent = sorted(
+        key for key in loading["missing_keys"] if "pooler" not in key and "mask" not in key
+    )
+    if absent:
+        raise ValueError(f"{len(absent)} weights missing, as {absent[0]}")
+    return network.config.to_dict(), _HiddenStates(network)
+
+
+class _HiddenStates(nn.Module):
+    """A model of transformers, of which only the last hidden states count."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.options = network, {}
+        if "interpolate_pos_encoding" in inspect.signature(network.forward).parameters:
+            self.options["interpolate_pos_encoding"] = True
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.network(pixel_values=pixel_values, **self.options).last_hidden_state
 
 
 def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

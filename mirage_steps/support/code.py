@@ -10,6 +10,7 @@ _PACKAGE = Path(__file__).parents[1]
 # change, but a new layout must not make a training stale.
 _IGNORED = {
     "settings", "support.step", "support.errors", "support.code", "support.pictures",
+    "support.tiles",
     "support.published",  # how networks are fetched; which they are is a setting
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mirage_steps.support.errors import UserError
+
+_HASH_LIMIT = 64 * 2**20
 
 
 @contextlib.contextmanager
@@ -87,3 +90,15 @@ def human_size(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def identity(path: Path) -> dict[str, object]:
+    """What tells an input apart: its hash, or size and time where hashing would take long."""
+    if not path.is_file():
+        return {"path": str(path)}
+    stat = path.stat()
+    if stat.st_size > _HASH_LIMIT:
+        return {"path": str(path), "bytes": stat.st_size, "mtime": int(stat.st_mtime)}
+    with open(path, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    return {"path": str(path), "sha256": digest}

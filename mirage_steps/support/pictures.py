@@ -1,4 +1,4 @@
-"""Every picture the pipeline makes, drawn with matplotlib and Pillow, whole or not at all."""
+"""Every picture that is more than tiles, drawn with matplotlib, whole or not at all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,38 +18,16 @@ from mirage_steps.support.files import atomic
 from mirage_steps.support.h5 import open_h5
 from mirage_steps.support.loading import read_entry
 from mirage_steps.support.manifest import Entry
+from mirage_steps.support.tiles import tile
+
+_DPI = 110
 
 
 def save_figure(path: Path, figure: plt.Figure) -> None:
     """Write a figure and forget it."""
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+        figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
     plt.close(figure)
-
-
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W, 3) uint8."""
-    with atomic(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
-
-
-def tile(images: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """Images (n, H, W, 3) uint8 row by row on white, as one (H', W', 3) picture."""
-    count, height, width, _ = images.shape
-    rows = -(-count // columns)
-    picture = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8
-    )
-    for number, image in enumerate(images):
-        top = gap + number // columns * (height + gap)
-        left = gap + number % columns * (width + gap)
-        picture[top : top + height, left : left + width] = image
-    return picture
-
-
-def grid(path: Path, images: np.ndarray, columns: int) -> None:
-    """Write images (n, H, W, 3) uint8 as one picture."""
-    save_image(path, tile(images, columns))
 
 
 @dataclass(frozen=True)
@@ -221,41 +199,3 @@ def loss_curve(path: Path, records: list[dict]) -> None:
     axis.set(xlabel="step", ylabel="squared error per value", yscale="log")
     axis.legend(fontsize=8)
     save_figure(path, figure)
-
-
-def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], title: str) -> None:
-    """Objects in rows, poses in columns, the reference of each row framed.
-
-    Args:
-        path: of the picture.
-        rows: (objects, k, S, S, 3) uint8.
-        references: column of each object's reference.
-        title: what the objects are.
-    """
-    objects, k, side = rows.shape[:3]
-    figure, axis = plt.subplots(figsize=(0.82 * k + 0.6, 0.82 * objects + 0.6))
-    axis.imshow(tile(rows.reshape(-1, side, side, 3), k), interpolation="bicubic")
-    step = side + 2
-    for row, reference in enumerate(references):
-        corner = (reference * step + 1, row * step + 1)
-        axis.add_patch(Rectangle(corner, side, side, fill=False, ec="red", lw=1.6))
-    axis.set_xticks(np.arange(k) * step + step / 2, [f"pose {pose}" for pose in range(k)])
-    axis.set_yticks([])
-    axis.tick_params(length=0, labelsize=6)
-    axis.xaxis.tick_top()
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-    axis.set_title(f"{title}; red: the reference whose keys and values the others read", fontsize=7)
-    save_figure(path, figure)
-
-
-def turn(path: Path, rows: np.ndarray) -> None:
-    """Objects side by side, turning through the poses, as an endless GIF."""
-    objects, k = rows.shape[:2]
-    columns = -(-objects // -(-objects // 4))  # at most four in a row, rows evenly filled
-    frames = []
-    for pose in range(k):
-        frame = Image.fromarray(tile(rows[:, pose], columns))
-        frames.append(frame.resize((2 * frame.width, 2 * frame.height), Image.Resampling.BICUBIC))
-    with atomic(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=350, loop=0)

@@ -1,7 +1,6 @@
 """What turns a function into a step: command line, log, one-line errors, provenance."""
 
 import contextlib
-import hashlib
 import inspect
 import json
 import logging
@@ -11,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from pydantic import BaseModel
 
 import mirage_steps
 from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import write_json
+from mirage_steps.support.files import identity, write_json
 
 log = logging.getLogger("mirage_steps")
 
@@ -31,15 +30,15 @@ _PACKAGES = (
 )  # fmt: skip
 # Settings that name a network.
 _NETWORKS = ("model", "sam", "inception")
-_HASH_LIMIT = 64 * 2**20
 
 
-def run(main: Callable[..., None]) -> None:
+def run(main: Callable[..., Sequence[str] | None]) -> None:
     """Run ``main`` as a command whose flags are its keyword arguments.
 
-    ``main`` names its output folder ``out``; what was done goes to ``out/STEP.run.json``. Errors
-    of the user and of the disk end with one line and exit code 1; anything else is a defect and
-    keeps its traceback.
+    ``main`` names its output folder ``out``; what was done goes to ``out/STEP.run.json``, or to
+    ``out/NAME.run.json`` of every name that ``main`` returns, where several calls share ``out``.
+    Errors of the user and of the disk end with one line and exit code 1; anything else is a defect
+    and keeps its traceback.
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
@@ -52,8 +51,8 @@ def run(main: Callable[..., None]) -> None:
     def recorded(**given: Any) -> None:
         _require_folder(Path(given["out"]))
         started = time.time()
-        main(**given)
-        _write_provenance(name, given, started)
+        records = main(**given) or [name.rpartition(".")[2]]
+        _write_provenance(name, records, given, started)
 
     recorded.__signature__ = inspect.signature(main)
     recorded.__annotations__ = dict(main.__annotations__)
@@ -109,40 +108,47 @@ def flag(key: str, value: object) -> list[str]:
     return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]
 
 
-def _write_provenance(name: str, arguments: dict[str, Any], started: float) -> None:
-    """Write ``STEP.run.json``: settings, inputs, versions, commit, time."""
+def _write_provenance(
+    name: str, records: Sequence[str], arguments: dict[str, Any], started: float
+) -> None:
+    """Write ``RECORD.run.json``: settings, inputs, versions, commit, time."""
     settings: dict[str, Any] = {}
     inputs: dict[str, Any] = {}
     for key, value in arguments.items():
         if isinstance(value, BaseModel):
             settings.update(value.model_dump(mode="json"))
-        elif isinstance(value, Path) and key != "out":
-            inputs[key] = _identity(value)
-        elif isinstance(value, tuple):  # rows of a table: a name and files
-            inputs[key] = [
-                row
-                if isinstance(row, str)
-                else [_identity(part) if isinstance(part, Path) else part for part in row]
-                for row in value
-            ]
+        elif key != "out" and (paths := _inputs(value)):
+            inputs[key] = paths
         elif key != "out":
             settings[key] = value
-    write_json(
-        Path(arguments["out"]) / f"{name.rpartition('.')[2]}.run.json",
-        {
-            "step": name,
-            "version": mirage_steps.__version__,
-            "commit": _commit(),
-            "settings": settings,
-            "inputs": inputs,
-            "networks": _networks(settings, arguments["weights"]) if "weights" in arguments else {},
-            "packages": {package: _version(package) for package in _PACKAGES},
-            "device": _device_name(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-            "seconds": round(time.time() - started, 2),
-            "peak_memory_mb": _peak_memory(),
-        },
-    )
+    content = {
+        "step": name,
+        "version": mirage_steps.__version__,
+        "commit": _commit(),
+        "settings": settings,
+        "inputs": inputs,
+        "networks": _networks(settings, arguments["weights"]) if "weights" in arguments else {},
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "device": _device_name(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "seconds": round(time.time() - started, 2),
+        "peak_memory_mb": _peak_memory(),
+    }
+    for record in records:
+        write_json(Path(arguments["out"]) / f"{record}.run.json", content)
+
+
+def _inputs(value: object) -> object:
+    """What tells the files of an argument apart; None where it is no file.
+
+    Args:
+        value: a path, a tuple of paths, or rows of a table: tuples of a name and paths.
+    """
+    if isinstance(value, Path):
+        return identity(value)
+    if isinstance(value, tuple) and any(_inputs(part) for part in value):
+        return [_inputs(part) or part for part in value]
+    return None
 
 
 def _version(package: str) -> str | None:
@@ -151,18 +157,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _identity(path: Path) -> dict[str, object]:
-    """What tells an input apart: its hash, or size and time where hashing would take long."""
-    if not path.is_file():
-        return {"path": str(path)}
-    stat = path.stat()
-    if stat.st_size > _HASH_LIMIT:
-        return {"path": str(path), "bytes": stat.st_size, "mtime": int(stat.st_mtime)}
-    with open(path, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"path": str(path), "sha256": digest}
 
 
 def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
@@ -177,7 +171,7 @@ def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
         item = "inception" if value == "auto" else value
         if path.exists():
             files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-            found[key] = [_identity(file) for file in files]
+            found[key] = [identity(file) for file in files]
         elif is_published(item) and (marker := item_marker(item, weights)).is_file():
             found[key] = json.loads(marker.read_text(encoding="utf-8"))
     return found

@@ -1,0 +1,597 @@
+"""A finished run as a tool: any photo cropped, posed, inverted and shown from all sides.
+
+Everything is taken from what the run stored: both PCAs, the centroids, the model. Nothing is fitted
+to the photo. A photo goes the way of the run's own images, so one of them gets the pose it has in
+``poses.csv``. Where the result should not be trusted, it says so: :class:`Doubt`.
+"""
+
+import contextlib
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mirage_steps.core.boxes import (
+    Box,
+    centred,
+    clipped,
+    content_box,
+    crop,
+    from_letterbox,
+    letterbox,
+    square_window,
+    valid_patches,
+    window_content,
+)
+from mirage_steps.core.categories import CategoryModel, mean_token
+from mirage_steps.core.foreground import (
+    ForegroundModel,
+    Region,
+    find_objects,
+    object_maps,
+    separation,
+)
+from mirage_steps.core.pca import Pca
+from mirage_steps.core.poses import PoseModel, fill_padding
+from mirage_steps.core.turning import Turned, turn
+from mirage_steps.core.unet import UNet
+from mirage_steps.settings import Backbone as BackboneSettings
+from mirage_steps.settings import Guidance, NovelViews, PoseSpace, Views
+from mirage_steps.support import tiles
+from mirage_steps.support.backbone import Backbone
+from mirage_steps.support.device import autocast, choose_device
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.files import identity, read_csv, write_json
+from mirage_steps.support.images import UnreadableImage, read_rgb
+from mirage_steps.support.model import load_model
+
+SMALLEST = 16  # pixels a side below which a photo shows nothing
+# Beyond this share of the run's own images, by their distance to the nearest pose, a photo is far.
+_FAR = 0.99
+# Share of the variance of a photo's scores that lies between foreground and background. Photos of
+# the demo's cars have 0.88 and more.
+_SEPARATION = 0.7
+# Share of the foreground in its largest part.
+_LARGEST = 0.75
+_PSNR = 26.0  # dB
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason not to trust a turned photo.
+
+    Args:
+        reason: in words.
+        measure: what was measured.
+        value: of the measure.
+        limit: that the value is beyond.
+    """
+
+    reason: str
+    measure: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.measure} {self.value:.3g}, limit {self.limit:.3g})"
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a photo shows its object, and in which pose.
+
+    Args:
+        box: of the object in pixels of the upright photo.
+        box_by: who found it: ``foreground``, ``user``, or ``whole photo`` where nobody did.
+        window: of the crop in pixels.
+        crop: (S, S, 3) uint8, what the model is shown.
+        pose: nearest centroid.
+        category: kind of object, 0 where there is one kind.
+        distance: Euclidean, to the centroid.
+        separation: share of the variance of the photo's scores between foreground and background,
+            in [0, 1].
+        doubts: about all this.
+    """
+
+    box: Box
+    box_by: str
+    window: Box
+    crop: np.ndarray
+    pose: int
+    category: int
+    distance: float
+    separation: float
+    doubts: tuple[Doubt, ...]
+
+
+@dataclass(frozen=True)
+class TurnedPhoto:
+    """A photo in all poses.
+
+    Args:
+        name: of the photo.
+        size: width and height of the upright photo in pixels.
+        located: the object in it.
+        poses: numbers of the poses, in circular order.
+        turned: views and reconstruction.
+        settings: that made them.
+        seconds: of each part of the work.
+    """
+
+    name: str
+    size: tuple[int, int]
+    located: Located
+    poses: tuple[int, ...]
+    turned: Turned
+    settings: dict[str, object]
+    seconds: dict[str, float] = field(repr=False)
+
+    @property
+    def views(self) -> np.ndarray:
+        """(k, S, S, 3) uint8 in circular order; in its own pose the photo's crop."""
+        return self.turned.views
+
+    @property
+    def pose(self) -> int:
+        """The photo's own pose."""
+        return self.located.pose
+
+    @property
+    def psnr_db(self) -> float:
+        """Peak signal-to-noise ratio of the reconstruction in dB, at most 99."""
+        return self.turned.psnr_db
+
+    @cached_property
+    def doubts(self) -> tuple[Doubt, ...]:
+        """Reasons not to trust the views; empty where there is none."""
+        if self.psnr_db >= _PSNR:
+            return self.located.doubts
+        reason = "the model cannot give the photo back: it is unlike what it learnt"
+        poor = Doubt(reason, "reconstruction in dB", self.psnr_db, _PSNR)
+        return (*self.located.doubts, poor)
+
+    def record(self) -> dict[str, object]:
+        """All but the pixels, for JSON."""
+        located = self.located
+        return {
+            "photo": self.name,
+            "size": list(self.size),
+            "box": [round(edge, 3) for edge in located.box],
+            "box_by": located.box_by,
+            "window": [round(edge, 3) for edge in located.window],
+            "pose": located.pose,
+            "category": located.category,
+            "poses": list(self.poses),
+            "distance": located.distance,
+            "foreground_separation": located.separation,
+            "reconstruction_psnr_db": self.psnr_db,
+            "inversion_evaluations": self.turned.evaluations,
+            "warnings": [
+                {"reason": doubt.reason, "measure": doubt.measure, "value": doubt.value,
+                 "limit": doubt.limit}
+                for doubt in self.doubts
+            ],
+            "settings": self.settings,
+            "seconds": {key: round(value, 3) for key, value in self.seconds.items()},
+        }  # fmt: skip
+
+    def save(self, folder: Path | str, stem: str | None = None) -> Path:
+        """Write all that is known of the photo.
+
+        Args:
+            folder: gets ``STEM.png``, the strip of views; ``STEM.gif``, which turns; ``STEM.json``;
+                and ``STEM/`` with ``crop.png``, ``reconstruction.png`` and ``pose_NN.png``.
+            stem: by default the photo's name without its suffix.
+
+        Returns:
+            The strip's path.
+        """
+        stem = Path(self.name).stem if stem is None else stem
+        folder = Path(folder)
+        tiles.turn(folder / f"{stem}.gif", self.views[None])
+        images = {"crop": self.located.crop, "reconstruction": self.turned.restored}
+        images |= {f"pose_{p:02d}": v for p, v in zip(self.poses, self.views, strict=True)}
+        for old in (folder / stem).glob("pose_*.png"):
+            old.unlink()  # a run with fewer poses leaves none of another's
+        for name, image in images.items():
+            tiles.save_image(folder / stem / f"{name}.png", image)
+        write_json(folder / f"{stem}.json", self.record())
+        path = folder / f"{stem}.png"
+        tiles.save_image(path, np.asarray(self.strip()))
+        return path
+
+    def strip(self) -> Image.Image:
+        """All poses side by side, the photo's own framed, warnings below."""
+        own = self.poses.index(self.pose)
+        return tiles.strip(self.views, self.poses, own, self._title(), list(map(str, self.doubts)))
+
+    def _title(self) -> str:
+        return (
+            f"{self.name}: own pose {self.pose} (red), distance {self.located.distance:.3f}; "
+            f"reconstructed at {self.psnr_db:.1f} dB by {self.turned.evaluations} evaluations"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return tiles.png(self.strip())
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run stored.
+
+    Args:
+        folder: of the run, such as ``results/demo``.
+        model: the diffusion model, in evaluation mode.
+        backbone: the vision transformer that made the run's features.
+        foreground: PCA 1.
+        margin: share of a crop left free on each side of the object.
+        pose_space: what the maps hold.
+        pcas: PCA 2 of each category.
+        poses: centroids of each category.
+        kinds: assigns a category and names its feature; None where there is one kind.
+        far: distance to the nearest centroid beyond which hardly any of the run's images is.
+        identity: what tells the model apart.
+    """
+
+    folder: Path
+    model: UNet
+    backbone: Backbone
+    foreground: ForegroundModel
+    margin: float
+    pose_space: PoseSpace
+    pcas: list[Pca]
+    poses: list[PoseModel]
+    kinds: tuple[CategoryModel, str] | None
+    far: float
+    identity: dict[str, object]
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, backbone: Path | str | None = None, device: str = "auto"
+    ) -> "Run":
+        """Load a run.
+
+        Args:
+            folder: such as ``results/demo``, of a data set that was trained.
+            backbone: folder of the vision transformer, where it has moved since the run.
+            device: auto, cpu or cuda.
+
+        Raises:
+            UserError: something is missing, damaged, or of another run.
+        """
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"--run {folder}: no such folder; give one such as results/demo")
+        where = choose_device(device)
+        model = load_model(folder / "training", where)
+        features = _settings(folder / "features/features.run.json")
+        foreground = _settings(folder / "foreground/foreground.run.json")["settings"]
+        space = _settings(folder / "pose_space/pose_space.run.json")["settings"]
+        with _reading(folder / "foreground/pca1.npz") as path:
+            pca1 = ForegroundModel.load(path)
+        with _reading(folder / "pose_space/pca2.npz") as path, np.load(path) as arrays:
+            pcas = Pca.unstack(arrays)
+        with _reading(folder / "poses/poses.npz") as path:
+            poses = PoseModel.load_all(path)
+        with _reading(folder / "poses/poses.csv") as path:
+            distances = [float(row["distance"]) for row in read_csv(path)]
+            far = float(np.quantile(distances, _FAR))
+        network = _backbone(folder, features, backbone, where)
+        run = cls(
+            folder,
+            model,
+            network,
+            pca1,
+            foreground["margin"],
+            PoseSpace(**{key: space[key] for key in PoseSpace.model_fields}),
+            pcas,
+            poses,
+            _kinds(folder) if len(poses) > 1 else None,
+            far,
+            identity(folder / "training/model.safetensors"),
+        )
+        run._require_one_run()
+        return run
+
+    def _require_one_run(self) -> None:
+        """Refuse files that do not belong together, as where only some were made anew."""
+        counts = (sum(len(model.centroids) for model in self.poses), len(self.poses))
+        config = self.model.config
+        if counts != (config.poses, config.categories):
+            raise UserError(
+                f"{self.folder}: its model knows {config.poses} poses, poses/poses.npz has "
+                f"{counts[0]}; finish the run: snakemake ... {self.folder}/overview.txt"
+            )
+        dims = {self.backbone.dim, len(self.foreground.pca.mean), *(len(p.mean) for p in self.pcas)}
+        if len(dims) > 1 or len(self.pcas) != len(self.poses):
+            raise UserError(
+                f"{self.folder}: its PCAs, poses and {self.backbone.name} do not fit together; "
+                f"finish the run: snakemake ... {self.folder}/overview.txt"
+            )
+
+    def locate(
+        self, photo: Path | str | Image.Image | np.ndarray, box: Box | None = None
+    ) -> Located:
+        """Find the object in a photo, and its pose.
+
+        Args:
+            photo: a file, an RGB image, or (H, W, 3) uint8.
+            box: of the object in pixels of the upright photo, (x0, y0, x1, y1); found by PCA 1
+                where none is given.
+
+        Raises:
+            UserError: it cannot be read, is too small, or the box is not on it.
+        """
+        return self._locate(_opened(photo)[1], box)
+
+    def _locate(self, image: Image.Image, box: Box | None) -> Located:
+        width, height = image.size
+        fill = tuple(round(255 * value) for value in self.backbone.mean)
+        tokens, _ = self._tokens(letterbox(image, self.backbone.resolution, fill))
+        valid = valid_patches(np.array([content_box(width, height)]), self.backbone.grid)
+        scores = self.foreground.scores(tokens)
+        threshold = self.foreground.threshold
+        region = find_objects(scores, threshold, valid)[0]
+        share = separation(scores[valid], threshold)
+        doubts: list[Doubt] = []
+        if box is not None:
+            found, box_by = _on_photo(box, width, height), "user"
+        elif region is not None:
+            found, box_by = from_letterbox(region.box, width, height), "foreground"
+            doubts = _foreground_doubts(region, scores[valid] > threshold, share)
+        else:
+            found, box_by = (0.0, 0.0, float(width), float(height)), "whole photo"
+            reason = "no object was found, so the whole photo is taken; give a box"
+            doubts = [Doubt(reason, "foreground patches", 0, 1)]
+        window = square_window(found, width, height, self.margin)
+        side = self.model.config.image_size
+        if window[2] - window[0] < side / 2:
+            reason = "the object is small, so its crop is blurred"
+            doubts.append(Doubt(reason, "side of the crop in pixels", window[2] - window[0], side))
+        # As for the run's own images: what is posed is centred, what is turned stays on the photo.
+        middle = centred(window, found)
+        tokens, cls_token = self._tokens(crop(image, middle, self.backbone.resolution))
+        content = np.array([window_content(middle, width, height)])
+        category, pose, distance, pose_doubts = self._pose(tokens, cls_token, content)
+        return Located(
+            found,
+            box_by,
+            window,
+            np.asarray(crop(image, window, side)),
+            pose,
+            category,
+            distance,
+            share,
+            (*doubts, *pose_doubts),
+        )
+
+    def _pose(
+        self, tokens: np.ndarray, cls_token: np.ndarray, content: np.ndarray
+    ) -> tuple[int, int, float, list[Doubt]]:
+        """Category, pose and distance of a crop, and what is doubtful about them."""
+        inside = valid_patches(content, self.backbone.grid)
+        shown = (self.foreground.scores(tokens) > self.foreground.threshold) & inside
+        shown, inside = (mask.reshape(1, -1) for mask in (shown, inside))
+        doubts, category = [], 0
+        if not shown.any():
+            reason = "the crop shows no foreground, so the pose means nothing"
+            doubts.append(Doubt(reason, "foreground patches of the crop", 0, 1))
+        if self.kinds is not None:
+            model, token = self.kinds
+            feature = cls_token if token == "cls" else mean_token(tokens, shown)
+            category = int(model.assign(feature)[0][0])
+        space = self.pose_space
+        values = self.pcas[category].project(tokens)
+        maps = object_maps(values, shown, space.background, space.length)
+        poses = self.poses[category]
+        fill_padding(maps, inside, poses.means)
+        nearest, distances = poses.assign(maps)
+        distance = float(distances[0])
+        if distance > self.far:
+            reason = f"far from every pose; of the run's own images {_FAR:.0%} are nearer to one"
+            doubts.append(Doubt(reason, "distance", distance, self.far))
+        pose = int(nearest[0]) + category * len(poses.centroids)
+        return category, pose, distance, doubts
+
+    def _tokens(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (1, T, dim) and CLS token (1, dim), rounded as those of the run's images."""
+        found = self.backbone.tokens(np.asarray(image)[None])
+        patches, summary = (part.half().float().cpu().numpy() for part in found)
+        return patches, summary
+
+    def turn(
+        self,
+        photo: Path | str | Image.Image | np.ndarray,
+        *,
+        box: Box | None = None,
+        views: Views = Views(),
+        guidance: Guidance = Guidance(),
+        novel_views: NovelViews = NovelViews(),
+    ) -> TurnedPhoto:
+        """Show a photo's object in all poses.
+
+        Args:
+            photo: a file, an RGB image, or (H, W, 3) uint8.
+            box: as in :meth:`locate`.
+            views: sampler.
+            guidance: hard-attention guidance.
+            novel_views: inversion, and what the other poses start from.
+
+        Raises:
+            UserError: as in :meth:`locate`.
+        """
+        started = time.perf_counter()
+        name, image = _opened(photo)
+        located = self._locate(image, box)
+        seconds = {"locate": time.perf_counter() - started}
+        device = next(self.model.parameters()).device
+        turned = turn(
+            self.model,
+            located.crop,
+            located.pose,
+            steps=views.steps,
+            iterations=novel_views.inversion_iterations,
+            kept=novel_views.kept,
+            gamma=guidance.gamma,
+            batch_size=views.batch_size,
+            arithmetic=autocast(device, views.precision),
+            seed=views.seed,
+        )
+        used = {**views.model_dump(), **guidance.model_dump(), **novel_views.model_dump()}
+        return TurnedPhoto(
+            name,
+            image.size,
+            located,
+            tuple(self.model.config.siblings(located.pose)),
+            turned,
+            {"model": self.identity, "backbone": self.backbone.name, **used},
+            {**seconds, **turned.seconds},
+        )
+
+
+def _opened(photo: Path | str | Image.Image | np.ndarray) -> tuple[str, Image.Image]:
+    """Name and upright RGB image of a photo.
+
+    Raises:
+        UserError: it cannot be read, or is too small.
+    """
+    if isinstance(photo, (str, Path)):
+        path = Path(photo)
+        name = path.name
+        try:
+            if path.is_dir():
+                raise UserError(f"{path}: is a folder; give the photos in it")
+            image = read_rgb(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file") from None
+        except (UnreadableImage, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{path}: cannot be turned: {reason}") from None
+    else:
+        name, path = "photo", "the photo"
+        image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.asarray(photo))
+        image = image.convert("RGB")
+    if min(image.size) < SMALLEST:
+        raise UserError(
+            f"{path}: cannot be turned: {image.width}x{image.height} pixels are too few; "
+            f"{SMALLEST}x{SMALLEST} is the least"
+        )
+    return name, image
+
+
+def _on_photo(box: Box, width: int, height: int) -> Box:
+    """The part of a given box that lies on the photo."""
+    found = clipped(box, width, height)
+    if found is None or min(found[2] - found[0], found[3] - found[1]) < 1:
+        edges = " ".join(f"{edge:g}" for edge in box)
+        raise UserError(
+            f"--box {edges}: no part of the photo of {width}x{height} pixels; give x0 y0 x1 y1 in "
+            "pixels from the top left"
+        )
+    return found
+
+
+def _foreground_doubts(region: Region, foreground: np.ndarray, share: float) -> list[Doubt]:
+    """What is doubtful about an object that PCA 1 found.
+
+    Args:
+        region: the largest part of the foreground.
+        foreground: bool (valid patches,).
+        share: the separation.
+    """
+    doubts = []
+    if share < _SEPARATION:
+        reason = "the foreground is undecided: scores do not fall into object and surroundings"
+        if foreground.all():
+            reason = "the foreground is undecided: all of the photo counts as object"
+        doubts.append(Doubt(reason, "separation", share, _SEPARATION))
+    largest = min(region.mask.sum() / max(foreground.sum(), 1), 1.0)
+    if largest < _LARGEST:
+        reason = "the foreground is in several parts, of which the largest is taken; give a box"
+        doubts.append(Doubt(reason, "its share", float(largest), _LARGEST))
+    return doubts
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Turn what a missing or damaged file raises into one line."""
+    try:
+        yield path
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; finish the run first, or give the run that has the model"
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error!r}); delete it and run snakemake again") from None
+
+
+def _settings(path: Path) -> dict:
+    """Content of a step's ``.run.json``."""
+    with _reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["settings"], content["networks"]  # noqa: B018
+        return content
+
+
+def _kinds(folder: Path) -> tuple[CategoryModel, str]:
+    """What assigns a category, and the feature that it looks at."""
+    with _reading(folder / "categories/categories.npz") as path:
+        model = CategoryModel.load(path)
+    with _reading(folder / "categories/categories.json") as path:
+        return model, json.loads(path.read_text(encoding="utf-8"))["token"]
+
+
+def _backbone(
+    folder: Path, features: dict, given: Path | str | None, device: torch.device
+) -> Backbone:
+    """The vision transformer of a run, the very same as far as its files tell.
+
+    Raises:
+        UserError: it is not there, or is another one.
+    """
+    name = str(features["settings"]["model"] if given is None else given)
+    # Takes longer to import than all else here, and embedded networks need it not.
+    from mirage_steps.support.published import is_published, local
+
+    weights = Path(features["inputs"]["weights"]["path"])
+    found = _below(folder, Path(name).expanduser())
+    if found is not None:
+        _require_same(found, features["networks"].get("model"))
+        model = str(found)
+    elif given is None and is_published(name):
+        weights = _below(folder, weights) or weights
+        model = str(local(name, f"backbone.model {name}", weights))
+    else:
+        raise UserError(
+            f"backbone.model {name}: not here, nor beside {folder}; give its folder by --backbone"
+        )
+    settings = BackboneSettings(model=model, resolution=features["settings"]["resolution"])
+    return Backbone.load(settings, device, weights)
+
+
+def _below(folder: Path, path: Path) -> Path | None:
+    """A path that was relative to the folder in which Snakemake ran: here, or above the run."""
+    above = (Path.cwd(), *folder.resolve().parents)
+    return next((base / path for base in above if (base / path).exists()), None)
+
+
+def _require_same(folder: Path, recorded: object) -> None:
+    """Refuse other weights than the run's."""
+    if not isinstance(recorded, list):
+        return  # fetched then, local now; a revision says nothing of a file
+    keys = ("sha256", "bytes")
+    files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder]
+    there = [{key: identity(file).get(key) for key in keys} for file in files]
+    if there != [{key: one.get(key) for key in keys} for one in recorded]:
+        raise UserError(
+            f"backbone.model {folder}: not the weights that the run's features were made with; "
+            "give those by --backbone"
+        )
