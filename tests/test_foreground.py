@@ -12,6 +12,7 @@ from mirage_steps.core.foreground import (
     contrast,
     find_objects,
     otsu_threshold,
+    separation,
 )
 from mirage_steps.core.pca import Moments, Pca
 
@@ -249,3 +250,16 @@ def test_a_saved_model_scores_alike(tmp_path):
     tokens = np.random.default_rng(5).normal(size=(1, 4, 5))
     np.testing.assert_array_equal(again.scores(tokens), model.scores(tokens))
     np.testing.assert_array_equal(again.pca.variance_ratio, model.pca.variance_ratio)
+
+
+def test_separation_is_the_share_of_variance_between_the_classes():
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(0, 1, 300), rng.normal(6, 2, 100)])
+    low, high = scores[scores <= 2.5], scores[scores > 2.5]
+    total = ((scores - scores.mean()) ** 2).sum()
+    within = ((low - low.mean()) ** 2).sum() + ((high - high.mean()) ** 2).sum()
+    assert separation(scores, 2.5) == pytest.approx(1 - within / total)
+    assert separation(np.array([0.0, 0.0, 1.0]), 0.5) == pytest.approx(1)
+    # One class alone decides nothing.
+    assert separation(scores, 99) == separation(scores, -99) == 0
+    assert separation(np.ones(4), 0.5) == 0

@@ -22,6 +22,7 @@ from mirage_steps.core.diffusion import (
 from mirage_steps.core.foreground import object_maps
 from mirage_steps.core.metrics import psnr
 from mirage_steps.core.multiview import denoise_views, invert, sample_single, sample_views
+from mirage_steps.core.turning import randomise_phases
 from mirage_steps.core.turning import turn as turn_image
 from mirage_steps.core.unet import UNet, UNetConfig, build
 from mirage_steps.support.errors import UserError
@@ -159,6 +160,100 @@ def test_more_steps_restore_better():
         restored = ddim_sample(denoise, ddim_invert(denoise, images, steps)[0], steps)
         errors.append((restored - images).abs().mean().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0 and errors[2] < 0.05
+
+
+def test_the_fixed_point_is_iterated_at_every_step(network):
+    images, pose = _images(1), 4
+    found = invert(network, images, torch.tensor([pose]), STEPS, iterations=3)
+    x = images[0]
+    for number, (t, t_next) in reversed(list(enumerate(ddim_steps(STEPS)))):
+        noisier = x
+        for _ in range(3):
+            noise = _literal_noise(network, noisier, t, pose)
+            noisier = _literal_move(x, noise, _alpha(t_next), _alpha(t))
+        x = noisier
+        torch.testing.assert_close(found[number, 0], x, rtol=1e-9, atol=1e-9)
+
+
+def test_iterations_come_to_the_exact_inverse_and_are_counted():
+    """With the denoiser of normally distributed images, whose step back is known exactly."""
+    images, calls = _images(2), 0
+
+    def denoise(x, number, alpha):
+        nonlocal calls
+        calls += 1
+        return (1 - alpha) ** 0.5 / (0.25 * alpha + 1 - alpha) * x
+
+    errors = []
+    for iterations in (1, 2, 4, 8):
+        calls = 0
+        trajectory = ddim_invert(denoise, images, 20, iterations)
+        assert calls == 20 * iterations
+        errors.append((ddim_sample(denoise, trajectory[0], 20) - images).abs().max().item())
+    assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[3] < 1e-3 * errors[0]
+    x = images
+    for t, t_next in reversed(ddim_steps(20)):
+        share = (1 - _alpha(t)) ** 0.5 / (0.25 * _alpha(t) + 1 - _alpha(t))
+        x = x / _literal_move(torch.ones(()).double(), share, _alpha(t), _alpha(t_next))
+    torch.testing.assert_close(ddim_invert(denoise, images, 20, 30)[0], x, rtol=1e-6, atol=1e-6)
+
+
+# Noise without the image's outlines
+
+
+def _spectrum(noise: torch.Tensor) -> np.ndarray:
+    return np.fft.fft2(noise.numpy().astype(np.float64))
+
+
+def test_random_phases_leave_amplitudes_low_frequencies_and_colours():
+    noise = torch.randn(2, 3, 16, 16, dtype=torch.float64) + 0.3
+    moved = randomise_phases(noise, 3, seed=5)
+    before, after = _spectrum(noise), _spectrum(moved)
+    np.testing.assert_allclose(np.abs(after), np.abs(before), rtol=1e-6, atol=1e-8)
+    turned = np.angle(after / before)
+    for row in range(16):
+        for column in range(16):
+            cycles = np.hypot(min(row, 16 - row), min(column, 16 - column))
+            if cycles <= 3:
+                np.testing.assert_allclose(after[..., row, column], before[..., row, column])
+            # All channels and images turn alike, so what was grey stays grey.
+            differences = np.exp(1j * turned[..., row, column]) - np.exp(
+                1j * turned[0, 0, row, column]
+            )
+            assert np.abs(differences).max() < 1e-6
+    assert np.abs(turned[0, 0][4:13, 4:13]).mean() > 0.5
+
+
+def test_random_phases_follow_the_seed_and_may_be_kept_all():
+    noise = torch.randn(1, 3, 16, 16)
+    one, again, other = (randomise_phases(noise, 2, seed) for seed in (0, 0, 1))
+    assert one.dtype == noise.dtype and torch.equal(one, again) and not torch.equal(one, other)
+    torch.testing.assert_close(randomise_phases(noise, 12, 0), noise)
+
+
+def test_outlines_are_gone():
+    """A bright square keeps its light but not its place."""
+    square = torch.zeros(1, 3, 32, 32)
+    square[..., 8:24, 8:24] = 1
+    sharp = square.diff(dim=-1).abs().amax()
+    moved = randomise_phases(square, 2, 0)
+    assert moved.diff(dim=-1).abs().amax() < 0.7 * sharp
+    torch.testing.assert_close(moved.mean(), square.mean())
+    torch.testing.assert_close(moved.square().mean(), square.square().mean())
+
+
+def test_only_the_other_poses_start_from_the_changed_noise():
+    model, photo = _fill_zeros(build(CONFIG, 0)), _photos(1)[0]
+    whole, changed = (_turn(model, photo, 4, kept) for kept in (None, 1))
+    np.testing.assert_array_equal(whole.restored, changed.restored)
+    np.testing.assert_array_equal(changed.views[4], photo)
+    assert all((whole.views[p] != changed.views[p]).any() for p in range(6) if p != 4)
+    trajectory = invert(model, from_pixels(photo[None]), torch.tensor([4]), 3)
+    start = randomise_phases(trajectory[0], 1, 0)
+    for pose in (0, 3):
+        asked = torch.tensor([[4, pose]])
+        expected = sample_views(model, start, asked, 3, 1.5, trajectory=trajectory)[0, 1:]
+        assert np.abs(changed.views[pose].astype(int) - to_pixels(expected)[0]).max() <= 1
 
 
 # Views of a given image

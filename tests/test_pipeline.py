@@ -10,26 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import TARGETS
 from workflow import Project, errors
-
-TARGETS = ("results/mini/overview.txt",)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Project:
-    """A project whose every target is there, in a folder with a name of the worse kind."""
-    project = Project(tmp_path_factory.mktemp("finished") / "a 'quoted' földer")
-    project.run("--", *TARGETS)
-    return project
-
-
-@pytest.fixture
-def changed(finished: Project, tmp_path: Path) -> Project:
-    """A copy of the finished project that a test may change and break."""
-    project = Project(tmp_path / "copy")
-    for name in ("results", ".snakemake"):
-        shutil.copytree(finished.folder / name, project.folder / name)
-    return project
 
 
 def test_table_has_every_row(finished):
@@ -65,7 +47,7 @@ def test_overview_names_pictures_that_exist(finished):
     text = finished["overview.txt"].read_text()
     assert text.startswith(finished["fid.txt"].read_text())
     pictures = text.partition("Pictures:\n")[2].split("\n")[:-1]
-    assert len(pictures) == 9
+    assert len(pictures) == 11
     assert all((finished.folder / path.strip()).stat().st_size > 1000 for path in pictures)
 
 
@@ -80,6 +62,7 @@ def test_gamma_reruns_only_what_depends_on_it(changed):
         "masks": 1,
         "embed": 2,
         "sheet": 1,
+        "novel_views": 2,
         "fid": 1,
         "overview": 1,
     }
