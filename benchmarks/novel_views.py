@@ -47,9 +47,7 @@ def main() -> None:
     parser.add_argument("--sam", default="weights/stand-in-sam-cars")
     parser.add_argument("--photos", type=int, default=64)
     parser.add_argument("--turned", type=int, default=64, help="photos turned as by default")
-    parser.add_argument(
-        "--paper", type=int, default=16, help="photos from the paper's noise"
-    )
+    parser.add_argument("--paper", type=int, default=16, help="photos from the paper's noise")
     words = parser.parse_args()
 
     run = Run.load(words.run)

@@ -2,8 +2,8 @@
 
 Writes for each photo ``NAME.png``, a strip of all poses in circular order with its own framed;
 ``NAME.gif``, which turns; ``NAME.json`` with pose, distance, quality of the reconstruction, times
-and warnings; and ``NAME/`` with the separate images. A photo that cannot be turned is reported with
-its reason, and the others are turned.
+and warnings; and ``NAME.views/`` with the separate images. A photo that cannot be turned is
+reported with its reason, and the others are turned.
 """
 
 import time
@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.runs import Run
+from mirage_steps.runs import Run, require_free
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.photos import distinct_stems
 from mirage_steps.support.step import log
@@ -67,6 +67,8 @@ def main(
         tqdm(photos, unit="photo", disable=len(photos) == 1), stems, strict=True
     ):
         try:
+            if not photo.is_dir():
+                require_free(out, stem)
             turned = tool.turn(
                 photo, box=box, views=views, guidance=guidance, novel_views=novel_views
             )
@@ -98,11 +100,11 @@ def require_apart(photos: Sequence[Path], stems: Sequence[str], out: Path) -> No
     Raises:
         UserError: an output has the place of a photo.
     """
-    given = {photo.resolve() for photo in photos}
+    given = {place for photo in photos for place in (photo.resolve(), photo.resolve().parent)}
     for stem in stems:
-        for name in (f"{stem}.png", f"{stem}.gif", f"{stem}.json", f"{stem}.run.json", stem):
-            if (out / name).resolve() in given:
-                raise UserError(f"--out {out}: would write over {out / name}; give another folder")
+        for end in (".png", ".gif", ".json", ".run.json", ".views"):
+            if (out / f"{stem}{end}").resolve() in given:
+                raise UserError(f"--out {out}: would write over {stem}{end}; give another folder")
 
 
 if __name__ == "__main__":

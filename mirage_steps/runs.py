@@ -1,12 +1,14 @@
 """A finished run as a tool: any photo cropped, posed, inverted and shown from all sides.
 
-Everything is taken from what the run stored: both PCAs, the centroids, the model. Nothing is fitted
-to the photo. A photo goes the way of the run's own images, so one of them gets the pose it has in
-``poses.csv``. Where the result should not be trusted, it says so: :class:`Doubt`.
+Both PCAs, the centroids and the model are those that the run stored; nothing is fitted to the
+photo. A photo goes the way of the run's own images, so that one of them gets the crop and the pose
+that it has in the run (where the run found its boxes itself). Where the result should not be
+trusted, it says so: :class:`Doubt`.
 """
 
 import contextlib
 import json
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator
@@ -49,7 +51,7 @@ from mirage_steps.support.backbone import Backbone
 from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import identity, read_csv, write_json
-from mirage_steps.support.images import UnreadableImage, read_rgb
+from mirage_steps.support.images import UnreadableImage, read_rgb, upright_rgb
 from mirage_steps.support.model import load_model
 
 SMALLEST = 16  # pixels a side below which a photo shows nothing
@@ -153,7 +155,10 @@ class TurnedPhoto:
         """Reasons not to trust the views; empty where there is none."""
         if self.psnr_db >= _PSNR:
             return self.located.doubts
-        reason = "the model cannot give the photo back: it is unlike what it learnt"
+        reason = (
+            "the model gives the photo back poorly: it is unlike what it learnt, or the steps are "
+            "too few"
+        )
         poor = Doubt(reason, "reconstruction in dB", self.psnr_db, _PSNR)
         return (*self.located.doubts, poor)
 
@@ -187,24 +192,33 @@ class TurnedPhoto:
 
         Args:
             folder: gets ``STEM.png``, the strip of views; ``STEM.gif``, which turns; ``STEM.json``;
-                and ``STEM/`` with ``crop.png``, ``reconstruction.png`` and ``pose_NN.png``.
+                and ``STEM.views/`` with ``crop.png``, ``reconstruction.png`` and ``pose_NN.png``.
             stem: by default the photo's name without its suffix.
 
         Returns:
             The strip's path.
+
+        Raises:
+            UserError: files are in the way that this did not write.
         """
         stem = Path(self.name).stem if stem is None else stem
         folder = Path(folder)
-        tiles.turn(folder / f"{stem}.gif", self.views[None])
+        require_free(folder, stem)
         images = {"crop": self.located.crop, "reconstruction": self.turned.restored}
         images |= {f"pose_{p:02d}": v for p, v in zip(self.poses, self.views, strict=True)}
-        for old in (folder / stem).glob("pose_*.png"):
-            old.unlink()  # a run with fewer poses leaves none of another's
-        for name, image in images.items():
-            tiles.save_image(folder / stem / f"{name}.png", image)
+        path, separate = folder / f"{stem}.png", folder / f"{stem}.views"
+        unfinished = folder / f".{stem}.views.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            for name, image in images.items():
+                tiles.save_image(unfinished / f"{name}.png", image)
+            tiles.turn(folder / f"{stem}.gif", self.views[None])
+            tiles.save_image(path, np.asarray(self.strip()))
+            shutil.rmtree(separate, ignore_errors=True)
+            unfinished.rename(separate)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         write_json(folder / f"{stem}.json", self.record())
-        path = folder / f"{stem}.png"
-        tiles.save_image(path, np.asarray(self.strip()))
         return path
 
     def strip(self) -> Image.Image:
@@ -223,6 +237,29 @@ class TurnedPhoto:
         return tiles.png(self.strip())
 
 
+def require_free(folder: Path, stem: str) -> None:
+    """Refuse a place where files lie that :meth:`TurnedPhoto.save` did not write.
+
+    Raises:
+        UserError: the name cannot be one, or files of somebody else have it.
+    """
+    if Path(stem).name != stem or stem.startswith("."):
+        raise UserError(f"{stem!r} cannot be the name of outputs; give one by --name")
+    about = folder / f"{stem}.json"
+    names = (about, *(folder / f"{stem}{end}" for end in (".png", ".gif", ".views")))
+    there = [path for path in names if path.exists()]
+    if there and not _is_record(about):
+        raise UserError(f"{there[0]}: is in the way and was not made here; give another --out")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is what :meth:`TurnedPhoto.save` writes."""
+    try:
+        return "inversion_evaluations" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 @dataclass(frozen=True)
 class Run:
     """What a finished run stored.
@@ -238,7 +275,7 @@ class Run:
         poses: centroids of each category.
         kinds: assigns a category and names its feature; None where there is one kind.
         far: distance to the nearest centroid beyond which hardly any of the run's images is.
-        identity: what tells the model apart.
+        identity: what tells the model and the backbone apart.
     """
 
     folder: Path
@@ -269,12 +306,17 @@ class Run:
         """
         folder = Path(folder).expanduser()
         if not folder.is_dir():
-            raise UserError(f"--run {folder}: no such folder; give one such as results/demo")
+            raise UserError(f"run {folder}: no such folder; give one such as results/demo")
         where = choose_device(device)
+        for name in ("config.json", "model.safetensors"):
+            with _reading(folder / "training" / name):
+                pass
         model = load_model(folder / "training", where)
-        features = _settings(folder / "features/features.run.json")
-        foreground = _settings(folder / "foreground/foreground.run.json")["settings"]
-        space = _settings(folder / "pose_space/pose_space.run.json")["settings"]
+        with _reading(folder / "foreground/foreground.run.json") as path:
+            margin = float(_content(path)["settings"]["margin"])
+        with _reading(folder / "pose_space/pose_space.run.json") as path:
+            space = _content(path)["settings"]
+            pose_space = PoseSpace(**{key: space[key] for key in PoseSpace.model_fields})
         with _reading(folder / "foreground/pca1.npz") as path:
             pca1 = ForegroundModel.load(path)
         with _reading(folder / "pose_space/pca2.npz") as path, np.load(path) as arrays:
@@ -284,19 +326,24 @@ class Run:
         with _reading(folder / "poses/poses.csv") as path:
             distances = [float(row["distance"]) for row in read_csv(path)]
             far = float(np.quantile(distances, _FAR))
-        network = _backbone(folder, features, backbone, where)
+            if not np.isfinite(far):
+                raise ValueError("distances that are no numbers")
+        network, recorded = _backbone(folder, backbone, where)
         run = cls(
             folder,
             model,
             network,
             pca1,
-            foreground["margin"],
-            PoseSpace(**{key: space[key] for key in PoseSpace.model_fields}),
+            margin,
+            pose_space,
             pcas,
             poses,
             _kinds(folder) if len(poses) > 1 else None,
             far,
-            identity(folder / "training/model.safetensors"),
+            {
+                "model": identity(folder / "training/model.safetensors"),
+                "backbone": {"name": network.name, "files": recorded},
+            },
         )
         run._require_one_run()
         return run
@@ -311,7 +358,11 @@ class Run:
                 f"{counts[0]}; finish the run: snakemake ... {self.folder}/overview.txt"
             )
         dims = {self.backbone.dim, len(self.foreground.pca.mean), *(len(p.mean) for p in self.pcas)}
-        if len(dims) > 1 or len(self.pcas) != len(self.poses):
+        grids = {self.backbone.grid**2, *(len(model.means) for model in self.poses)}
+        kinds = {len(self.pcas), len(self.poses)}
+        if self.kinds is not None:
+            kinds.add(len(self.kinds[0].weights))
+        if len(dims) > 1 or len(grids) > 1 or len(kinds) > 1:
             raise UserError(
                 f"{self.folder}: its PCAs, poses and {self.backbone.name} do not fit together; "
                 f"finish the run: snakemake ... {self.folder}/overview.txt"
@@ -336,7 +387,9 @@ class Run:
         width, height = image.size
         fill = tuple(round(255 * value) for value in self.backbone.mean)
         tokens, _ = self._tokens(letterbox(image, self.backbone.resolution, fill))
-        valid = valid_patches(np.array([content_box(width, height)]), self.backbone.grid)
+        valid = valid_patches(
+            np.array([content_box(width, height)], np.float32), self.backbone.grid
+        )
         scores = self.foreground.scores(tokens)
         threshold = self.foreground.threshold
         region = find_objects(scores, threshold, valid)[0]
@@ -351,15 +404,17 @@ class Run:
             found, box_by = (0.0, 0.0, float(width), float(height)), "whole photo"
             reason = "no object was found, so the whole photo is taken; give a box"
             doubts = [Doubt(reason, "foreground patches", 0, 1)]
-        window = square_window(found, width, height, self.margin)
+        window = _in_table(square_window(found, width, height, self.margin))
+        found = _in_table(found)
         side = self.model.config.image_size
         if window[2] - window[0] < side / 2:
             reason = "the object is small, so its crop is blurred"
-            doubts.append(Doubt(reason, "side of the crop in pixels", window[2] - window[0], side))
+            width_of_crop = window[2] - window[0]
+            doubts.append(Doubt(reason, "side of the crop in pixels", width_of_crop, side / 2))
         # As for the run's own images: what is posed is centred, what is turned stays on the photo.
         middle = centred(window, found)
         tokens, cls_token = self._tokens(crop(image, middle, self.backbone.resolution))
-        content = np.array([window_content(middle, width, height)])
+        content = np.array([window_content(middle, width, height)], np.float32)
         category, pose, distance, pose_doubts = self._pose(tokens, cls_token, content)
         return Located(
             found,
@@ -452,7 +507,7 @@ class Run:
             located,
             tuple(self.model.config.siblings(located.pose)),
             turned,
-            {"model": self.identity, "backbone": self.backbone.name, **used},
+            {**self.identity, **used},
             {**seconds, **turned.seconds},
         )
 
@@ -463,38 +518,54 @@ def _opened(photo: Path | str | Image.Image | np.ndarray) -> tuple[str, Image.Im
     Raises:
         UserError: it cannot be read, or is too small.
     """
-    if isinstance(photo, (str, Path)):
-        path = Path(photo)
-        name = path.name
-        try:
-            if path.is_dir():
-                raise UserError(f"{path}: is a folder; give the photos in it")
-            image = read_rgb(path)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file") from None
-        except (UnreadableImage, OSError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{path}: cannot be turned: {reason}") from None
-    else:
-        name, path = "photo", "the photo"
-        image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.asarray(photo))
-        image = image.convert("RGB")
+    name, where = "photo", "the photo"
+    try:
+        if isinstance(photo, (str, Path)):
+            where = Path(photo).expanduser()
+            name = where.name
+            if where.is_dir():
+                raise UserError(f"{where}: is a folder; give the photos in it")
+            if not where.exists():
+                raise UserError(f"{where}: no such file")
+            image = read_rgb(where)
+        elif isinstance(photo, Image.Image):
+            image = upright_rgb(photo)
+        else:
+            pixels = np.asarray(photo)
+            if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+                raise UserError(
+                    f"the photo: an array of {pixels.dtype} and shape {pixels.shape}; give "
+                    "(H, W, 3) uint8"
+                )
+            image = Image.fromarray(pixels)
+    except (UnreadableImage, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}: cannot be turned: {reason}") from None
     if min(image.size) < SMALLEST:
         raise UserError(
-            f"{path}: cannot be turned: {image.width}x{image.height} pixels are too few; "
+            f"{where}: cannot be turned: {image.width}x{image.height} pixels are too few; "
             f"{SMALLEST}x{SMALLEST} is the least"
         )
     return name, image
 
 
+def _in_table(box: Box) -> Box:
+    """A box with the decimals that the run's tables keep."""
+    return tuple(round(edge, 3) for edge in box)
+
+
 def _on_photo(box: Box, width: int, height: int) -> Box:
     """The part of a given box that lies on the photo."""
-    found = clipped(box, width, height)
+    try:
+        x0, y0, x1, y1 = map(float, box)
+    except (TypeError, ValueError):
+        raise UserError(f"box {box}: not four numbers; give x0 y0 x1 y1 in pixels") from None
+    usable = np.isfinite((x0, y0, x1, y1)).all()
+    found = clipped((x0, y0, x1, y1), width, height) if usable else None
     if found is None or min(found[2] - found[0], found[3] - found[1]) < 1:
-        edges = " ".join(f"{edge:g}" for edge in box)
         raise UserError(
-            f"--box {edges}: no part of the photo of {width}x{height} pixels; give x0 y0 x1 y1 in "
-            "pixels from the top left"
+            f"box {x0:g} {y0:g} {x1:g} {y1:g}: no part of the photo of {width}x{height} pixels; "
+            "give x0 y0 x1 y1 in pixels from the top left"
         )
     return found
 
@@ -523,22 +594,20 @@ def _foreground_doubts(region: Region, foreground: np.ndarray, share: float) -> 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[Path]:
     """Turn what a missing or damaged file raises into one line."""
-    try:
-        yield path
-    except FileNotFoundError:
+    if not path.is_file():
         raise UserError(
             f"{path}: no such file; finish the run first, or give the run that has the model"
-        ) from None
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged ({error!r}); delete it and run snakemake again") from None
+        )
+    try:
+        yield path
+    except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile) as error:
+        reason = repr(error).splitlines()[0]
+        raise UserError(f"{path}: damaged ({reason}); delete it and run snakemake again") from None
 
 
-def _settings(path: Path) -> dict:
-    """Content of a step's ``.run.json``."""
-    with _reading(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["settings"], content["networks"]  # noqa: B018
-        return content
+def _content(path: Path) -> dict:
+    """Content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _kinds(folder: Path) -> tuple[CategoryModel, str]:
@@ -546,25 +615,29 @@ def _kinds(folder: Path) -> tuple[CategoryModel, str]:
     with _reading(folder / "categories/categories.npz") as path:
         model = CategoryModel.load(path)
     with _reading(folder / "categories/categories.json") as path:
-        return model, json.loads(path.read_text(encoding="utf-8"))["token"]
+        return model, _content(path)["token"]
 
 
 def _backbone(
-    folder: Path, features: dict, given: Path | str | None, device: torch.device
-) -> Backbone:
-    """The vision transformer of a run, the very same as far as its files tell.
+    folder: Path, given: Path | str | None, device: torch.device
+) -> tuple[Backbone, object]:
+    """The vision transformer of a run, the same as far as its files tell, and what these are.
 
     Raises:
         UserError: it is not there, or is another one.
     """
-    name = str(features["settings"]["model"] if given is None else given)
+    with _reading(folder / "features/features.run.json") as path:
+        features = _content(path)
+        used, resolution = features["settings"]["model"], features["settings"]["resolution"]
+        weights = Path(features["inputs"]["weights"]["path"])
+        recorded = features["networks"].get("model")
+    name = str(used if given is None else given)
     # Takes longer to import than all else here, and embedded networks need it not.
     from mirage_steps.support.published import is_published, local
 
-    weights = Path(features["inputs"]["weights"]["path"])
     found = _below(folder, Path(name).expanduser())
     if found is not None:
-        _require_same(found, features["networks"].get("model"))
+        _require_same(found, recorded)
         model = str(found)
     elif given is None and is_published(name):
         weights = _below(folder, weights) or weights
@@ -573,8 +646,8 @@ def _backbone(
         raise UserError(
             f"backbone.model {name}: not here, nor beside {folder}; give its folder by --backbone"
         )
-    settings = BackboneSettings(model=model, resolution=features["settings"]["resolution"])
-    return Backbone.load(settings, device, weights)
+    settings = BackboneSettings(model=model, resolution=resolution)
+    return Backbone.load(settings, device, weights), recorded
 
 
 def _below(folder: Path, path: Path) -> Path | None:

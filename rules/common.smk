@@ -1,4 +1,5 @@
 # The checked configuration, and how settings become flags.
+import functools
 import json
 import re
 import shlex
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from mirage_steps.settings import GENERATED, differences, load
 from mirage_steps.support.code import code_hash
@@ -156,15 +158,19 @@ def categories_words(wildcards, input):
     return shlex.join(["--categories", *input.categories]) if input.categories else ""
 
 
+@functools.cache
 def photos(dataset):
     """Photos to turn of a data set, by the names of their outputs."""
     folder = configuration.datasets[dataset].photos
     if folder is None:
         return {}
     try:
-        return photos_of(Path(folder))
+        found, rejected = photos_of(Path(folder))
     except UserError as error:
         refuse(f"datasets.{dataset}.{error}")
+    for name, reason in rejected:
+        logger.warning(f"datasets.{dataset}.photos: {name} is left out: {reason}")
+    return found
 
 
 def photo(wildcards):

@@ -130,8 +130,7 @@ rule turn:
         " --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
-# A photo of the folder `photos`. The separate images, in a folder of its name, are not declared:
-# how many there are depends on the poses.
+# A photo of the folder `photos`.
 rule novel_views:
     input:
         photo=photo,
@@ -141,13 +140,14 @@ rule novel_views:
         strip="<results>/{dataset}/novel_views/{name}.png",
         turn="<results>/{dataset}/novel_views/{name}.gif",
         about="<results>/{dataset}/novel_views/{name}.json",
+        views=directory("<results>/{dataset}/novel_views/{name}.views"),
         run="<results>/{dataset}/novel_views/{name}.run.json",
     log:
         "<results>/{dataset}/logs/novel_views/{name}.log",
     benchmark:
         "<results>/{dataset}/benchmarks/novel_views/{name}.tsv"
     wildcard_constraints:
-        name=".+",
+        name=r".+(?<!\.run)(?<!\.views)",
     conda:
         "../envs/mirage.yaml"
     threads: 8
@@ -164,5 +164,5 @@ rule novel_views:
         "{wildcards.dataset}: {wildcards.name} from all sides"
     shell:
         "python -m mirage_steps.novel_views {input.photo:q} --run {params.run:q} --out {params.out:q}"
-        " --name {params.name:q} {params.words} --batch-size {resources.batch_size}"
+        " --name={params.name:q} {params.words} --batch-size {resources.batch_size}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"

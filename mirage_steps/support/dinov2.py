@@ -9,11 +9,16 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 _WEIGHTS = "model.safetensors"
+_KEYS = {
+    "hidden_size", "patch_size", "num_channels", "num_attention_heads", "mlp_ratio",
+    "layer_norm_eps", "num_hidden_layers",
+}  # fmt: skip
 # torch's name of each part of a layer, and transformers'.
 _PARTS = {
     "self_attn.out_proj": "attention.output.dense",
@@ -91,13 +96,19 @@ class Dinov2(nn.Module):
 
 def is_plain(folder: Path, config: dict) -> bool:
     """Whether a model's folder holds what :class:`Dinov2` can be."""
-    return (
+    plain = (
         config.get("model_type") == "dinov2"
+        and config.keys() >= _KEYS
         and not config.get("use_swiglu_ffn", False)
         and config.get("hidden_act") == "gelu"
         and config.get("qkv_bias", True)
         and (folder / _WEIGHTS).is_file()
     )
+    if not plain:
+        return False
+    # Where DINOv2 is part of a larger model its weights have longer names.
+    with safe_open(folder / _WEIGHTS, "pt") as file:
+        return any(name.startswith("encoder.layer.") for name in file.keys())
 
 
 def load_dinov2(folder: Path) -> Dinov2:

@@ -33,8 +33,7 @@ def read_rgb(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
                 raise UnreadableImage(
                     f"{width}x{height} has more than max_pixels = {max_pixels} pixels"
                 )
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return upright_rgb(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError:
@@ -44,6 +43,12 @@ def read_rgb(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
         # Pillow's decoders raise nearly anything on damaged data (OSError, SyntaxError,
         # ValueError, struct.error, ...); whatever it was, this file cannot be used.
         raise UnreadableImage(" ".join(f"{type(error).__name__}: {error}".split())) from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image in 8-bit RGB and upright, as :func:`read_rgb` gives files."""
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

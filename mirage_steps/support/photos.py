@@ -4,28 +4,38 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mirage_steps.sources.folder import find_files
+from PIL import Image
+
+from mirage_steps.sources.folder import find_files, printable
 from mirage_steps.support.errors import UserError
+
+# What an output's name ends in beside its suffix: `x.run.json` is the record of x.
+_TAKEN = (".run", ".views")
 
 
 def distinct_stems(photos: Sequence[Path]) -> list[str]:
     """What the outputs of each photo are called: its name, with the suffix where others share it.
 
     Raises:
-        UserError: two photos have the same name altogether.
+        UserError: two photos would have outputs of the same name.
     """
-    stems = _stems([Path(photo.name) for photo in photos])
+    stems = _stems([photo.name for photo in photos])
     twice = [stem for stem, count in Counter(stems).items() if count > 1]
     if twice:
-        raise UserError(f"{twice[0]}: two photos of this name; rename one, or turn them apart")
+        raise UserError(
+            f"{twice[0]}: two photos' outputs would be called so; rename one, or turn them apart"
+        )
     return stems
 
 
-def photos_of(folder: Path) -> dict[str, Path]:
-    """The files of a folder, however deep, by what their outputs are called.
+def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """The photos of a folder, however deep, by what their outputs are called.
 
     Args:
         folder: as in the key ``photos``.
+
+    Returns:
+        Images, and (name, reason) of every other file; an image's header is all that is read.
 
     Raises:
         UserError: there is no such folder.
@@ -33,13 +43,41 @@ def photos_of(folder: Path) -> dict[str, Path]:
     root = folder.expanduser()
     if not root.is_dir():
         raise UserError(f"photos {folder}: no such folder; set it to the folder with your photos")
-    below = [path.relative_to(root.resolve()) for path in find_files(root)]
-    return {stem: root / path for stem, path in zip(_stems(below), below, strict=True)}
+    files, rejected = [], []
+    for path in find_files(root):
+        below = path.relative_to(root.resolve())
+        if reason := _unusable(path, str(below)):
+            rejected.append((printable(below), reason))
+        else:
+            files.append(below)
+    stems = _stems([str(path) for path in files])
+    counts = Counter(stems)
+    found = {}
+    for stem, path in zip(stems, files, strict=True):
+        if counts[stem] > 1:
+            rejected.append((str(path), "another photo's outputs have the same name; rename it"))
+        else:
+            found[stem] = root / path
+    return found, rejected
 
 
-def _stems(photos: Sequence[Path]) -> list[str]:
-    """Paths, without their suffix where that tells them apart."""
-    short = [str(path.with_suffix("")) for path in photos]
-    whole = [str(path) for path in photos]
+def _unusable(path: Path, name: str) -> str | None:
+    """Why a file cannot be a photo of the pipeline, as far as its name and header tell."""
+    if set("{}<>\n") & set(name) or not name.isprintable():
+        return "{ } < > or a line break in its name, which Snakemake would misread; rename it"
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except Exception:  # Pillow raises nearly anything on damaged data
+        return "not an image"
+    return None
+
+
+def _stems(names: Sequence[str]) -> list[str]:
+    """Names without suffix where that tells them apart."""
+    short = [str(Path(name).parent / Path(name).stem) for name in names]
     counts = Counter(short)
-    return [s if counts[s] == 1 else w for s, w in zip(short, whole, strict=True)]
+    return [
+        name if counts[stem] > 1 or stem.endswith(_TAKEN) else stem
+        for name, stem in zip(names, short, strict=True)
+    ]
