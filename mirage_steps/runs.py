@@ -12,7 +12,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -113,7 +113,7 @@ class Located:
     doubts: tuple[Doubt, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TurnedPhoto:
     """A photo in all poses.
 
@@ -133,7 +133,10 @@ class TurnedPhoto:
     poses: tuple[int, ...]
     turned: Turned
     settings: dict[str, object]
-    seconds: dict[str, float] = field(repr=False)
+    seconds: dict[str, float]
+
+    def __repr__(self) -> str:
+        return f"TurnedPhoto({self._title()}; {len(self.doubts)} warnings)"
 
     @property
     def views(self) -> np.ndarray:
@@ -243,7 +246,7 @@ def require_free(folder: Path, stem: str) -> None:
     Raises:
         UserError: the name cannot be one, or files of somebody else have it.
     """
-    if Path(stem).name != stem or stem.startswith("."):
+    if not stem or Path(stem).name != stem or stem.startswith("."):
         raise UserError(f"{stem!r} cannot be the name of outputs; give one by --name")
     about = folder / f"{stem}.json"
     names = (about, *(folder / f"{stem}{end}" for end in (".png", ".gif", ".views")))
@@ -260,7 +263,7 @@ def _is_record(path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What a finished run stored.
 
@@ -289,6 +292,9 @@ class Run:
     kinds: tuple[CategoryModel, str] | None
     far: float
     identity: dict[str, object]
+
+    def __repr__(self) -> str:
+        return f"Run({self.folder}: {self.model.config.poses} poses, {self.backbone.name})"
 
     @classmethod
     def load(

@@ -4,7 +4,7 @@ Sizes of artifacts follow from the shapes that the steps write; memory and opera
 on networks without weights (:mod:`mirage_steps.support.unloaded`). All are upper bounds in the
 number of images, since unreadable files and images without an object drop out. Not counted:
 pictures, tables, logs, the index that HDF5 keeps (a few percent), text encoder and decoder of
-Stable Diffusion, the photos that ``turn`` inverts, and what a process needs beside its tensors.
+Stable Diffusion, the photos that are turned, and what a process needs beside its tensors.
 """
 
 from collections.abc import Iterator, Sequence
