@@ -5,7 +5,7 @@ PICTURES = {
     "foreground.png": "foreground/foreground.png",
     "poses.png": "poses/poses.png",
     "masks.png": "sets/mv-nobg-hag/masks.png",
-    "photo.png": "novel_views/orange.png",
+    "photo.png": "novel_views/green.png",
 }
 
 

@@ -68,9 +68,8 @@ def turn(
         kept: as in :func:`randomise_phases`; None leaves the noise as it is (paper).
         gamma: weight of the soft pass in equation 7.
         batch_size: images denoised at once.
-        arithmetic: what the views are made in, such as ``torch.autocast``. The way to noise and
-            back is never made in it: what a fixed point refines is smaller than the rounding of
-            bfloat16.
+        arithmetic: what the views are made in, such as ``torch.autocast``; the way to noise and
+            back, where a single image gains nothing from it, is not.
         seed: of the phases.
     """
     device = next(model.parameters()).device
