@@ -74,8 +74,6 @@ def main(
             )
         except UserError as error:
             refused.append(str(error))
-            if len(photos) > 1:
-                log.warning("%s", error)
             continue
         strip = turned.save(out, stem)
         for doubt in turned.doubts:
@@ -86,11 +84,14 @@ def main(
             turned.turned.evaluations, strip,
         )  # fmt: skip
         done.append(stem)
+    if not done and len(photos) == 1:
+        raise UserError(refused[0])
+    for line in refused:
+        log.warning("%s", line)
     if not done:
-        rest = f"; none of the {len(photos)} photos can be turned" if len(photos) > 1 else ""
-        raise UserError(refused[0] + rest)
+        raise UserError(f"none of the {len(photos)} photos can be turned, for the reasons above")
     if refused:
-        log.warning("%d of %d photos were turned; the others: see above", len(done), len(photos))
+        log.warning("%d of %d photos were turned, not those above", len(done), len(photos))
     return done
 
 

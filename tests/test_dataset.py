@@ -188,7 +188,7 @@ def test_the_command_writes_its_tables_and_its_provenance(tmp_path):
 
 def test_provenance_does_not_need_every_package(tmp_path, monkeypatch):
     monkeypatch.setattr(step, "_PACKAGES", ("numpy", "no-such-package"))
-    step._write_provenance("mirage_steps.poses", {"out": tmp_path, "k": 4}, 0.0)
+    step._write_provenance("mirage_steps.poses", ["poses"], {"out": tmp_path, "k": 4}, 0.0)
     record = json.loads((tmp_path / "poses.run.json").read_text())
     assert record["packages"] == {"numpy": np.__version__, "no-such-package": None}
     assert record["settings"] == {"k": 4}

@@ -274,7 +274,7 @@ def test_words_that_cannot_be_meant_are_refused(finished, tmp_path):
         ((), {}, "no photos"),
         (two, {"box": (0, 0, 9, 9)}, "--box: belongs to one photo, 2 are given"),
         (two, {"name": "x"}, "--name: belongs to one photo"),
-        ((two[0], two[0]), {}, "two photos' outputs would be called so"),
+        ((two[0], two[0]), {}, "green.png: the outputs of both would be called green.png"),
     ):
         with pytest.raises(UserError, match=told):
             novel_views.main(photos, **words, **more)

@@ -73,7 +73,7 @@ class Backbone:
             # transformers raises nearly anything on files that are not what their names say.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             if isinstance(error, KeyError):
-                reason = f"no weight {error}"
+                reason = f"weights missing, as {error.args[0]}"
             raise UserError(_cannot_load(model, reason)) from None
         patch_size = config.get("patch_size")
         if not isinstance(patch_size, int):

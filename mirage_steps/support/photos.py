@@ -20,11 +20,14 @@ def distinct_stems(photos: Sequence[Path]) -> list[str]:
         UserError: two photos would have outputs of the same name.
     """
     stems = _stems([photo.name for photo in photos])
-    twice = [stem for stem, count in Counter(stems).items() if count > 1]
-    if twice:
-        raise UserError(
-            f"{twice[0]}: two photos' outputs would be called so; rename one, or turn them apart"
-        )
+    first: dict[str, Path] = {}
+    for stem, photo in zip(stems, photos, strict=True):
+        if stem in first:
+            raise UserError(
+                f"{first[stem]} and {photo}: the outputs of both would be called {stem}; turn them "
+                "in two calls, with another --out"
+            )
+        first[stem] = photo
     return stems
 
 

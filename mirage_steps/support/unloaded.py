@@ -10,7 +10,7 @@ from torch import nn
 from mirage_steps import settings
 from mirage_steps.core.cost import forward_flops, peak_bytes
 from mirage_steps.core.diffusion import squared_error
-from mirage_steps.core.multiview import sample_single, sample_views
+from mirage_steps.core.multiview import sample_all_poses, sample_single, sample_views
 from mirage_steps.core.optimizers import KernelMuon, optimizers
 from mirage_steps.core.unet import Frames, UNet, preset
 from mirage_steps.support.errors import UserError
@@ -243,13 +243,10 @@ class Generator:
 
     def contact_sheet(self, sheet: settings.Sheet, views: settings.Views, gamma: float) -> Cost:
         """Cost of a contact sheet, all its denoising steps."""
-        from mirage_steps.sheet import all_poses
-
         model, noise = self.model.eval(), self._empty(1)
-        one_step = views.model_copy(update={"steps": 1})
 
         def run(_: int) -> None:
-            all_poses(model, noise, 0, one_step, gamma)
+            sample_all_poses(model, noise, 0, 1, gamma, views.batch_size)
 
         cost = _cost(model, run, 1)
         return Cost(cost.flops * views.steps * sheet.objects, cost.memory, cost.parameters)
