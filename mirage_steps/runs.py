@@ -212,6 +212,8 @@ class TurnedPhoto:
         path, separate = folder / f"{stem}.png", folder / f"{stem}.views"
         unfinished = folder / f".{stem}.views.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
+        # First of all: it marks the others as written here, also where this is cut short.
+        write_json(folder / f"{stem}.json", self.record())
         try:
             for name, image in images.items():
                 tiles.save_image(unfinished / f"{name}.png", image)
@@ -221,7 +223,6 @@ class TurnedPhoto:
             unfinished.rename(separate)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        write_json(folder / f"{stem}.json", self.record())
         return path
 
     def strip(self) -> Image.Image:
@@ -237,7 +238,7 @@ class TurnedPhoto:
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
-        return tiles.png(self.strip())
+        return self.strip()._repr_png_()
 
 
 def require_free(folder: Path, stem: str) -> None:
@@ -493,19 +494,7 @@ class Run:
         name, image = _opened(photo)
         located = self._locate(image, box)
         seconds = {"locate": time.perf_counter() - started}
-        device = next(self.model.parameters()).device
-        turned = turn(
-            self.model,
-            located.crop,
-            located.pose,
-            steps=views.steps,
-            iterations=novel_views.inversion_iterations,
-            kept=novel_views.kept,
-            gamma=guidance.gamma,
-            batch_size=views.batch_size,
-            arithmetic=autocast(device, views.precision),
-            seed=views.seed,
-        )
+        turned = turn_crop(self.model, located.crop, located.pose, views, guidance, novel_views)
         used = {**views.model_dump(), **guidance.model_dump(), **novel_views.model_dump()}
         return TurnedPhoto(
             name,
@@ -516,6 +505,38 @@ class Run:
             {**self.identity, **used},
             {**seconds, **turned.seconds},
         )
+
+
+def turn_crop(
+    model: UNet,
+    crop: np.ndarray,
+    pose: int,
+    views: Views,
+    guidance: Guidance,
+    novel_views: NovelViews,
+) -> Turned:
+    """:func:`mirage_steps.core.turning.turn` by the sections of a configuration.
+
+    Args:
+        model: the diffusion model.
+        crop: (S, S, 3) uint8.
+        pose: of the crop.
+        views: sampler.
+        guidance: hard-attention guidance.
+        novel_views: inversion, and what the other poses start from.
+    """
+    return turn(
+        model,
+        crop,
+        pose,
+        steps=views.steps,
+        iterations=novel_views.inversion_iterations,
+        kept=novel_views.kept,
+        gamma=guidance.gamma,
+        batch_size=views.batch_size,
+        arithmetic=autocast(next(model.parameters()).device, views.precision),
+        seed=views.seed,
+    )
 
 
 def _opened(photo: Path | str | Image.Image | np.ndarray) -> tuple[str, Image.Image]:
@@ -638,21 +659,21 @@ def _backbone(
         weights = Path(features["inputs"]["weights"]["path"])
         recorded = features["networks"].get("model")
     name = str(used if given is None else given)
-    # Takes longer to import than all else here, and embedded networks need it not.
-    from mirage_steps.support.published import is_published, local
-
     found = _below(folder, Path(name).expanduser())
-    if found is not None:
-        _require_same(found, recorded)
-        model = str(found)
-    elif given is None and is_published(name):
+    if found is None:
+        # Only what may have to be fetched waits for the import.
+        from mirage_steps.support.published import is_published
+
+        if given is not None or not is_published(name):
+            raise UserError(
+                f"backbone.model {name}: not here, nor beside {folder}; give its folder by "
+                "--backbone"
+            )
         weights = _below(folder, weights) or weights
-        model = str(local(name, f"backbone.model {name}", weights))
     else:
-        raise UserError(
-            f"backbone.model {name}: not here, nor beside {folder}; give its folder by --backbone"
-        )
-    settings = BackboneSettings(model=model, resolution=resolution)
+        _require_same(found, recorded)
+        name = str(found)
+    settings = BackboneSettings(model=name, resolution=resolution)
     return Backbone.load(settings, device, weights), recorded
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core.turning import turn
+from mirage_steps.runs import turn_crop
 from mirage_steps.support import tiles
-from mirage_steps.support.device import autocast, choose_device
+from mirage_steps.support.device import choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv, write_json
 from mirage_steps.support.h5 import open_h5, read_names
@@ -66,18 +66,7 @@ def main(
     rows, records = [], []
     for photo, index in zip(tqdm(photos, unit="photo"), chosen, strict=True):
         pose = int(assigned[index]["pose"])
-        turned = turn(
-            network,
-            photo,
-            pose,
-            steps=views.steps,
-            iterations=novel_views.inversion_iterations,
-            kept=novel_views.kept,
-            gamma=guidance.gamma,
-            batch_size=views.batch_size,
-            arithmetic=autocast(where, views.precision),
-            seed=views.seed,
-        )
+        turned = turn_crop(network, photo, pose, views, guidance, novel_views)
         rows.append(turned.views)
         records.append(
             {

@@ -416,10 +416,14 @@ def test_the_package_offers_the_run_without_making_steps_wait():
     assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT).returncode == 0
 
 
-def test_turning_needs_no_slow_import():
+def test_turning_needs_no_slow_import(finished):
     slow = ("transformers", "sklearn", "matplotlib", "huggingface_hub")
-    code = f"import sys, mirage_steps.runs; sys.exit(any(m in sys.modules for m in {slow}))"
-    assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT).returncode == 0
+    code = (
+        f"import sys; from mirage_steps import Run; Run.load(sys.argv[1]).locate(sys.argv[2]); "
+        f"sys.exit(any(name in sys.modules for name in {slow}))"
+    )
+    command = [sys.executable, "-c", code, str(finished[""]), str(CARS / "green.png")]
+    assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
 
 
 def test_a_notebook_shows_the_strip(run, tmp_path):

@@ -38,7 +38,7 @@ def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
         folder: as in the key ``photos``.
 
     Returns:
-        Images, and (name, reason) of every other file; an image's header is all that is read.
+        Images, and (name, reason) of every other file; no image is decoded.
 
     Raises:
         UserError: there is no such folder.

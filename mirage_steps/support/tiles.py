@@ -1,6 +1,5 @@
 """Pictures that are images side by side, drawn with Pillow alone, whole or not at all."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,13 +64,6 @@ def strip(
         warnings: lines below, in red.
     """
     return _sheet(views[None], [own], poses, title, [f"warning: {line}" for line in warnings])
-
-
-def png(image: Image.Image) -> bytes:
-    """Content of a PNG file."""
-    content = io.BytesIO()
-    image.save(content, "PNG")
-    return content.getvalue()
 
 
 def _sheet(
