@@ -60,8 +60,11 @@ def main() -> None:
     inversion(run, located)
     warnings(run, located, made)
     paint = Paint(run, words.sam, [one.crop for one in located])
-    for count, kept in ((words.turned, 6), (words.paper, "all")):
-        turned(run, made[:count], paint, kept)
+    default = NovelViews()
+    every = NovelViews(stride=1)
+    paper = NovelViews(kept_frequencies="all", stride=1)
+    for count, chosen in ((words.turned, default), (words.turned, every), (words.paper, paper)):
+        turned(run, made[:count], paint, chosen)
     command(words.run, made[0].image)
 
 
@@ -138,13 +141,13 @@ class Paint:
         return np.stack([image[mask].mean(0) for image, mask in zip(images, masks, strict=True)])
 
 
-def turned(run: Run, made: list, paint: Paint, kept: int | str) -> None:
+def turned(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
     """Paint and pose of the views of photos."""
-    gaps, right, count = [], 0, 0
+    gaps, right, count, warned, seconds = [], 0, 0, 0, 0.0
     for number, one in enumerate(tqdm(made, unit="photo", mininterval=5.0)):
-        result = run.turn(
-            one.image, views=Views(steps=_STEPS), novel_views=NovelViews(kept_frequencies=kept)
-        )
+        result = run.turn(one.image, views=Views(steps=_STEPS), novel_views=chosen)
+        warned += any("another colour" in doubt.reason for doubt in result.doubts)
+        seconds += result.seconds["turn"]
         k = len(result.poses)
         for pose, view in zip(result.poses, result.views, strict=True):
             if pose == result.pose:
@@ -154,12 +157,13 @@ def turned(run: Run, made: list, paint: Paint, kept: int | str) -> None:
             count += 1
         others = np.delete(result.views, result.poses.index(result.pose), axis=0)
         gaps.append(np.linalg.norm(paint.colours(others) - paint.photos[number], axis=1).mean())
+    kept = chosen.kept_frequencies
     name = "the paper's noise" if kept == "all" else f"random phases above {kept} cycles"
     print(
-        f"{name}: {count} views of {len(made)} photos; mean colour differs from the photo's by "
-        f"{np.mean(gaps):.1f}, between unrelated cars by {paint.unrelated:.1f}: ratio "
-        f"{np.mean(gaps) / paint.unrelated:.2f}; {right / count:.1%} stand in the pose asked for "
-        "or beside it"
+        f"{name}, stride {chosen.stride}: {count} views of {len(made)} photos; mean colour differs "
+        f"from the photo's by {np.mean(gaps):.1f}, between unrelated cars by "
+        f"{paint.unrelated:.1f}: ratio {np.mean(gaps) / paint.unrelated:.2f}; "
+        f"{right / count:.1%} stand in the pose asked for or beside it; {warned} photos warned of for colour; {seconds / len(made):.1f} s each"
     )
 
 

@@ -63,6 +63,9 @@ _SEPARATION = 0.7
 # Share of the foreground in its largest part.
 _LARGEST = 0.75
 _PSNR = 26.0  # dB
+_NEAREST = Image.Resampling.NEAREST
+# Between mean colours in 0..255; two unrelated cars of the demo are 78 apart.
+_COLOUR = 80.0
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,8 @@ class TurnedPhoto:
         located: the object in it.
         poses: numbers of the poses, in circular order.
         turned: views and reconstruction.
+        colour_drift: of each view, how far the mean colour of its foreground lies from that of the
+            photo, Euclidean in 0..255; None where either shows no foreground.
         settings: that made them.
         seconds: of each part of the work.
     """
@@ -132,6 +137,7 @@ class TurnedPhoto:
     located: Located
     poses: tuple[int, ...]
     turned: Turned
+    colour_drift: tuple[float | None, ...]
     settings: dict[str, object]
     seconds: dict[str, float]
 
@@ -156,14 +162,20 @@ class TurnedPhoto:
     @cached_property
     def doubts(self) -> tuple[Doubt, ...]:
         """Reasons not to trust the views; empty where there is none."""
-        if self.psnr_db >= _PSNR:
-            return self.located.doubts
-        reason = (
-            "the model gives the photo back poorly: it is unlike what it learnt, or the steps are "
-            "too few"
-        )
-        poor = Doubt(reason, "reconstruction in dB", self.psnr_db, _PSNR)
-        return (*self.located.doubts, poor)
+        doubts = list(self.located.doubts)
+        if self.psnr_db < _PSNR:
+            reason = (
+                "the model gives the photo back poorly: it is unlike what it learnt, or the steps "
+                "are too few"
+            )
+            doubts.append(Doubt(reason, "reconstruction in dB", self.psnr_db, _PSNR))
+        drifts = dict(zip(self.poses, self.colour_drift, strict=True))
+        other = {pose: drift for pose, drift in drifts.items() if drift and drift > _COLOUR}
+        if other:
+            poses = ", ".join(map(str, other))
+            reason = f"the object takes another colour in {len(other)} views: pose {poses}"
+            doubts.append(Doubt(reason, "largest difference", max(other.values()), _COLOUR))
+        return tuple(doubts)
 
     def record(self) -> dict[str, object]:
         """All but the pixels, for JSON."""
@@ -181,6 +193,7 @@ class TurnedPhoto:
             "foreground_separation": located.separation,
             "reconstruction_psnr_db": self.psnr_db,
             "inversion_evaluations": self.turned.evaluations,
+            "colour_drift": [d if d is None else round(d, 1) for d in self.colour_drift],
             "warnings": [
                 {"reason": doubt.reason, "measure": doubt.measure, "value": doubt.value,
                  "limit": doubt.limit}
@@ -469,6 +482,19 @@ class Run:
         patches, summary = (part.half().float().cpu().numpy() for part in found)
         return patches, summary
 
+    def _colours(self, images: np.ndarray) -> np.ndarray:
+        """Mean colour of the foreground, (n, S, S, 3) uint8 to (n, 3); NaN where there is none."""
+        grid = self.backbone.grid
+        colours = np.full((len(images), 3), np.nan)
+        for image, colour in zip(images, colours, strict=True):
+            whole = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
+            tokens, _ = self._tokens(crop(Image.fromarray(image), whole, self.backbone.resolution))
+            shown = self.foreground.scores(tokens)[0] > self.foreground.threshold
+            mask = Image.fromarray(shown.reshape(grid, grid)).resize(image.shape[1::-1], _NEAREST)
+            if shown.any():
+                colour[:] = image[np.asarray(mask)].mean(0)
+        return colours
+
     def turn(
         self,
         photo: Path | str | Image.Image | np.ndarray,
@@ -495,6 +521,8 @@ class Run:
         located = self._locate(image, box)
         seconds = {"locate": time.perf_counter() - started}
         turned = turn_crop(self.model, located.crop, located.pose, views, guidance, novel_views)
+        colours = self._colours(np.stack([located.crop, *turned.views]))
+        drift = np.linalg.norm(colours[1:] - colours[0], axis=1)
         used = {**views.model_dump(), **guidance.model_dump(), **novel_views.model_dump()}
         return TurnedPhoto(
             name,
@@ -502,6 +530,7 @@ class Run:
             located,
             tuple(self.model.config.siblings(located.pose)),
             turned,
+            tuple(None if np.isnan(value) else float(value) for value in drift),
             {**self.identity, **used},
             {**seconds, **turned.seconds},
         )
@@ -534,6 +563,7 @@ def turn_crop(
         kept=novel_views.kept,
         gamma=guidance.gamma,
         batch_size=views.batch_size,
+        stride=novel_views.stride,
         arithmetic=autocast(next(model.parameters()).device, views.precision),
         seed=views.seed,
     )

@@ -259,19 +259,23 @@ def test_only_the_other_poses_start_from_the_changed_noise():
 # Views of a given image
 
 
-def _literal_given(model, trajectory, poses, gamma) -> torch.Tensor:
-    """Views of one object whose reference follows a given trajectory, step by step."""
-    alphas = [(_alpha(t), _alpha(t_next)) for t, t_next in ddim_steps(len(trajectory))]
-    times = [t for t, _ in ddim_steps(len(trajectory))]
-    views = [trajectory[0]] * (len(poses) - 1)
-    for number, (here, there) in enumerate(alphas):
-        t = torch.tensor([times[number]] * 2)
+def _literal_given(model, trajectory, poses, gamma, times=None) -> torch.Tensor:
+    """Views of one object whose reference follows a given trajectory, step by step.
+
+    ``times`` are those at which the views are denoised, by default all of the trajectory.
+    """
+    every = [t for t, _ in ddim_steps(len(trajectory))]
+    times = every if times is None else times
+    reference = dict(zip(every, trajectory, strict=True))
+    views = [reference[times[0]]] * (len(poses) - 1)
+    for now, then in zip(times, [*times[1:], -1], strict=True):
+        t = torch.tensor([now] * 2)
         for place, pose in enumerate(poses[1:]):
             # One view at a time beside the reference as it was at this very step.
-            pair = torch.stack([trajectory[number], views[place]])[None]
+            pair = torch.stack([reference[now], views[place]])[None]
             embedding = model.embed(t, torch.tensor([poses[0], pose]))[None]
-            noise = denoise_views(model, pair, embedding, here, gamma)[0, 1]
-            views[place] = _literal_move(views[place], noise, here, there)
+            noise = denoise_views(model, pair, embedding, _alpha(now), gamma)[0, 1]
+            views[place] = _literal_move(views[place], noise, _alpha(now), _alpha(then))
     return torch.stack(views)
 
 
@@ -285,6 +289,40 @@ def test_views_read_the_given_trajectory_at_each_step(network, gamma):
     for index in range(2):
         expected = _literal_given(network, trajectory[:, index], poses[index].tolist(), gamma)
         torch.testing.assert_close(found[index, 1:], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stride", "times"),
+    [(4, 2, [500, 0]), (5, 2, [800, 400, 0]), (5, 3, [600, 0]), (3, 9, [0])],
+)
+def test_views_may_take_fewer_steps_at_the_times_of_the_trajectory(network, steps, stride, times):
+    assert [t for t, _ in ddim_steps(steps, stride)] == times
+    trajectory = torch.randn(steps, 1, 3, 16, 16, dtype=torch.float64)
+    first = [t for t, _ in ddim_steps(steps)].index(times[0])
+    found = sample_views(
+        network,
+        trajectory[first],
+        torch.tensor([[4, 1, 2]]),
+        steps,
+        1.5,
+        trajectory=trajectory,
+        stride=stride,
+    )
+    expected = _literal_given(network, trajectory[:, 0], [4, 1, 2], 1.5, times)
+    torch.testing.assert_close(found[0, 1:], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "times"), [(4, [500, 0]), (5, [800, 400, 0])])
+def test_a_photo_turned_in_fewer_steps_starts_where_they_do(steps, times):
+    model, photo = _fill_zeros(build(CONFIG, 0)), _photos(1)[0]
+    arguments = {"steps": steps, "iterations": 1, "kept": None, "gamma": 1.5, "batch_size": 9}
+    whole, turned = (turn_image(model, photo, 4, stride=n, **arguments) for n in (1, 2))
+    np.testing.assert_array_equal(whole.restored, turned.restored)
+    trajectory = invert(model, from_pixels(photo[None]), torch.tensor([4]), steps)[:, 0]
+    for pose in (0, 3):
+        expected = to_pixels(_literal_given(model, trajectory, [4, pose], 1.5, times))[0]
+        assert np.abs(turned.views[pose].astype(int) - expected).max() <= 1
+        assert (turned.views[pose] != whole.views[pose]).any()
 
 
 def test_every_entry_of_the_trajectory_matters(network):
@@ -393,7 +431,7 @@ def photos(tmp_path):
 
 
 def test_the_step_turns_evenly_spaced_photos_and_writes_how_well(photos):
-    paper = settings.NovelViews(inversion_iterations=1, kept_frequencies="all")
+    paper = settings.NovelViews(inversion_iterations=1, kept_frequencies="all", stride=1)
     turn.main(**photos, sheet=settings.Sheet(objects=3), novel_views=paper)
     out = photos["out"]
     assert sorted(path.name for path in out.iterdir()) == [

@@ -93,6 +93,7 @@ def test_own_pose_is_the_photo_and_the_rest_follows_the_settings(run):
         {"guidance": settings.Guidance(gamma=1.0)},
         {"novel_views": settings.NovelViews(kept_frequencies="all")},
         {"novel_views": settings.NovelViews(inversion_iterations=2)},
+        {"novel_views": settings.NovelViews(stride=1)},
     ):
         other = run.turn(CARS / "green.png", views=FAST, **change)
         np.testing.assert_array_equal(other.views[own], turned.views[own])
@@ -133,6 +134,7 @@ def test_everything_is_written(run, tmp_path):
     assert about["inversion_evaluations"] == 3
     assert about["settings"]["gamma"] == 1.5 and about["settings"]["kept_frequencies"] == 6
     assert about["settings"]["backbone"]["name"] == "stand-in-dinov2-cars"
+    assert about["colour_drift"] == [round(drift, 1) for drift in turned.colour_drift]
     assert set(about["seconds"]) == {"locate", "invert", "restore", "turn"}
     picture = np.asarray(Image.open(strip).convert("RGB")).astype(int)
     red = (picture[..., 0] > 200) & (picture[..., 1:].max(2) < 60)
@@ -167,6 +169,49 @@ def test_a_photo_that_does_not_come_back_is_doubted(run):
     assert poor.doubts[:-1] == turned.located.doubts
     assert "gives the photo back poorly" in poor.doubts[-1].reason
     assert (poor.doubts[-1].value, poor.doubts[-1].limit) == (25.9, 26.0)
+
+
+def test_another_colour_is_doubted_with_the_poses(run):
+    turned = run.turn(CARS / "green.png", views=FAST)
+    alike = replace(turned, colour_drift=(0.0, 80.0, None, 3.0, 4.0))
+    other = replace(turned, colour_drift=(0.0, 80.1, None, 3.0, 93.0))
+    (doubt,) = set(other.doubts) - set(alike.doubts)
+    assert "another colour in 2 views: pose 1, 4" in doubt.reason
+    assert (doubt.value, doubt.limit) == (93.0, 80.0)
+
+
+def test_colours_are_the_means_of_the_foreground(run):
+    turned = run.turn(CARS / "green.png", views=FAST)
+    photo = turned.located.crop
+    repainted = photo[..., ::-1].copy()
+    grid, side = run.backbone.grid, len(photo)
+
+    def literal(image) -> np.ndarray:
+        shown = Image.fromarray(image).resize((run.backbone.resolution,) * 2, Image.BICUBIC)
+        scores = run.foreground.scores(run._tokens(shown)[0])[0]
+        chosen = [
+            image[y, x]
+            for y in range(side)
+            for x in range(side)
+            if scores[y * grid // side, x * grid // side] > run.foreground.threshold
+        ]
+        return np.mean(chosen, axis=0)
+
+    found = run._colours(np.stack([photo, repainted]))
+    np.testing.assert_allclose(found[0], literal(photo), atol=1e-6)
+    np.testing.assert_allclose(found[1], literal(repainted), atol=1e-6)
+    own = turned.poses.index(turned.pose)
+    assert turned.colour_drift[own] == 0.0
+    expected = np.linalg.norm(run._colours(turned.views) - found[0], axis=1)
+    drift = [np.nan if value is None else value for value in turned.colour_drift]
+    np.testing.assert_allclose(drift, expected)
+    assert any("another colour" in d.reason for d in turned.doubts) == (np.nanmax(drift) > 80)
+
+
+def test_without_foreground_there_is_no_colour(run):
+    flat = np.full((1, 32, 32, 3), 128, np.uint8)
+    blind = replace(run, foreground=replace(run.foreground, threshold=1e9))
+    assert np.isnan(blind._colours(flat)).all()
 
 
 def test_a_photo_without_object_is_turned_with_a_warning(run, tmp_path):

@@ -65,13 +65,13 @@ def noise_from_output(output: Tensor, x: Tensor, alpha: float, prediction: str) 
     return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
 
 
-def ddim_steps(count: int) -> list[tuple[int, int]]:
+def ddim_steps(count: int, stride: int = 1) -> list[tuple[int, int]]:
     """Pairs (t, next t) of a sampler with evenly spaced steps, from noise to image.
 
     DDIM's "uniform" spacing: for 50 steps t = 980, 960, ..., 0. After the last comes -1, the clean
-    image, at which alpha is 1.
+    image, at which alpha is 1. A stride takes every so many-th of these t, the last 0 as ever.
     """
-    times = [number * T // count for number in range(count)]
+    times = [number * T // count for number in range(0, count, stride)]
     return list(zip(reversed(times), reversed([-1, *times[:-1]]), strict=True))
 
 
@@ -93,22 +93,24 @@ def ddim_sample(
     noise: Tensor,
     steps: int,
     progress: Callable = lambda steps: steps,
+    stride: int = 1,
 ) -> Tensor:
     """Deterministic DDIM from noise to images.
 
     Args:
-        denoise: from images (n, ...), the number of the step, 0..steps-1, and its alpha to
+        denoise: from images (n, ...), the number of the step taken, from 0, and its alpha to
             predicted noise.
         noise: x_T, standard normal.
         steps: number of steps.
         progress: wraps the list of steps, such as ``tqdm``.
+        stride: as of :func:`ddim_steps`.
 
     Returns:
         Images of the same shape, not clamped.
     """
     alphas = cumulative_alphas().tolist()
     x = noise
-    for number, (t, t_next) in enumerate(progress(ddim_steps(steps))):
+    for number, (t, t_next) in enumerate(progress(ddim_steps(steps, stride))):
         alpha_next = alphas[t_next] if t_next >= 0 else 1.0
         noise = denoise(x, number, alphas[t]).to(x.dtype)
         x = ddim_step(x, noise, alphas[t], alpha_next)

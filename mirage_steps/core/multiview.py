@@ -65,6 +65,7 @@ def sample_views(
     gamma: float,
     progress: Callable = lambda steps: steps,
     trajectory: Tensor | None = None,
+    stride: int = 1,
 ) -> Tensor:
     """Generate objects, each in its reference pose and in other poses, from shared noise.
 
@@ -77,19 +78,23 @@ def sample_views(
         progress: wraps the list of steps.
         trajectory: (steps, objects, 3, S, S) of :func:`invert`, where the references are given
             images: their keys and values are those of their own way to noise.
+        stride: as of :func:`mirage_steps.core.diffusion.ddim_steps`.
 
     Returns:
         (objects, 1 + views, 3, S, S), not clamped.
     """
-    embeddings = step_embeddings(model, poses.flatten(), steps).unflatten(1, tuple(poses.shape))
+    embeddings = step_embeddings(model, poses.flatten(), steps, stride)
+    embeddings = embeddings.unflatten(1, tuple(poses.shape))
     x = noise[:, None].expand(-1, poses.shape[1], -1, -1, -1)
 
     def denoise(x: Tensor, number: int, alpha: float) -> Tensor:
         if trajectory is not None:
-            x = torch.cat([trajectory[number][:, None], x[:, 1:]], dim=1)
+            # Counted from the last step, at t = 0, where any stride arrives.
+            there = trajectory[stride * (number - len(embeddings)) + stride - 1]
+            x = torch.cat([there[:, None], x[:, 1:]], dim=1)
         return denoise_views(model, x, embeddings[number], alpha, gamma)
 
-    return ddim_sample(denoise, x, steps, progress)
+    return ddim_sample(denoise, x, steps, progress, stride)
 
 
 @torch.inference_mode()
@@ -101,6 +106,7 @@ def sample_all_poses(
     gamma: float,
     batch_size: int,
     trajectory: Tensor | None = None,
+    stride: int = 1,
 ) -> Tensor:
     """One object in every pose of its category, the reference in its own.
 
@@ -114,6 +120,7 @@ def sample_all_poses(
         gamma: as in :func:`denoise_views`.
         batch_size: images denoised at once, the reference and guided views among them.
         trajectory: (steps, 1, 3, S, S) where the reference is a given image.
+        stride: as of :func:`mirage_steps.core.diffusion.ddim_steps`.
 
     Returns:
         (k, 3, S, S) in circular order, not clamped.
@@ -125,7 +132,9 @@ def sample_all_poses(
     for start in range(0, len(others), size):
         chosen = [reference, *others[start : start + size]]
         asked = torch.tensor([chosen], device=noise.device)
-        made = sample_views(model, noise, asked, steps, gamma, trajectory=trajectory)[0]
+        made = sample_views(
+            model, noise, asked, steps, gamma, trajectory=trajectory, stride=stride
+        )[0]
         images[[poses.index(pose) for pose in chosen]] = made.to(images.dtype)
     return images
 
@@ -191,9 +200,9 @@ def _single(model: UNet, poses: Tensor, steps: int) -> Callable[[Tensor, int, fl
     return denoise
 
 
-def step_embeddings(model: UNet, poses: Tensor, steps: int) -> Tensor:
-    """Embeddings of all DDIM steps, (steps, n, embedding), for poses (n,)."""
-    times = torch.tensor([t for t, _ in ddim_steps(steps)], device=poses.device)
+def step_embeddings(model: UNet, poses: Tensor, steps: int, stride: int = 1) -> Tensor:
+    """Embeddings of all DDIM steps taken, (steps, n, embedding), for poses (n,)."""
+    times = torch.tensor([t for t, _ in ddim_steps(steps, stride)], device=poses.device)
     count = len(poses)
-    flat = model.embed(times.repeat_interleave(count), poses.repeat(steps))
-    return flat.unflatten(0, (steps, count))
+    flat = model.embed(times.repeat_interleave(count), poses.repeat(len(times)))
+    return flat.unflatten(0, (len(times), count))

@@ -54,6 +54,7 @@ def turn(
     kept: int | None,
     gamma: float,
     batch_size: int,
+    stride: int = 1,
     arithmetic: contextlib.AbstractContextManager | None = None,
     seed: int = 0,
 ) -> Turned:
@@ -68,6 +69,7 @@ def turn(
         kept: as in :func:`randomise_phases`; None leaves the noise as it is (paper).
         gamma: weight of the soft pass in equation 7.
         batch_size: images denoised at once.
+        stride: the views take every so many-th of the steps; the photo's way is as ever.
         arithmetic: what the views are made in, such as ``torch.autocast``; the way to noise and
             back, where a single image gains nothing from it, is not.
         seed: of the phases.
@@ -79,9 +81,11 @@ def turn(
     inverted = _now(device)
     restored = to_pixels(sample_single(model, trajectory[0], own, steps))[0]
     there_and_back = _now(device)
-    noise = trajectory[0] if kept is None else randomise_phases(trajectory[0], kept, seed)
+    # Where the views start: as far from noise as the first step that they take.
+    noise = trajectory[(steps - 1) % stride]
+    noise = noise if kept is None else randomise_phases(noise, kept, seed)
     with arithmetic or contextlib.nullcontext():
-        made = sample_all_poses(model, noise, pose, steps, gamma, batch_size, trajectory)
+        made = sample_all_poses(model, noise, pose, steps, gamma, batch_size, trajectory, stride)
     views = to_pixels(made)
     views[model.config.siblings(pose).index(pose)] = image
     seconds = {
