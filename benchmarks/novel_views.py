@@ -163,7 +163,8 @@ def turned(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
         f"{name}, stride {chosen.stride}: {count} views of {len(made)} photos; mean colour differs "
         f"from the photo's by {np.mean(gaps):.1f}, between unrelated cars by "
         f"{paint.unrelated:.1f}: ratio {np.mean(gaps) / paint.unrelated:.2f}; "
-        f"{right / count:.1%} stand in the pose asked for or beside it; {warned} photos warned of for colour; {seconds / len(made):.1f} s each"
+        f"{right / count:.1%} stand in the pose asked for or beside it; "
+        f"{warned} photos warned of for colour; {seconds / len(made):.1f} s each"
     )
 
 
