@@ -42,7 +42,8 @@ from mirage_steps.support.backbone import Backbone
 from mirage_steps.support.device import autocast
 from mirage_steps.support.files import write_json
 from mirage_steps.support.labels import read_labels
-from mirage_steps.train import Trainer
+from mirage_steps.support.processes import Processes
+from mirage_steps.support.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "config" / "config.yaml"
 DEMO = load(yaml.safe_load(CONFIG.read_text())).datasets["demo"].training
@@ -122,7 +123,7 @@ def make_trainer(name: str, poses: int, steps: int, seed: int) -> Trainer:
     changed = {**variant.training, "iterations": steps, "seed": seed}
     training = Training(**{**DEMO.model_dump(), **changed})
     config = preset(training.preset, SIZE, poses, training.dropout)
-    return Trainer(dataclasses.replace(config, **variant.network), training, CPU)
+    return Trainer(dataclasses.replace(config, **variant.network), training, Processes(CPU))
 
 
 def seconds_a_step(

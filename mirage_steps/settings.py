@@ -189,7 +189,7 @@ class Poses(Settings):
 class Training(Settings):
     """The diffusion model and its training (paper, section 3.2 and appendix A)."""
 
-    untracked = ("record_every", "checkpoint_every", "sample_every")
+    untracked = ("record_every", "checkpoint_every", "sample_every", "processes", "accumulation")
 
     preset: Literal["paper", "small"] = Field(
         "paper", description="The paper's U-Net, or a small one that learns on two cores."
@@ -222,6 +222,12 @@ class Training(Settings):
     )
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
     sample_every: int = Field(5000, ge=1, description="Steps between sample grids.")
+    processes: int = Field(
+        1, ge=1, description="Processes that train together, each on a GPU, and share the batch."
+    )
+    accumulation: int = Field(
+        1, ge=1, description="Parts of a process's share of the batch, one after another."
+    )
     seed: int = Field(0, ge=0, description="Seed of weights, noise, steps and data order.")
 
     @model_validator(mode="after")

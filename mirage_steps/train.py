@@ -2,43 +2,55 @@
 
 Writes ``model.safetensors`` (the averaged weights), ``config.json`` and ``loss.png`` into the
 output folder. What must survive a failed job lives in a folder of its own, ``--checkpoints``: the
-newest checkpoint, ``metrics.jsonl`` and sample grids while it runs. A run that was stopped goes on
-from there; settings or data that changed since start it anew.
+newest two checkpoints, ``metrics.jsonl`` and sample grids while it runs. A run that was stopped
+goes on from there, to the bit as if it had not been; settings or data that changed since start it
+anew. A lock with a heartbeat keeps a second training out of the folder.
+
+Under torchrun several processes train together, each on a GPU of its own:
+``torchrun --nproc-per-node 4 -m mirage_steps.train ...``. The batch is divided among them.
 """
 
-import copy
+import contextlib
 import hashlib
 import json
 import math
 import signal
+import time
 from pathlib import Path
+from typing import TextIO
 
 import h5py
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor
 from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.core import diffusion
 from mirage_steps.core.multiview import sample_single
-from mirage_steps.core.optimizers import optimizers
-from mirage_steps.core.unet import UNetConfig, build, preset
+from mirage_steps.core.unet import preset
 from mirage_steps.support import pictures, tiles
-from mirage_steps.support.device import autocast, choose_device
+from mirage_steps.support.checkpoints import Checkpoints
+from mirage_steps.support.device import autocast
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import atomic, write_json
 from mirage_steps.support.h5 import open_h5
 from mirage_steps.support.labels import read_circles, read_labels
+from mirage_steps.support.lock import Lock
+from mirage_steps.support.processes import Processes
 from mirage_steps.support.step import log, run
+from mirage_steps.support.trainer import Trainer
 
 # Raised by hand when a change makes old checkpoints or models wrong; an edit that does not, such
 # as a reformatting, must never cost days of training.
 VERSION = 3
 
+# Exit code where the time is up: to be tried again (EX_TEMPFAIL of sysexits.h).
+TIME_IS_UP = 75
+
 _SAMPLE_STEPS = 25
+_STARTED = time.monotonic()
 
 
 def main(
@@ -48,6 +60,7 @@ def main(
     out: Path,
     checkpoints: Path,
     training: settings.Training = settings.Training(),
+    runtime: float = 0,
     device: str = "auto",
 ) -> None:
     """Train the pose-conditioned diffusion model.
@@ -56,30 +69,49 @@ def main(
         crops: crops.h5.
         poses: poses.csv.
         out: Folder for model.safetensors, config.json and loss.png.
-        checkpoints: Folder for the checkpoint, metrics.jsonl and sample grids.
+        checkpoints: Folder for the checkpoints, metrics.jsonl and sample grids.
         training: The network and its training.
+        runtime: Minutes that a scheduler gives the job, 0 for no limit; before they are over the
+            training saves and ends with exit code 75, to be called again.
         device: auto, cpu or cuda.
     """
+    if training.batch_size < training.processes * training.accumulation:
+        raise UserError(
+            f"training.batch_size {training.batch_size}: too small for {training.processes} "
+            f"processes with {training.accumulation} parts each"
+        )
     labels = read_labels(poses, crops)
-    where = choose_device(device)
     k, categories = read_circles(poses)
     config = preset(training.preset, training.image_size, k, training.dropout, categories)
-    with open_h5(crops, "images") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_h5(crops, "images"))
         if file["images"].shape[1] != training.image_size:
             raise UserError(
                 f"{crops}: crops are {file['images'].shape[1]} pixels wide, training.image_size "
                 f"is {training.image_size}; rerun the crops step"
             )
-        trainer = Trainer(config, training, where)
-        log.info(
-            "%s U-Net, %.1f M parameters, %d images, %d poses, on %s",
-            training.preset, trainer.parameters / 1e6, len(labels), config.poses, where,
-        )  # fmt: skip
-        _train(
-            trainer, Data(file["images"], labels, training), checkpoints, _identity(crops, poses)
-        )
-    _write_model(trainer, out)
-    pictures.loss_curve(out / "loss.png", read_metrics(checkpoints))
+        processes = stack.enter_context(Processes.joined(device))
+        if processes.count != training.processes:
+            raise UserError(
+                f"training.processes {training.processes}, but {processes.count} run; start them "
+                f"by torchrun --nproc-per-node {training.processes} -m mirage_steps.train"
+            )
+        lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
+        trainer = Trainer(config, training, processes)
+        if processes.first:
+            log.info(
+                "%s U-Net, %.1f M parameters, %d images, %d poses, on %s",
+                training.preset, trainer.parameters / 1e6, len(labels), config.poses,
+                processes.device if processes.count == 1 else f"{processes.count} processes",
+            )  # fmt: skip
+        data = Data(file["images"], labels, training)
+        made_with = {**_fingerprint(training), **_identity(crops, poses)}
+        store = Checkpoints(checkpoints, made_with, processes.device)
+        _resume(trainer, store)
+        _train(trainer, data, store, Stop(runtime), lock)
+        if processes.first:
+            _write_model(trainer, out)
+            pictures.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
 
 class Data:
@@ -95,10 +127,14 @@ class Data:
         self.images, self.labels, self.training = images, labels, training
         self._orders: dict[int, np.ndarray] = {}
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (b, 3, S, S) in [-1, 1] and poses (b,) of a step; every epoch a new order."""
+    def batch(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """A share of the batch of a step; every epoch has a new order.
+
+        Returns:
+            Images (b, 3, S, S) in [-1, 1] and poses (b,).
+        """
         size, count = self.training.batch_size, len(self.labels)
-        places = range(step * size, (step + 1) * size)
+        places = range(step * size, (step + 1) * size)[share]
         epochs = {place // count for place in places}
         self._orders = {
             epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch)
@@ -113,147 +149,81 @@ class Data:
         return np.random.default_rng([self.training.seed, epoch]).permutation(len(self.labels))
 
 
-class Trainer:
-    """Network, averaged network, optimiser and schedule; one :meth:`step` an iteration.
-
-    All randomness of a step is drawn from the seed and the step's number, so a resumed run needs no
-    generator states to equal an uninterrupted one.
-    """
-
-    def __init__(self, config: UNetConfig, training: settings.Training, device: torch.device):
-        self.config, self.training, self.device = config, training, device
-        self.model = build(config, training.seed).to(device)
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizers = optimizers(self.model, training.optimizer, training.learning_rate)
-        self.schedules = [LambdaLR(one, _rate(training)) for one in self.optimizers]
-        self.alphas = diffusion.cumulative_alphas().to(device)
-        self.done = 0
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained values."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def step(self, images: Tensor, poses: Tensor) -> Tensor:
-        """One optimiser step on a batch; loss per value and gradient norm, (2,), on the device."""
-        torch.manual_seed(_step_seed(self.training.seed, self.done))
-        images, poses = images.to(self.device), poses.to(self.device)
-        times = diffusion.antithetic_steps(len(images)).to(self.device)
-        noise = torch.randn_like(images)
-        self.model.train()
-        with autocast(self.device, self.training.precision):
-            noisy = diffusion.add_noise(images, noise, self.alphas[times])
-            predicted = self.model(noisy, times, poses)
-        if self.config.prediction == "velocity":
-            target = diffusion.velocity(images, noise, self.alphas[times])
-        else:
-            target = noise
-        loss = diffusion.squared_error(predicted, target)
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        self._average()
-        self.done += 1
-        return torch.stack([loss.detach() / images[0].numel(), norm])
-
-    def _average(self) -> None:
-        """Exponential moving average whose window grows with the run until it is ``ema`` long.
-
-        At the start the averaged weights would otherwise be dominated by the untrained ones.
-        """
-        decay = min(self.training.ema, (1 + self.done) / (10 + self.done))
-        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averaged, [value.detach() for value in current], 1 - decay)
-
-    def state(self) -> dict:
-        """Everything a resumed run needs, as tensors and plain values."""
-        return {
-            "done": self.done,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-
-    def restore(self, state: dict) -> None:
-        """Go on from what :meth:`state` gave."""
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
-        self.done = state["done"]
-        for schedule in self.schedules:
-            schedule.last_epoch = self.done
-
-
-def _rate(training: settings.Training):
-    """Factor of the learning rate at each step."""
-
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
-        if training.schedule == "constant":
-            return warm
-        return warm * 0.5 * (1 + math.cos(math.pi * min(step / training.iterations, 1.0)))
-
-    return factor
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint32)[0])
-
-
-def _train(trainer: Trainer, data: Data, folder: Path, identity: dict) -> None:
-    """The loop: step, record, sample, checkpoint; SIGTERM saves before it leaves."""
-    training = trainer.training
-    fingerprint = _fingerprint(training, identity)
-    _resume(trainer, folder, fingerprint)
-    folder.mkdir(parents=True, exist_ok=True)
-    stopped, recent = _Stop(), []
+def _train(
+    trainer: Trainer, data: Data, store: Checkpoints, stop: "Stop", lock: Lock | None
+) -> None:
+    """The loop: step, record, sample, checkpoint; all but the steps in the first process alone."""
+    training, processes, recent = trainer.training, trainer.processes, []
+    store.folder.mkdir(parents=True, exist_ok=True)
     with (
-        open(folder / "metrics.jsonl", "a") as metrics,
-        tqdm(total=training.iterations, initial=trainer.done, unit="step", mininterval=5.0) as bar,
-    ):
+        open(store.folder / "metrics.jsonl", "a") as metrics,
+        tqdm(
+            total=training.iterations, initial=trainer.done, unit="step", mininterval=5.0,
+            disable=not processes.first,
+        ) as bar,
+    ):  # fmt: skip
         while trainer.done < training.iterations:
-            recent.append(trainer.step(*data.batch(trainer.done)))
+            recent.append(trainer.step(*data.batch(trainer.done, trainer.share)))
             last = trainer.done == training.iterations
-            save = last or stopped.asked or trainer.done % training.checkpoint_every == 0
+            leave = processes.any(stop.asked) and not last
+            save = last or leave or trainer.done % training.checkpoint_every == 0
             # What is saved was looked at before: numbers gone bad would be resumed for ever.
             if save or trainer.done % training.record_every == 0:
                 # Only here the figures leave the device, and the step waits for them.
-                loss, norm = torch.stack(recent).mean(0).tolist()
+                means = torch.stack(recent).mean(0).cpu()
+                loss, norm = processes.total(means[:1]).item(), means[1].item()
                 if not math.isfinite(loss + norm):
                     raise UserError(
                         f"the loss is not finite at step {trainer.done}; the last checkpoint is "
                         "kept: try precision: float32 or a lower learning_rate"
                     )
-                rate = trainer.optimizers[0].param_groups[0]["lr"]
-                record = {"step": trainer.done, "loss": loss, "gradient_norm": norm}
-                print(json.dumps({**record, "learning_rate": rate}), file=metrics, flush=True)
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                if processes.first:
+                    rate = trainer.optimizers[0].param_groups[0]["lr"]
+                    _record(metrics, trainer.done, loss, norm, rate)
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 recent.clear()
             # Before the progress bar, whose pipe may be gone when a scheduler ends the job.
-            if save:
-                save_checkpoint(trainer, folder, fingerprint)
+            if save and processes.first:
+                lock.require()
+                store.save(trainer.state())
             bar.update()
-            if stopped.asked and not last:
-                raise SystemExit(143)
-            if last or trainer.done % training.sample_every == 0:
-                _sample(trainer, folder)
+            if leave:
+                raise SystemExit(stop.code)
+            if processes.first and (last or trainer.done % training.sample_every == 0):
+                _sample(trainer, store.folder)
 
 
-class _Stop:
-    """Notices SIGTERM and Ctrl-C and lets the step in hand finish."""
+def _record(metrics: TextIO, step: int, loss: float, norm: float, rate: float) -> None:
+    """Write a line of ``metrics.jsonl``."""
+    record = {"step": step, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+    print(json.dumps({**record, "time": round(time.time(), 1)}), file=metrics, flush=True)
 
-    def __init__(self) -> None:
-        self.asked = False
+
+class Stop:
+    """Notices SIGTERM, Ctrl-C and the end of the time, and lets the step in hand finish.
+
+    Args:
+        runtime: minutes since the start of the process, 0 for no limit. Of these a twentieth, but
+            at least half a minute and at most ten, is left for saving and for what comes after.
+    """
+
+    def __init__(self, runtime: float):
+        self.code, self._asked = 143, False
+        seconds = 60 * runtime
+        self._limit = seconds - min(max(seconds / 20, 30), 600) if runtime else math.inf
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
+    @property
+    def asked(self) -> bool:
+        """Whether to save and leave, with exit code :attr:`code`."""
+        if not self._asked and time.monotonic() - _STARTED > self._limit:
+            self._asked, self.code = True, TIME_IS_UP
+            log.warning("the time is nearly over: saving a checkpoint, then leaving")
+        return self._asked
+
     def _ask(self, number: int, _: object) -> None:
-        self.asked = True
+        self._asked = True
         log.warning("%s: saving a checkpoint, then leaving", signal.Signals(number).name)
 
 
@@ -266,49 +236,28 @@ def _identity(crops: Path, poses: Path) -> dict[str, str]:
     return found
 
 
-def _fingerprint(training: settings.Training, identity: dict) -> dict:
-    """What a checkpoint must have been made with to be gone on from."""
+def _fingerprint(training: settings.Training) -> dict:
+    """Settings that a checkpoint must have been made with to be gone on from."""
     kept = training.model_dump(mode="json", exclude=set(training.untracked))
     if training.schedule == "constant":
         kept.pop("iterations")  # a longer run begins as the shorter one
-    return {"version": VERSION, **kept, **identity}
+    return {"version": VERSION, **kept}
 
 
-def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: dict) -> None:
-    """Write ``checkpoint.pt``, whole or not at all."""
-    with atomic(folder / "checkpoint.pt") as path:
-        torch.save({"fingerprint": fingerprint, **trainer.state()}, path)
-
-
-def _resume(trainer: Trainer, folder: Path, fingerprint: dict) -> None:
-    """Go on from the folder's checkpoint if it was made with the same settings and data."""
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        return
-    try:
-        state = torch.load(path, map_location=trainer.device, weights_only=True)
-        before = state.pop("fingerprint")
-        changed = sorted(
-            key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key)
-        )
-        if state["done"] > trainer.training.iterations:
-            changed.append("iterations")
-        if not changed:
-            trainer.restore(state)
-    except Exception as error:
-        # torch.load raises many types on a damaged file; each means the same to the user.
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        raise UserError(f"{path}: damaged ({reason}); delete it to start anew") from None
-    if changed:
-        kept = path.replace(folder / "checkpoint.previous.pt")
-        log.warning("starting anew: %s changed; the old is %s", ", ".join(changed), kept)
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        return
-    records = [record for record in read_metrics(folder) if record["step"] <= trainer.done]
-    with atomic(folder / "metrics.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-    log.info("resuming after step %d", trainer.done)
+def _resume(trainer: Trainer, store: Checkpoints) -> None:
+    """Go on from the newest checkpoint, all processes from the same."""
+    processes, state = trainer.processes, None
+    if processes.first:
+        state = store.newest(trainer.training.iterations)
+    done = processes.largest(state["done"] if state else 0)
+    if done:
+        trainer.restore(state or store.load(done))
+    if processes.first:
+        records = [r for r in read_metrics(store.folder) if done and r["step"] <= done]
+        with atomic(store.folder / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+        if done:
+            log.info("resuming after step %d", done)
 
 
 def read_metrics(folder: Path) -> list[dict]:

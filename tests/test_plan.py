@@ -27,7 +27,7 @@ FINISHED = {
     "features/tokens.h5": 131_945_184,
     "crops/crops.h5": 24_823_584,
     "pose_space/maps.h5": 6_979_040,
-    "training/checkpoints/checkpoint.pt": 129_198_838,
+    "training/checkpoints/step-*.pt": 2 * 129_198_838,
     "training/model.safetensors": 42_584_032,
     "sets/real-a/*.h5": 2_484_072 + 108_544,
     "sets/mv-bg-hag/*.h5": 2_483_224 + 108_544,

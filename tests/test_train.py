@@ -23,7 +23,10 @@ from mirage_steps.settings import Training
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.labels import read_labels
 from mirage_steps.support.model import load_model
+from mirage_steps.support.processes import Processes
+from mirage_steps.support.trainer import Trainer
 
+ALONE = Processes(torch.device("cpu"))
 IMAGES, POSES, SIZE = 12, 4, 32
 SETTINGS = Training(
     preset="small", image_size=SIZE, iterations=6, batch_size=4, learning_rate=1e-3,
@@ -51,16 +54,20 @@ def run(data, folder: Path, training: Training) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("step-*.pt"))
+
+
 def stop_after(monkeypatch, steps: int) -> None:
     """Make the process die in the middle of a step, as a kill would."""
-    original = train.Trainer.step
+    original = Trainer.step
 
     def step(self, *batch):
         if self.done == steps:
             raise KeyboardInterrupt
         return original(self, *batch)
 
-    monkeypatch.setattr(train.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -99,7 +106,7 @@ def test_changed_poses_start_anew(data, tmp_path, caplog):
     data["poses"].write_text(text)
     run(data, tmp_path / "run", SETTINGS)
     assert "starting anew: poses changed" in caplog.text
-    assert (tmp_path / "run" / "checkpoints" / "checkpoint.previous.pt").exists()
+    assert (tmp_path / "run" / "checkpoints" / "previous.pt").exists()
 
 
 def test_fewer_iterations_start_anew(data, tmp_path, caplog):
@@ -121,25 +128,62 @@ def test_a_longer_run_goes_on_from_the_shorter(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
-    original = train.Trainer.step
+    original = Trainer.step
 
     def step(self, *batch):
         values = original(self, *batch)
         return values * float("nan") if self.done == 4 else values
 
-    monkeypatch.setattr(train.Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(UserError, match="not finite at step 4"):
         run(data, tmp_path / "run", SETTINGS)
-    saved = torch.load(tmp_path / "run" / "checkpoints" / "checkpoint.pt", weights_only=True)
-    assert saved["done"] == 2, "the checkpoint at step 4 must not replace the good one"
+    assert checkpoints(tmp_path / "run") == ["step-0000002.pt"]
 
 
-def test_damaged_checkpoint_is_named(data, tmp_path):
+def test_the_newest_two_checkpoints_are_kept(data, tmp_path):
     run(data, tmp_path / "run", SETTINGS)
-    path = tmp_path / "run" / "checkpoints" / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="checkpoint.pt: damaged"):
+    assert checkpoints(tmp_path / "run") == ["step-0000004.pt", "step-0000006.pt"]
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return (
+        content[:middle]
+        + bytes(byte ^ 1 for byte in content[middle : middle + 8])
+        + (content[middle + 8 :])
+    )
+
+
+def _empty(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, _empty])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(data, tmp_path, caplog, damage):
+    whole = run(data, tmp_path / "run", SETTINGS)
+    newest = tmp_path / "run/checkpoints/step-0000006.pt"
+    newest.write_bytes(damage(newest.read_bytes()))
+    found = run(data, tmp_path / "run", SETTINGS)
+    assert "step-0000006.pt: damaged" in caplog.text and "going on from the one" in caplog.text
+    assert (newest.parent / "damaged.pt").exists()
+    assert checkpoints(tmp_path / "run") == ["step-0000004.pt", "step-0000006.pt"]
+    for name, value in whole.items():
+        assert torch.equal(value, found[name]), name
+    steps = [record["step"] for record in train.read_metrics(newest.parent)]
+    assert steps == list(range(1, 7))
+
+
+def test_damaged_checkpoints_alone_are_named(data, tmp_path):
+    run(data, tmp_path / "run", SETTINGS)
+    for path in (tmp_path / "run/checkpoints").glob("step-*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step-0000004.pt: damaged .*; delete .*/step-\*.pt to st"):
         run(data, tmp_path / "run", SETTINGS)
+    assert checkpoints(tmp_path / "run") == ["step-0000004.pt", "step-0000006.pt"]
 
 
 def test_sigterm_to_the_whole_job_saves_and_leaves(data, tmp_path):
@@ -164,12 +208,11 @@ def test_sigterm_to_the_whole_job_saves_and_leaves(data, tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
-    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint.pt"
     deadline = time.monotonic() + 60
-    while not checkpoint.exists():  # bash goes at once, the step finishes what it does
+    while not checkpoints(tmp_path / "run"):  # bash goes at once, the step finishes what it does
         assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
         time.sleep(0.1)
-    saved = torch.load(checkpoint, weights_only=True)
+    saved = torch.load(metrics.with_name(checkpoints(tmp_path / "run")[0]), weights_only=True)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert saved["done"] == steps[-1]
     assert "SIGTERM: saving a checkpoint" in (tmp_path / "log.txt").read_text()
@@ -199,7 +242,7 @@ def test_batches_may_be_larger_than_the_data(data):
 
 def test_averaged_weights_are_the_literal_average(data):
     config = UNetConfig(SIZE, POSES, (32,), blocks=1, attention_below=4, stem=4)
-    trainer = train.Trainer(config, SETTINGS, torch.device("cpu"))
+    trainer = Trainer(config, SETTINGS, ALONE)
     expected = [p.detach().clone() for p in trainer.model.parameters()]
     for number in range(4):
         trainer.step(torch.rand(4, 3, SIZE, SIZE), torch.arange(4))
@@ -214,9 +257,9 @@ def test_learning_falls(data):
     """A few steps on one batch must lower its loss: the gradient reaches the weights."""
     config = UNetConfig(SIZE, POSES, (32,), blocks=1, attention_below=4, stem=4)
     settings = SETTINGS.model_copy(
-        update={"iterations": 1000, "dropout": 0.0, "learning_rate": 3e-3}
+        update={"iterations": 1000, "dropout": 0.0, "learning_rate": 3e-3, "batch_size": 16}
     )
-    trainer = train.Trainer(config, settings, torch.device("cpu"))
+    trainer = Trainer(config, settings, ALONE)
     images, poses = torch.zeros(16, 3, SIZE, SIZE), torch.zeros(16, dtype=torch.long)
     losses = [trainer.step(images, poses)[0].item() for _ in range(60)]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])

@@ -38,7 +38,8 @@ def antithetic_steps(count: int) -> Tensor:
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Equation 2: squared error summed over an image, averaged over the batch, as in DDIM."""
-    return (predicted.float() - target).square().flatten(1).sum(1).mean()
+    wide = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+    return (wide - target).square().flatten(1).sum(1).mean()
 
 
 def velocity(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:

@@ -95,10 +95,11 @@ def artifacts(
         return made
     model, checkpoints = folder / "training/model.safetensors", folder / "training/checkpoints"
     checkpoint = generator.checkpoint
+    kept = min(2, -(-dataset.training.iterations // dataset.training.checkpoint_every))
     feature = tokens.dim + (INCEPTION_DIM if dataset.embed.inception != "none" else 0)
     samples = dataset.fid.samples
     made += [
-        Artifact(checkpoints / "checkpoint.pt", checkpoint, until=model),
+        Artifact(checkpoints / "step-*.pt", kept * checkpoint, "the newest two", until=model),
         Artifact(checkpoints / "its replacement", checkpoint, "while written", True, model),
         Artifact(model, generator.weights),
     ]

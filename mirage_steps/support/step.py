@@ -134,7 +134,8 @@ def _write_provenance(
         "seconds": round(time.time() - started, 2),
         "peak_memory_mb": _peak_memory(),
     }
-    for record in records:
+    # Of several processes that work together only the first writes.
+    for record in records if os.environ.get("RANK", "0") == "0" else ():
         write_json(Path(arguments["out"]) / f"{record}.run.json", content)
 
 
