@@ -2,6 +2,14 @@
 from mirage_steps.support.code import version
 
 
+def launcher(wildcards):
+    """What starts the training: torchrun where several processes share it."""
+    processes = model_settings(wildcards).training.processes
+    if processes == 1:
+        return "python"
+    return f"torchrun --standalone --nproc-per-node={processes}"
+
+
 rule train:
     input:
         crops=own_model("crops/crops.h5"),
@@ -20,7 +28,10 @@ rule train:
         "../envs/mirage.yaml"
     threads: 8
     resources:
-        gpu=1,
+        gpu=setting("training", "processes"),
+        processes=setting("training", "processes"),
+        accumulation=setting("training", "accumulation"),
+        launcher=launcher,
         record_every=setting("training", "record_every"),
         checkpoint_every=setting("training", "checkpoint_every"),
         sample_every=setting("training", "sample_every"),
@@ -28,13 +39,16 @@ rule train:
         training=section("training"),
         out=subpath(output.weights, parent=True),
         code=version("train"),
+        # A function of the resources makes nothing stale. Without a scheduler there is no limit.
+        runtime=lambda wildcards, resources: resources.get("runtime", 0),
     message:
         "{wildcards.dataset}: training; live figures in {params.out}/checkpoints/metrics.jsonl"
     # The checkpoints' folder is no declared output: Snakemake removes those of a failed job, and
     # checkpoints must survive it.
     shell:
-        "python -m mirage_steps.train --crops {input.crops:q} --poses {input.poses:q}"
+        "{resources.launcher} -m mirage_steps.train --crops {input.crops:q} --poses {input.poses:q}"
         " --out {params.out:q} --checkpoints {params.out:q}/checkpoints {params.training}"
         " --record-every {resources.record_every} --sample-every {resources.sample_every}"
-        " --checkpoint-every {resources.checkpoint_every}"
+        " --checkpoint-every {resources.checkpoint_every} --processes {resources.processes}"
+        " --accumulation {resources.accumulation} --runtime {params.runtime}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"

@@ -1,8 +1,11 @@
 """The finished miniature that several files of tests look at."""
 
+import json
 import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from workflow import Project
 
@@ -24,3 +27,18 @@ def changed(finished: Project, tmp_path: Path) -> Project:
     for name in ("results", ".snakemake"):
         shutil.copytree(finished.folder / name, project.folder / name)
     return project
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Path]:
+    """What training reads: random crops with poses."""
+    count, poses, side = 12, 4, 32
+    names = [f"{number}.png" for number in range(count)]
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "crops.h5", "w") as file:
+        file["images"] = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+        file.create_dataset("image", data=names, dtype=h5py.string_dtype())
+    rows = [f"{name},{number % poses},0" for number, name in enumerate(names)]
+    (tmp_path / "poses.csv").write_text("\n".join(["image,pose,distance", *rows]) + "\n")
+    (tmp_path / "poses.json").write_text(json.dumps({"k": poses, "categories": 1}))
+    return {"crops": tmp_path / "crops.h5", "poses": tmp_path / "poses.csv"}

@@ -1,6 +1,7 @@
 """Training: resume, staleness, data order, averaged weights."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -33,20 +34,6 @@ SETTINGS = Training(
     schedule="cosine", warmup=2, ema=0.9, dropout=0.1, checkpoint_every=2, record_every=1,
     sample_every=100, precision="float32",
 )  # fmt: skip
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> dict[str, Path]:
-    """Random crops with poses."""
-    names = [f"{number}.png" for number in range(IMAGES)]
-    rng = np.random.default_rng(0)
-    with h5py.File(tmp_path / "crops.h5", "w") as file:
-        file["images"] = rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8)
-        file.create_dataset("image", data=names, dtype=h5py.string_dtype())
-    rows = [f"{name},{number % POSES},0" for number, name in enumerate(names)]
-    (tmp_path / "poses.csv").write_text("\n".join(["image,pose,distance", *rows]) + "\n")
-    (tmp_path / "poses.json").write_text(json.dumps({"k": POSES, "categories": 1}))
-    return {"crops": tmp_path / "crops.h5", "poses": tmp_path / "poses.csv"}
 
 
 def run(data, folder: Path, training: Training) -> dict[str, torch.Tensor]:
@@ -85,6 +72,123 @@ def test_resumed_equals_uninterrupted_to_the_bit(data, tmp_path, monkeypatch, st
         assert torch.equal(value, parts[name]), name
     steps = [record["step"] for record in train.read_metrics(tmp_path / "parts" / "checkpoints")]
     assert steps == list(range(1, 7))
+
+
+def _command(data, folder: Path, iterations: int) -> list[str]:
+    return [
+        sys.executable, "-m", "mirage_steps.train", "--crops", str(data["crops"]), "--poses",
+        str(data["poses"]), "--out", str(folder), "--checkpoints", f"{folder}/checkpoints",
+        "--preset", "small", "--image-size", str(SIZE), "--iterations", str(iterations),
+        "--batch-size", "4", "--dropout", "0.1", "--record-every", "1", "--checkpoint-every", "3",
+        "--sample-every", "1000",
+    ]  # fmt: skip
+
+
+def _start(command: list[str]) -> subprocess.Popen:
+    root = Path(train.__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def test_ten_random_stops_change_no_bit(data, tmp_path):
+    """Killed and asked to leave at ten random steps; all that a checkpoint holds is compared."""
+    iterations = 60
+    rng = np.random.default_rng(0)
+    stops = sorted(rng.choice(np.arange(1, iterations - 5), 10, replace=False).tolist())
+    signals = rng.permutation([signal.SIGTERM, signal.SIGKILL] * 5).tolist()
+    whole = _start(_command(data, tmp_path / "whole", iterations))
+    assert whole.communicate(timeout=300)[1] and whole.returncode == 0
+    command, resumed = _command(data, tmp_path / "parts", iterations), []
+    for step, number in zip(stops, signals, strict=True):
+        began, process = time.time(), _start(command)
+        deadline = time.monotonic() + 120
+        while (last := _last_step(tmp_path / "parts", began)) < step:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, number)
+        output = process.communicate(timeout=60)[1]
+        assert process.returncode == (143 if number == signal.SIGTERM else -number), output
+        assert not (tmp_path / "parts/model.safetensors").exists()
+        resumed += [int(found) for found in re.findall(r"resuming after step (\d+)", output)]
+        assert last < iterations
+    process = _start(command)
+    output = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, output
+    resumed += [int(found) for found in re.findall(r"resuming after step (\d+)", output)]
+    assert len(resumed) >= 9 and resumed == sorted(resumed)
+    states = [
+        torch.load(tmp_path / name / f"checkpoints/step-{iterations:07d}.pt", weights_only=True)
+        for name in ("whole", "parts")
+    ]
+    one, other = (flatten(state) for state in states)
+    assert one.keys() == other.keys()
+    assert sum(isinstance(value, torch.Tensor) for value in one.values()) > 300
+    for name, value in one.items():
+        same = torch.equal(value, other[name]) if torch.is_tensor(value) else value == other[name]
+        assert same, name
+    pair = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts")]
+    assert all(torch.equal(value, pair[1][name]) for name, value in pair[0].items())
+    records = [train.read_metrics(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
+    without_time = [[{**record, "time": 0} for record in part] for part in records]
+    assert without_time[0] == without_time[1]
+
+
+def _last_step(folder: Path, since: float = 0) -> int:
+    """The last step that was made since a time."""
+    records = train.read_metrics(folder / "checkpoints")
+    return records[-1]["step"] if records and records[-1]["time"] > since else 0
+
+
+def flatten(state: object, name: str = "") -> dict[str, object]:
+    """Leaves of a nested state by their places."""
+    if not isinstance(state, (dict, list, tuple)):
+        return {name: state}
+    parts = state.items() if isinstance(state, dict) else enumerate(state)
+    return {k: v for key, part in parts for k, v in flatten(part, f"{name}/{key}").items()}
+
+
+def test_the_time_limit_saves_before_it_is_over(data, tmp_path):
+    whole = run(data, tmp_path / "whole", SETTINGS)
+    arguments = {**data, "out": tmp_path / "run", "checkpoints": tmp_path / "run/checkpoints"}
+    for done in range(1, 6):
+        with pytest.raises(SystemExit) as left:
+            train.main(**arguments, training=SETTINGS, runtime=0.1)
+        assert left.value.code == train.TIME_IS_UP
+        assert checkpoints(tmp_path / "run")[-1] == f"step-{done:07d}.pt"
+        assert not (tmp_path / "run/checkpoints/lock.json").exists()
+    found = run(data, tmp_path / "run", SETTINGS)
+    for name, value in whole.items():
+        assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.parametrize(
+    ("minutes", "seconds"), [(0, math.inf), (1, 30), (60, 57 * 60), (2880, 2870 * 60)]
+)
+def test_part_of_the_time_is_left_for_what_comes_after(monkeypatch, minutes, seconds):
+    stop, now = train.Stop(minutes), 0.0
+    monkeypatch.setattr(train, "_STARTED", 0.0)
+    monkeypatch.setattr(train.time, "monotonic", lambda: now)
+    now = min(seconds, 1e9)
+    assert not stop.asked
+    now += 1
+    assert stop.asked == math.isfinite(seconds)
+
+
+def test_a_second_training_is_kept_out_of_the_folder(data, tmp_path):
+    process = _start(_command(data, tmp_path / "run", 100_000))
+    try:
+        deadline = time.monotonic() + 120
+        while _last_step(tmp_path / "run") < 1:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        with pytest.raises(UserError, match=f"training here .process {process.pid} on .*wait for"):
+            run(data, tmp_path / "run", SETTINGS)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_changed_settings_start_anew(data, tmp_path, monkeypatch, caplog):

@@ -1,0 +1,131 @@
+"""Training in several processes and in parts of a batch equals that of one process at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from train_together import train
+
+from mirage_steps import train as train_step
+from mirage_steps.support.processes import Processes
+from mirage_steps.support.trainer import share
+
+ROOT = Path(__file__).parents[1]
+ALONE = Processes(torch.device("cpu"))
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+@pytest.mark.parametrize(("count", "of"), [(10, 1), (10, 2), (10, 3), (7, 7), (128, 5)])
+def test_shares_are_even_and_whole(count, of):
+    parts = [range(count)[share(count, number, of)] for number in range(of)]
+    assert [row for part in parts for row in part] == list(range(count))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def tensors(state: object, name: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of a nested state by their places."""
+    if isinstance(state, torch.Tensor):
+        return {name: state}
+    if not isinstance(state, (dict, list, tuple)):
+        return {}
+    parts = state.items() if isinstance(state, dict) else enumerate(state)
+    return {k: v for key, part in parts for k, v in tensors(part, f"{name}/{key}").items()}
+
+
+def difference(one: dict, other: dict) -> float:
+    """Largest relative difference of a tensor: norm of the difference by the norm."""
+    one, other = tensors(one), tensors(other)
+    assert one.keys() == other.keys() and len(one) > 100
+    return max(
+        float((other[key].double() - value.double()).norm() / value.double().norm().clamp(1e-12))
+        for key, value in one.items()
+    )
+
+
+def together(folder: Path, processes: int, dtype: str, optimizer: str, accumulation: int) -> list:
+    words = [folder, dtype, optimizer, accumulation]
+    script = ROOT / "tests/train_together.py"
+    subprocess.run(
+        [*TORCHRUN, f"--nproc-per-node={processes}", script, *map(str, words)],
+        env=ENVIRONMENT, check=True, timeout=300,
+    )  # fmt: skip
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit", "processes", "accumulation"),
+    [("float32", 1e-5, 2, 1), ("float64", 1e-10, 2, 1), ("float64", 1e-10, 2, 2)],
+)
+def test_two_processes_equal_one(tmp_path, dtype, limit, processes, accumulation):
+    alone = train(ALONE, getattr(torch, dtype), optimizer="adam")
+    found = together(tmp_path, processes, dtype, "adam", accumulation)
+    assert difference(found[0], found[1]) == 0.0
+    assert difference(alone, found[0]) <= limit
+
+
+def test_parts_of_a_batch_equal_the_whole():
+    """Also where they are not of one size."""
+    whole = train(ALONE, torch.float64, optimizer="adam")
+    for accumulation in (2, 3, 10):
+        parts = train(ALONE, torch.float64, optimizer="adam", accumulation=accumulation)
+        assert difference(whole, parts) <= 1e-10
+
+
+def test_another_batch_makes_a_difference():
+    """The measure of these tests sees what it should: here the network of one seed and another."""
+    one, other = (train(ALONE, torch.float64, optimizer="adam", seed=seed) for seed in (0, 1))
+    assert difference(one, other) > 0.1
+
+
+SMALL = (
+    "--preset small --image-size 32 --batch-size 5 --dropout 0 --precision float32"
+    " --record-every 1 --checkpoint-every 2 --sample-every 1000 --schedule cosine"
+).split()  # fmt: skip
+
+
+def _train(data: dict, out: Path, processes: int, *more: str) -> subprocess.CompletedProcess:
+    launcher = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
+    words = [
+        *launcher, "-m", "mirage_steps.train", "--crops", data["crops"], "--poses", data["poses"],
+        "--out", out, "--checkpoints", out / "checkpoints", "--processes", processes, *SMALL, *more,
+    ]  # fmt: skip
+    return subprocess.run(
+        list(map(str, words)), env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, text=True,
+        stderr=subprocess.PIPE, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_step_trains_with_two_processes_and_goes_on_with_one(data, tmp_path):
+    for name, counts in (("alone", (1,)), ("two", (2, 1))):
+        for iterations, count in zip((6,) if len(counts) == 1 else (4, 6), counts, strict=True):
+            words = ("--iterations", iterations, "--schedule", "constant")
+            done = _train(data, tmp_path / name, count, *words)
+            assert done.returncode == 0, done.stderr
+    assert "resuming after step 4" in done.stderr
+    alone, two = (load_file(tmp_path / name / "model.safetensors") for name in ("alone", "two"))
+    assert max(
+        float((two[key] - value).norm() / value.norm().clamp(1e-12)) for key, value in alone.items()
+    ) < 1e-4  # fmt: skip
+    losses = [
+        [record["loss"] for record in train_step.read_metrics(tmp_path / name / "checkpoints")]
+        for name in ("alone", "two")
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 6
+    assert [path.name for path in (tmp_path / "two").glob("*.run.json")] == ["train.run.json"]
+
+
+def test_a_user_s_mistake_among_several_is_said_without_traceback(data, tmp_path):
+    done = _train(data, tmp_path / "run", 2, "--iterations", "2", "--image-size", "48")
+    assert done.returncode != 0
+    assert "rerun the crops step" in done.stderr
+    alone = _train(data, tmp_path / "run", 1, "--iterations", "2", "--processes", "2")
+    (line,) = [line for line in alone.stderr.splitlines() if line.startswith("error: ")]
+    assert "training.processes 2, but 1 run; start them by torchrun" in line
+    few = _train(data, tmp_path / "run", 1, "--iterations", "2", "--accumulation", "6")
+    assert "training.batch_size 5: too small" in few.stderr and "Traceback" not in few.stderr
