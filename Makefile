@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 RUN = . .venv/bin/activate &&
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test test-slurm lint lock clean
 .DEFAULT_GOAL := demo
 
 # Everything is installed into .venv; made again when the lock file changes.
@@ -20,6 +20,10 @@ demo: .venv/installed
 
 test: .venv/installed lint
 	$(RUN) python -m pytest
+
+# On a SLURM cluster of one node that they start and stop themselves: root, Debian or its kin.
+test-slurm: .venv/installed
+	$(RUN) tests/slurm/run.sh
 
 lint: .venv/installed
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules

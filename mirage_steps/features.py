@@ -25,6 +25,7 @@ from mirage_steps.support.files import human_size, require_disk
 from mirage_steps.support.h5 import by_image, create_h5, write_names
 from mirage_steps.support.loading import image_batches
 from mirage_steps.support.manifest import Entry, read_manifest
+from mirage_steps.support.shards import Shard
 from mirage_steps.support.step import log, run
 from mirage_steps.support.windows import read_windows
 
@@ -35,9 +36,10 @@ def main(
     out: Path,
     windows: Path | None = None,
     backbone: settings.Backbone = settings.Backbone(),
+    shard: str = "1-of-1",
     weights: Path = Path(settings.WEIGHTS),
     device: str = "auto",
-) -> None:
+) -> list[str]:
     """Compute patch tokens of a vision transformer.
 
     Args:
@@ -45,17 +47,25 @@ def main(
         out: Folder for tokens.h5.
         windows: The foreground step's foreground.csv, to look at its crops, not at whole images.
         backbone: The vision transformer.
+        shard: Which of several jobs this is, such as 2-of-7; ``gather`` puts them together.
         weights: Folder of fetched networks.
         device: auto, cpu or cuda.
+
+    Returns:
+        What the record is called.
     """
+    part = Shard.parse(shard)
     network = Backbone.load(backbone, choose_device(device), weights)
     entries = read_manifest(manifest)
-    if windows is None:
+    found = None if windows is None else read_windows(windows, entries, centre=True)
+    entries = entries if found is None else [entry for entry, _ in found]
+    rows = part.rows(len(entries), backbone.batch_size)
+    entries = entries[rows.start : rows.stop]
+    if found is None:
         content = [content_box(entry.width, entry.height) for entry in entries]
         prepare = _letterbox(network)
     else:
-        found = read_windows(windows, entries, centre=True)
-        entries = [entry for entry, _ in found]
+        found = found[rows.start : rows.stop]
         content = [window_content(window, entry.width, entry.height) for entry, window in found]
         prepare = _crop([window for _, window in found], network.resolution)
     size = len(entries) * (network.grid**2 + 1) * network.dim * 2
@@ -65,7 +75,9 @@ def main(
         human_size(size),
     )  # fmt: skip
     require_disk(out, size, "tokens.h5")
-    write_tokens(out / "tokens.h5", network, entries, content, prepare, backbone.batch_size)
+    path = out / f"{part.name('tokens')}.h5"
+    write_tokens(path, network, entries, content, prepare, backbone.batch_size)
+    return [part.name("features")]
 
 
 def write_tokens(
@@ -85,7 +97,7 @@ def write_tokens(
             out, "patch_tokens", len(entries), (network.grid**2, network.dim), np.float16
         )
         cls = by_image(out, "cls_token", len(entries), (network.dim,), np.float16)
-        out["content"] = np.array(content, np.float32)
+        out["content"] = np.array(content, np.float32).reshape(-1, 4)
         write_names(out, [entry.image for entry in entries])
         start = 0
         with tqdm(total=len(entries), unit="image", mininterval=1.0) as progress:

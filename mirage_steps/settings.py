@@ -420,6 +420,14 @@ class Configuration(Settings):
         WEIGHTS,
         description="Folder into which published networks are fetched once; may be shared.",
     )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="Jobs among which features and generated images are divided, as on a cluster; "
+        "the results are the same. A change makes what there is stale: set it before the first "
+        "run.",
+    )
     targets: tuple[str, ...] | None = Field(
         None, description="Data sets that `snakemake` without a target makes; all by default."
     )

@@ -1,9 +1,10 @@
 """How far data sets are: what is done, running, interrupted, stale or missing, and the figures.
 
-``python -m mirage_steps.status [NAME ...]`` asks Snakemake what is up to date, looks at its marks of
-unfinished outputs (``.snakemake/incomplete``, ``.snakemake/locks``), and reads what the steps wrote:
-``*.run.json``, ``metrics.jsonl`` and the lock of a training, ``metrics.json``, ``pose_eval.json``. It
-keeps no records of its own, works while the pipeline runs, and never fails on a damaged file.
+``python -m mirage_steps.status [NAME ...]`` asks Snakemake what is up to date, looks at its marks
+of unfinished outputs (``.snakemake/incomplete``, ``.snakemake/locks``), and reads what the steps
+wrote: ``*.run.json``, ``metrics.jsonl`` and the lock of a training, ``metrics.json``,
+``pose_eval.json``. It keeps no records of its own, works while the pipeline runs, and never fails
+on a damaged file.
 """
 
 import ast
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 from base64 import urlsafe_b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 import psutil
 import tyro
 
+from mirage_steps import settings
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.lock import STALE
 from mirage_steps.support.step import one_line_errors
@@ -31,11 +33,14 @@ from mirage_steps.support.step import one_line_errors
 # Rules in the order of the pipeline.
 STAGES = (
     "weights", "dataset", "features", "foreground", "crops", "crop_features", "categories",
-    "pose_space", "poses", "pose_eval", "train", "real", "views", "sheet", "novel_views", "turn",
+    "pose_space", "poses", "pose_eval", "train", "real", "views", "sheet", "turn", "novel_views",
     "baseline", "masks", "embed", "fid", "overview",
 )  # fmt: skip
 STATES = ("done", "running", "interrupted", "failed", "stale", "missing", "unchecked")
 _RECENT = 20  # records of which a training's rate is taken
+# Modules of rules that have not their rule's name.
+_MODULES = {"crop_features": "features"}
+_OTHER_REASONS = ("set of input files changed", "rule implementation changed")
 # What the column `status` of Snakemake's summary means to a user.
 _REASONS = {
     "params changed": "settings or code changed",
@@ -55,6 +60,8 @@ class Job:
         outputs: its files, relative to the project.
         state: one of :data:`STATES`.
         reason: why it is not done, empty where there is nothing to say.
+        command: what did it last.
+        started: when it began, in unix seconds, if it is marked as unfinished.
         finished: when it ended, in unix seconds.
         seconds: how long it took.
     """
@@ -64,6 +71,8 @@ class Job:
     outputs: list[str]
     state: str
     reason: str = ""
+    command: str = ""
+    started: float | None = None
     finished: float | None = None
     seconds: float | None = None
 
@@ -105,6 +114,7 @@ class DatasetStatus:
         table: content of ``metrics.json``.
         poses: scores of ``pose_eval.json``.
         problem: why Snakemake cannot say what is up to date.
+        at_work: whether a Snakemake of this machine holds its outputs.
     """
 
     name: str
@@ -113,11 +123,14 @@ class DatasetStatus:
     table: dict = field(default_factory=dict)
     poses: dict = field(default_factory=dict)
     problem: str = ""
+    at_work: bool = False
 
     @property
     def state(self) -> str:
         """The state in one word: of its jobs the one that matters most."""
         found = {job.state for job in self.jobs}
+        if self.at_work and found - {"done"}:
+            return "running"
         if not found or found == {"missing"}:
             return "not started"
         order = ("running", "failed", "interrupted", "unchecked", "stale", "missing")
@@ -191,6 +204,7 @@ def look(
         for job in status.jobs:
             _add_records(job, results / name)
             marks.apply(job)
+            status.at_work |= marks.process and not marks.locked.keys().isdisjoint(job.outputs)
         if name in targets:
             _add_figures(status, results / name, iterations[name])
         # Networks that are there are no news.
@@ -212,7 +226,7 @@ def ask(
     """
     if not targets:
         return [], {}
-    done = _snakemake("--summary", targets.values(), configfiles)
+    done = _snakemake("--detailed-summary", targets.values(), configfiles)
     if done.returncode and len(targets) > 1:
         # One that cannot be planned hides the others.
         jobs, problems = {}, {}
@@ -224,14 +238,19 @@ def ask(
     if done.returncode:
         return [], {name: _problem(done.stdout + done.stderr) for name in targets}
     jobs = list(_jobs(done.stdout, results))
-    changed = [job for _, job in jobs if job.reason == "params changed"]
+    # Of several reasons the summary tells the first, so settings may have changed as well.
+    changed = [job for _, job in jobs if job.reason in ("params changed", *_OTHER_REASONS)]
+    plan = ""
     if changed:
         words = ("--dry-run", "--printshellcmds", "--cores", "1")
         plan = _snakemake(words, targets.values(), configfiles).stdout
-        for job in changed:
-            job.reason = _changes(job, plan) or job.reason
     for _, job in jobs:
-        job.reason = _REASONS.get(job.reason, job.reason)
+        changes = _changes(job, plan) if job in changed else ""
+        general = _REASONS.get(job.reason, job.reason)
+        if job.reason == "params changed":
+            job.reason = changes or general
+        else:
+            job.reason = "; ".join(filter(None, (general, changes)))
     return jobs, {}
 
 
@@ -249,9 +268,12 @@ def _snakemake(
 
 
 def _jobs(summary: str, results: Path) -> Iterator[tuple[Path, Job]]:
-    """Jobs of a summary, which has a line a file: its path, rule, status and plan."""
+    """Jobs of a detailed summary, which has a line a file.
+
+    Its columns are the file, its date, rule, logs, inputs, the last command, status and plan.
+    """
     rows = [line.split("\t") for line in summary.splitlines()]
-    rows = [row for row in rows if len(row) == 6 and row[0] != "output_file"]
+    rows = [row for row in rows if len(row) == 8 and Path(row[0]).is_relative_to(results)]
     files: list[list[str]] = []
     for row in rows:
         files.append(row)
@@ -264,7 +286,7 @@ def _jobs(summary: str, results: Path) -> Iterator[tuple[Path, Job]]:
 def _job(files: Sequence[Sequence[str]], results: Path) -> tuple[Path, Job]:
     """One job of the lines of its files."""
     path = Path(files[-1][0]).relative_to(results)
-    rule, statuses = files[0][2], {row[4] for row in files}
+    rule, statuses = files[0][2], {row[6] for row in files}
     part = path.parts[1:-1][-1:] or path.parts[:1]
     if rule == "novel_views":
         part = ("/".join(path.parts[2:]).removesuffix(".run.json"),)
@@ -273,74 +295,100 @@ def _job(files: Sequence[Sequence[str]], results: Path) -> tuple[Path, Job]:
     outputs = [row[0] for row in files]
     if rule == "weights":
         name = "/".join(path.parts[1:-1])
-    if all(row[5] == "no update" for row in files):
+    if all(row[7] == "no update" for row in files):
         return folder, Job(rule, name, outputs, "done")
     if "missing" in statuses:
         return folder, Job(rule, name, outputs, "missing")
+    command = next((row[5] for row in files if row[5] != "-"), "")
     reasons = sorted(statuses - {"ok", "removed temp file"})
-    return folder, Job(rule, name, outputs, "stale", ", ".join(reasons) or "follows the others")
+    reason = ", ".join(reasons) or "its inputs will be made anew"
+    return folder, Job(rule, name, outputs, "stale", reason, command)
 
 
 def _changes(job: Job, plan: str) -> str:
-    """What changed in a job's parameters, from what a dry run with commands prints.
+    """What changed in a job's settings, from what a dry run with commands prints.
 
-    Its blocks name no outputs, but the command has the folder of the record.
+    Its blocks name no outputs, but the command has the folder of the record. Of jobs whose inputs
+    change as well Snakemake tells only that, so commands are compared.
     """
-    out = shlex.quote(str(Path(job.outputs[-1]).parent))
-    pattern = re.compile(rf"--out {re.escape(out)}(?=\s)")
+    module = f"mirage_steps.{_MODULES.get(job.rule, job.rule)} "
+    out = f"--out {shlex.quote(str(Path(job.outputs[-1]).parent))} "
+    name = f"--name={shlex.quote(job.part)} " if job.rule == "novel_views" else ""
     for block in re.split(r"^Job \d+: ", plan, flags=re.MULTILINE):
+        command = re.search(r"^ *Shell command: (.*)$", block, re.MULTILINE)
+        if not command or not all(word in f"{command[1]} " for word in (module, out, name)):
+            continue
+        old, new = (repr(text.partition(" 2>&1")[0]) for text in (job.command, command[1]))
+        lines = [words_changed(old, new, _untracked())] if job.command else []
         told = re.search(r"Params have changed.*? before: (.*?) now: (.*?) ?(?:;.*)?$", block, re.M)
-        command = re.search(r"^ *Shell command: (.*)$", block, re.M)
-        named = command and f"mirage_steps.{_MODULES.get(job.rule, job.rule)} " in command[1]
-        if told and named and pattern.search(command[1]):
-            if job.rule == "novel_views" and f"--name={shlex.quote(job.part)} " not in command[1]:
-                continue
-            return words_changed(told[1], told[2])
+        changes = words_changed(told[1], told[2]) if told else ""
+        if not told and job.reason == "params changed":
+            changes = "code changed"
+        # The code's hash is a parameter that no command shows.
+        if not any(lines) or (told and "code changed" in changes):
+            lines.append("code changed" if any(lines) else changes)
+        return "; ".join(filter(None, lines))
     return ""
 
 
-_MODULES = {"crop_features": "features"}
+def _untracked() -> set[str]:
+    """Settings that change no result, for which nothing is done again."""
+    sections = vars(settings).values()
+    return {key for section in sections for key in getattr(section, "untracked", ())}
 
 
-def words_changed(before: str, now: str) -> str:
+def words_changed(before: str, now: str, without: Collection[str] = ()) -> str:
     """Difference of parameters as Snakemake prints them, such as ``k 12 -> 14; code changed``.
 
     Args:
         before: literals of Python, with commas between.
         now: likewise.
+        without: settings to leave out.
     """
     old, new = _flags(before), _flags(now)
     if old is None or new is None:
         return ""
     lines = []
     for key in dict.fromkeys([*old, *new]):
-        if (one := old.get(key)) != (other := new.get(key)):
-            told = f"{key} {one or 'absent'} -> {other or 'absent'}".strip()
-            lines.append("code changed" if key == "code" else told)
+        if key in without:
+            continue
+        gone = [value for value in old.get(key, ()) if value not in new.get(key, ())]
+        come = [value for value in new.get(key, ()) if value not in old.get(key, ())]
+        if gone or come:
+            told = f"{key} {', '.join(gone) or 'absent'} -> {', '.join(come) or 'absent'}"
+            lines.append("code changed" if key == "code" else told.strip())
     return "; ".join(lines)
 
 
-def _flags(text: str) -> dict[str, str] | None:
-    """Flags with their values; what is no flag goes under ``code`` or an empty key."""
+def _flags(text: str) -> dict[str, list[str]] | None:
+    """Values of every flag; what is no flag goes under ``code`` or an empty key.
+
+    None where the text is not what it was when this was written.
+    """
     try:
-        values = ast.literal_eval(f"[{text}]") if "<nothing" not in text else []
-        words = [word for value in values for word in shlex.split(str(value))]
+        values = [] if "<nothing" in text else ast.literal_eval(f"[{text}]")
+        items = [shlex.split(str(value)) for value in values]
     except (ValueError, SyntaxError):
         return None
-    found: dict[str, str] = {}
-    key = ""
-    for word in words:
-        if re.fullmatch(r"([0-9a-f]{16})+", word):
-            found["code"] = word
-        elif word.startswith("--no-"):
-            found[word.removeprefix("--no-")] = "no"
-        elif word.startswith("--"):
-            key, _, value = word.removeprefix("--").partition("=")
-            found[key] = value
-        else:
-            found[key] = f"{found.get(key, '')} {word}".strip()
-    # A switch that is on stands without a value.
-    return {key: value or "yes" for key, value in found.items()}
+    found: dict[str, list[str]] = {}
+    for words in items:
+        groups: list[tuple[str, list[str]]] = []
+        for word in words:
+            if re.fullmatch(r"([0-9a-f]{16})+", word):
+                groups.append(("code", [word]))
+            elif word.startswith("--no-"):
+                groups.append((word.removeprefix("--no-").replace("-", "_"), ["no"]))
+            elif word.startswith("--"):
+                key, _, value = word.removeprefix("--").partition("=")
+                groups.append((key.replace("-", "_"), [value] if value else []))
+            elif groups:
+                groups[-1][1].append(word)
+            else:
+                groups.append(("", [word]))
+        for key, parts in groups:
+            # A switch that is on stands without a value.
+            found.setdefault(key, []).append(" ".join(parts) or "yes")
+    return found
 
 
 def _problem(output: str) -> str:
@@ -393,15 +441,15 @@ class Marks:
         times = [self.incomplete[path] for path in job.outputs if path in self.incomplete]
         if not times or job.state == "done":
             return
+        job.started = max(times)
         # Marks of an earlier run stay until their job's turn comes; one second for coarse clocks.
         locks = [self.locked[path] for path in job.outputs if path in self.locked]
-        if locks and max(times) >= max(locks) - 1:
-            job.state, since = "running", _clock(max(times))
-            job.reason = f"since {since}"
+        if locks and job.started >= max(locks) - 1:
+            job.state, job.reason = "running", f"since {_clock(job.started)}"
             if not self.process:
-                job.reason += "; no Snakemake runs here: on another machine, or it was killed"
+                job.reason += "; no Snakemake is seen here: on another machine, or killed"
         else:
-            job.state, job.reason = "interrupted", f"started {_clock(max(times))}"
+            job.state, job.reason = "interrupted", f"started {_clock(job.started)}"
 
 
 def _marked(folder: Path) -> Iterator[tuple[str, float]]:
@@ -502,10 +550,10 @@ def _add_figures(status: DatasetStatus, folder: Path, iterations: int) -> None:
     if told.alive:
         job.state, job.reason = "running", ""
     elif told.beat is not None and job.state == "running":
-        # The lock of a trainer that died waits for the next one, which takes seconds to start.
-        mark = job.reason.partition(";")[0]
-        job.state = "interrupted"
-        job.reason = f"{mark}; its last sign of life was {_duration(told.beat)} ago"
+        # A lock that is older than the job was left by an earlier one; the new one is starting up.
+        if job.started is None or time.time() - told.beat >= job.started:
+            job.state = "interrupted"
+            job.reason = f"its last sign of life was {_duration(told.beat)} ago"
     elif job.state == "missing" and 0 < told.step < told.iterations:
         job.state = "interrupted"
     if job.state == "interrupted" and not job.reason:
@@ -581,11 +629,13 @@ def as_text(
     begun = [one.name for one in found if one.name in open_ and one.state != "not started"]
     words = ["--configfile", *map(str, configfiles)] if configfiles else []
     wanted = [targets[name] for name in begun or open_]
-    if running:
-        lines.append("next: wait; snakemake is at work")
+    command = f"snakemake --cores N {shlex.join([*words, '--', *wanted])}"
+    if any(one.at_work or (one.training and one.training.alive) for one in found if running):
+        lines.append("next: wait, it is at work")
+    elif running:
+        lines.append(f"next: wait; if it was killed, snakemake --unlock, then {command}")
     elif wanted:
-        command = shlex.join([*words, "--", *wanted])
-        lines.append(f"next: snakemake --cores N {command}")
+        lines.append(f"next: {command}")
     else:
         lines.append("next: nothing to do")
     return "\n".join(lines)
@@ -618,12 +668,12 @@ def _stage(jobs: Sequence[Job]) -> list[str]:
             cells[0] += f" {len(some)} of {len(jobs)}" if len(groups) > 1 else f" {len(some)}"
         ends = [job.finished for job in some if job.finished is not None]
         seconds = [job.seconds for job in some if job.seconds is not None]
-        if state != "missing" and ends:
+        if state in ("done", "stale", "unchecked") and ends:
             cells[0] = f"{cells[0]:14} {_clock(max(ends))}"
             cells[0] += f" {_duration(sum(seconds)):>9}" if seconds else ""
-        if len(groups) > 1:
-            cells.append(", ".join(job.part for job in some))
-        lines.append("  ".join(filter(None, [*cells, reason])))
+        parts = ", ".join(sorted(job.part for job in some))
+        told = f"({parts})" if len(groups) > 1 or some[0].rule == "weights" else ""
+        lines.append("  ".join(filter(None, [*cells, reason, told])))
     return lines
 
 
@@ -654,8 +704,8 @@ def _figures(status: DatasetStatus) -> list[str]:
         return lines
     features = f"{status.table.get('backbone', '?')} {status.table.get('token', '?')}"
     old = [job for job in status.jobs if job.rule == "fid" and job.state != "done"]
-    note = f" ({old[0].state}: of the former settings)" if old else ""
-    lines.append(f"  distances to real images{note}: FD and KID of {features}; FID where it is")
+    note = f" (the table is {old[0].state})" if old else ""
+    lines.append(f"  distances to real images{note}, FD and KID of {features}:")
     for row in rows:
         cells = [f"    {row.get('row', '?')!s:18} n = {row.get('n', '?')}"]
         for key, title, digits in (("fd_backbone", "FD", 3), ("kid_backbone", "KID", 6)):
@@ -669,7 +719,10 @@ def _figures(status: DatasetStatus) -> list[str]:
 
 def _clock(moment: float) -> str:
     """A time of day, with its date where that is not today's."""
-    when = datetime.fromtimestamp(moment)
+    try:
+        when = datetime.fromtimestamp(moment)
+    except (ValueError, OverflowError, OSError):
+        return "?"
     today = when.date() == datetime.now().date()
     return f"{when:%H:%M}" if today else f"{when:%Y-%m-%d %H:%M}"
 
@@ -678,7 +731,7 @@ def _duration(seconds: float) -> str:
     """Seconds as people read them."""
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return str(timedelta(seconds=round(seconds)))
+    return str(timedelta(seconds=round(seconds))) if seconds < 1e9 else "?"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -25,9 +26,10 @@ from mirage_steps.support import tiles
 from mirage_steps.support.device import autocast, choose_device
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import read_csv
-from mirage_steps.support.h5 import by_image, create_h5
+from mirage_steps.support.h5 import by_image, create_h5, slices
 from mirage_steps.support.labels import read_circles
 from mirage_steps.support.model import load_model
+from mirage_steps.support.shards import Shard
 from mirage_steps.support.step import run
 
 NOVEL_VIEWS = 3  # of each reference noise, as in the paper's evaluation
@@ -42,8 +44,9 @@ def main(
     samples: int,
     gamma: float = 1.0,
     views: settings.Views = settings.Views(),
+    shard: str = "1-of-1",
     device: str = "auto",
-) -> None:
+) -> list[str]:
     """Generate a set of images.
 
     Args:
@@ -54,8 +57,13 @@ def main(
         samples: Number of images.
         gamma: Weight of the soft pass in equation 7; 1 is no guidance.
         views: Sampler.
+        shard: Which of several jobs this is, such as 2-of-7; ``gather`` puts them together.
         device: auto, cpu or cuda.
+
+    Returns:
+        What the record is called.
     """
+    part = Shard.parse(shard)
     if gamma != 1 and kind != "mv-bg-hag":
         raise UserError(f"--gamma {gamma}: only --kind mv-bg-hag is guided; leave it at 1")
     where = choose_device(device)
@@ -64,37 +72,50 @@ def main(
     if read_circles(poses) != (network.config.poses, network.config.categories):
         raise UserError(f"{poses}: has other poses than {model} was trained with; rerun training")
     if kind in ("no-mv", "untrained"):
-        batches = _single(network, labels, samples, views, where)
+        rows = part.rows(samples, views.batch_size)
+        batches = _single(network, labels, rows, views, where)
     else:
-        batches = _multi(network, labels, samples, views, gamma, where)
+        size = _objects_at_once(views, gamma)
+        own = part.rows(-(-samples // NOVEL_VIEWS), size)
+        rows = range(*(min(NOVEL_VIEWS * end, samples) for end in (own.start, own.stop)))
+        batches = _multi(network, labels, own, views, gamma, where)
     side = network.config.image_size
-    with create_h5(out / "images.h5") as file, tqdm(total=samples, unit="image") as bar:
+    path = out / f"{part.name('images')}.h5"
+    with create_h5(path) as file, tqdm(total=len(rows), unit="image") as bar:
         file.attrs["kind"] = kind
-        images = by_image(file, "images", samples, (side, side, 3), np.uint8)
-        pose = file.create_dataset("pose", (samples,), np.int16)
-        objects = file.create_dataset("object", (samples,), np.int32)
+        images = by_image(file, "images", len(rows), (side, side, 3), np.uint8)
+        pose = file.create_dataset("pose", (len(rows),), np.int16)
+        objects = file.create_dataset("object", (len(rows),), np.int32)
         start = 0
         for pixels, chosen, numbers in batches:
-            count = min(len(pixels), samples - start)
+            count = min(len(pixels), len(rows) - start)
             images[start : start + count] = pixels[:count]
             pose[start : start + count] = chosen[:count]
             objects[start : start + count] = numbers[:count]
             start += count
             bar.update(count)
-        columns = 12 if kind in ("no-mv", "untrained") else 4 * NOVEL_VIEWS
-        tiles.grid(out / "images.png", images[: 6 * columns], columns)
+        if part.of == 1:
+            write_picture(out / "images.png", file)
+    return [part.name("views")]
+
+
+def write_picture(path: Path, file: h5py.File) -> None:
+    """A grid of the first images of a set."""
+    single = file.attrs["kind"] in ("no-mv", "untrained")
+    columns = 12 if single else 4 * NOVEL_VIEWS
+    tiles.grid(path, file["images"][: 6 * columns], columns)
 
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _single(
-    network: UNet, labels: np.ndarray, samples: int, views: settings.Views, device: torch.device
+    network: UNet, labels: np.ndarray, rows: range, views: settings.Views, device: torch.device
 ) -> Iterator[Batch]:
     """Batches of single images with their poses and numbers."""
     frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
-    for start in range(0, samples, views.batch_size):
-        numbers = list(range(start, min(start + views.batch_size, samples)))
+    for part in slices(len(rows), views.batch_size):
+        numbers = list(rows[part])
         # Keyed by the image, like its noise, so that batches and shards do not matter.
         chosen = np.array(
             [_rng(views.seed, number).choice(len(frequencies), p=frequencies) for number in numbers]
@@ -110,19 +131,16 @@ def _single(
 def _multi(
     network: UNet,
     labels: np.ndarray,
-    samples: int,
+    objects: range,
     views: settings.Views,
     gamma: float,
     device: torch.device,
 ) -> Iterator[Batch]:
     """Batches of novel views with their poses and the numbers of their objects."""
     frames = 1 + NOVEL_VIEWS
-    # What runs at once is all frames of an object, the guided views twice.
-    size = max(1, views.batch_size // Frames(NOVEL_VIEWS, hard=gamma != 1).count)
-    objects = -(-samples // NOVEL_VIEWS)
     frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
-    for start in range(0, objects, size):
-        numbers = list(range(start, min(start + size, objects)))
+    for part in slices(len(objects), _objects_at_once(views, gamma)):
+        numbers = list(objects[part])
         chosen = np.stack(
             [
                 _poses_of_object(network, frequencies, frames, _rng(views.seed, number))
@@ -136,6 +154,11 @@ def _multi(
             )
         novel = to_pixels(images[:, 1:].flatten(0, 1))
         yield novel, chosen[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
+
+
+def _objects_at_once(views: settings.Views, gamma: float) -> int:
+    """Objects in a batch: what runs at once is all of their frames, the guided views twice."""
+    return max(1, views.batch_size // Frames(NOVEL_VIEWS, hard=gamma != 1).count)
 
 
 def _poses_of_object(

@@ -31,6 +31,32 @@ pathvars:
     results=configuration.results,
 
 
+# Each step whose work is divided writes one of these files in every job.
+PART = "" if configuration.shards == 1 else ".{shard}"
+SHARDS = [f"{n}-of-{configuration.shards}" for n in range(1, configuration.shards + 1)]
+
+
+def shard(wildcards):
+    """Which of the jobs that divide a step's work."""
+    return wildcards.get("shard", "1-of-1")
+
+
+def part(path):
+    """An output that is a part of a file, which goes when the whole is there."""
+    stem, _, suffix = path.rpartition(".")
+    return path if not PART else temp(f"{stem}{PART}.{suffix}")
+
+
+def part_record(path):
+    """A job's record; kept with the whole's, as it is small."""
+    return f"{path}{PART}.run.json"
+
+
+def parts(stem, suffix):
+    """Input: what all jobs made of a file."""
+    return [f"{stem}.{shard}{suffix}" for shard in SHARDS]
+
+
 # Row of the table: the set that is scored, and the real set it is compared with.
 ROWS = {
     "real-vs-real": ("real-b", "real-a"),
@@ -51,6 +77,7 @@ TURNED = [name for name, dataset in configuration.datasets.items() if dataset.us
 
 wildcard_constraints:
     dataset="|".join(map(re.escape, configuration.datasets)),
+    shard="|".join(SHARDS),
 
 
 def refuse(message):

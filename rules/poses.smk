@@ -36,12 +36,12 @@ rule features:
         manifest=rules.dataset.output.manifest,
         weights=weights("backbone", "model"),
     output:
-        tokens="<results>/{dataset}/features/tokens.h5",
-        run="<results>/{dataset}/features/features.run.json",
+        tokens=part("<results>/{dataset}/features/tokens.h5"),
+        run=part_record("<results>/{dataset}/features/features"),
     log:
-        "<results>/{dataset}/logs/features.log",
+        f"<results>/{{dataset}}/logs/features{PART}.log",
     benchmark:
-        "<results>/{dataset}/benchmarks/features.tsv"
+        f"<results>/{{dataset}}/benchmarks/features{PART}.tsv"
     conda:
         "../envs/mirage.yaml"
     threads: 8
@@ -52,19 +52,20 @@ rule features:
     params:
         backbone=section("backbone"),
         out=subpath(output.tokens, parent=True),
+        shard=shard,
         code=code_hash("features"),
     message:
         "{wildcards.dataset}: patch tokens of the images"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --out {params.out:q}"
         " {params.backbone} --batch-size {resources.batch_size} --weights {resources.weights}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --shard {params.shard} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule foreground:
     input:
         manifest=rules.dataset.output.manifest,
-        tokens=rules.features.output.tokens,
+        tokens="<results>/{dataset}/features/tokens.h5",
         stored=stored("foreground/pca1.npz"),
     output:
         model="<results>/{dataset}/foreground/pca1.npz",
@@ -122,12 +123,12 @@ rule crop_features:
         windows=rules.foreground.output.windows,
         weights=weights("backbone", "model"),
     output:
-        tokens=temp("<results>/{dataset}/crop_features/tokens.h5"),
-        run="<results>/{dataset}/crop_features/features.run.json",
+        tokens=temp(part("<results>/{dataset}/crop_features/tokens.h5")),
+        run=part_record("<results>/{dataset}/crop_features/features"),
     log:
-        "<results>/{dataset}/logs/crop_features.log",
+        f"<results>/{{dataset}}/logs/crop_features{PART}.log",
     benchmark:
-        "<results>/{dataset}/benchmarks/crop_features.tsv"
+        f"<results>/{{dataset}}/benchmarks/crop_features{PART}.tsv"
     conda:
         "../envs/mirage.yaml"
     threads: 8
@@ -138,20 +139,21 @@ rule crop_features:
     params:
         backbone=section("backbone"),
         out=subpath(output.tokens, parent=True),
+        shard=shard,
         code=code_hash("features"),
     message:
         "{wildcards.dataset}: patch tokens of the crops"
     shell:
         "python -m mirage_steps.features --manifest {input.manifest:q} --windows {input.windows:q}"
         " --out {params.out:q} {params.backbone} --batch-size {resources.batch_size}"
-        " --weights {resources.weights} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --weights {resources.weights} --shard {params.shard} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 # Only for data sets with several kinds of object.
 rule categories:
     input:
         manifest=rules.dataset.output.manifest,
-        tokens=rules.crop_features.output.tokens,
+        tokens="<results>/{dataset}/crop_features/tokens.h5",
         crops=rules.crops.output.crops,
         foreground=rules.foreground.output.model,
         stored=stored("categories/categories.npz"),
@@ -186,7 +188,7 @@ rule categories:
 
 rule pose_space:
     input:
-        tokens=rules.crop_features.output.tokens,
+        tokens="<results>/{dataset}/crop_features/tokens.h5",
         foreground=rules.foreground.output.model,
         categories=categories_input,
         stored=stored("pose_space/pca2.npz"),

@@ -31,13 +31,14 @@ rule views:
         poses=rules.poses.output.poses,
         counts=rules.poses.output.counts,
     output:
-        images="<results>/{dataset}/sets/{kind}/images.h5",
-        picture="<results>/{dataset}/sets/{kind}/images.png",
-        run="<results>/{dataset}/sets/{kind}/views.run.json",
+        # Of the parts there is no picture.
+        **({} if PART else {"picture": "<results>/{dataset}/sets/{kind}/images.png"}),
+        images=part("<results>/{dataset}/sets/{kind}/images.h5"),
+        run=part_record("<results>/{dataset}/sets/{kind}/views"),
     log:
-        "<results>/{dataset}/logs/views-{kind}.log",
+        f"<results>/{{dataset}}/logs/views-{{kind}}{PART}.log",
     benchmark:
-        "<results>/{dataset}/benchmarks/views-{kind}.tsv"
+        f"<results>/{{dataset}}/benchmarks/views-{{kind}}{PART}.tsv"
     wildcard_constraints:
         kind="|".join(GENERATED),
     conda:
@@ -50,6 +51,7 @@ rule views:
         views=section("views"),
         gamma=gamma,
         samples=setting("fid", "samples"),
+        shard=shard,
         out=subpath(output.images, parent=True),
         code=code_hash("views"),
     message:
@@ -58,7 +60,7 @@ rule views:
         "python -m mirage_steps.views --model {input.model:q} --poses {input.poses:q}"
         " --out {params.out:q} --kind {wildcards.kind} --samples {params.samples}"
         " --gamma {params.gamma} {params.views} --batch-size {resources.batch_size}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        " --shard {params.shard} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
 rule sheet:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -46,13 +47,14 @@ class Project:
                 config["datasets"]["mini"].setdefault(section, {}).update(values)
         path.write_text(yaml.safe_dump(config))
 
-    def start(self, *words: str) -> subprocess.Popen:
+    def start(self, *words: str, output: int | IO[str] = subprocess.PIPE) -> subprocess.Popen:
+        """Snakemake in the background; what it prints goes to a pipe, or to an open file."""
         command = [sys.executable, "-m", "snakemake", "--cores", "2"]
         if self.configfiles:
             command += ["--configfile", *self.configfiles]
         return subprocess.Popen(
             [*command, *words], cwd=self.folder, env=ENVIRONMENT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *words: str, ok: bool = True) -> str:

@@ -44,7 +44,7 @@ def by_image(
     out: h5py.File, name: str, count: int, shape: tuple[int, ...], dtype: object
 ) -> h5py.Dataset:
     """A new dataset (count, *shape) in chunks of one image, so that any image reads alone."""
-    return out.create_dataset(name, (count, *shape), dtype, chunks=(1, *shape))
+    return out.create_dataset(name, (count, *shape), dtype, chunks=(1, *shape) if count else None)
 
 
 def write_names(out: h5py.File, names: list[str]) -> None:

@@ -1,0 +1,141 @@
+"""Work divided among jobs gives what a single job gives, to the byte."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from workflow import Project
+
+from mirage_steps import features, gather, settings, views
+from mirage_steps.support.errors import UserError
+from mirage_steps.support.shards import Shard
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "of"),
+    [(40, 8, 1), (40, 8, 2), (41, 8, 3), (5, 8, 7), (100, 1, 7), (0, 4, 2)],
+)
+def test_shards_cover_all_rows_once_with_borders_between_batches(count, batch, of):
+    shards = [Shard(number, of).rows(count, batch) for number in range(1, of + 1)]
+    assert [row for rows in shards for row in rows] == list(range(count))
+    assert all(rows.start % batch == 0 for rows in shards if rows)
+    batches = [-(-len(rows) // batch) for rows in shards]
+    assert max(batches) - min(batches) <= 1
+
+
+@pytest.mark.parametrize("text", ["0-of-2", "3-of-2", "2", "a-of-b", "1-of-0", "1-of-2 "])
+def test_a_shard_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="--shard .*: give one such as 2-of-7"):
+        Shard.parse(text)
+
+
+def _content(path: Path) -> dict:
+    with h5py.File(path) as file:
+        datasets = {name: (data.dtype, data.chunks, data[:]) for name, data in file.items()}
+        return {"attributes": dict(file.attrs), **datasets}
+
+
+def _require_equal(path: Path, other: Path) -> None:
+    one, two = _content(path), _content(other)
+    assert one.pop("attributes") == two.pop("attributes") and one.keys() == two.keys()
+    for name, (dtype, chunks, values) in one.items():
+        assert (dtype, chunks) == two[name][:2], name
+        np.testing.assert_array_equal(values, two[name][2])
+
+
+@pytest.mark.parametrize("of", [2, 7])
+@pytest.mark.parametrize("cropped", [False, True])
+def test_features_are_the_same(finished, tmp_path, of, cropped):
+    backbone = settings.Backbone(
+        model=str(ROOT / "weights/stand-in-dinov2-cars"), resolution=64, batch_size=8
+    )
+    arguments = {"manifest": finished["manifest.csv"], "backbone": backbone, "device": "cpu"}
+    if cropped:
+        arguments["windows"] = finished["foreground/foreground.csv"]
+    assert features.main(**arguments, out=tmp_path / "one") == ["features"]
+    parts = []
+    for number in range(1, of + 1):
+        shard = f"{number}-of-{of}"
+        assert features.main(**arguments, out=tmp_path, shard=shard) == [f"features.{shard}"]
+        parts.append(tmp_path / f"tokens.{shard}.h5")
+    gather.gather(tuple(parts), tmp_path / "tokens.h5")
+    _require_equal(tmp_path / "tokens.h5", tmp_path / "one/tokens.h5")
+    if not cropped:
+        _require_equal(tmp_path / "tokens.h5", finished["features/tokens.h5"])
+
+
+@pytest.mark.parametrize("of", [2, 7])
+@pytest.mark.parametrize("kind", ["no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag"])
+def test_generated_images_are_the_same(finished, tmp_path, kind, of):
+    parts = []
+    for number in range(1, of + 1):
+        views.main(
+            model=finished["training/model.safetensors"],
+            poses=finished["poses/poses.csv"],
+            out=tmp_path,
+            kind=kind,
+            samples=12,
+            gamma=1.5 if kind == "mv-bg-hag" else 1.0,
+            views=settings.Views(steps=3, batch_size=8),
+            shard=f"{number}-of-{of}",
+            device="cpu",
+        )
+        parts.append(tmp_path / f"images.{number}-of-{of}.h5")
+        record = {"step": "views", "settings": {"kind": kind}, "seconds": 2.0}
+        record["peak_memory_mb"] = 100 + number
+        parts[-1].with_name(f"views.{number}-of-{of}.run.json").write_text(json.dumps(record))
+    assert not (tmp_path / "images.png").exists()
+    gather.main(parts=tuple(parts), out=tmp_path)
+    made = finished[f"sets/{kind}"]
+    _require_equal(tmp_path / "images.h5", made / "images.h5")
+    assert (tmp_path / "images.png").read_bytes() == (made / "images.png").read_bytes()
+    record = json.loads((tmp_path / "views.run.json").read_text())
+    assert (record["seconds"], record["peak_memory_mb"]) == (2.0 * of, 100 + of)
+    assert record["settings"] == {"kind": kind, "shard": f"all of {of}"}
+
+
+@pytest.fixture
+def pieces(tmp_path) -> tuple[Path, ...]:
+    paths = tuple(tmp_path / f"tokens.{number}-of-2.h5" for number in (1, 2))
+    for path in paths:
+        with h5py.File(path, "w") as file:
+            file["rows"] = np.zeros((3, 2), np.float32)
+    return paths
+
+
+def test_parts_that_do_not_fit_are_refused(pieces, tmp_path):
+    with h5py.File(pieces[1], "a") as file:
+        file.attrs["model"] = "another"
+    with pytest.raises(UserError, match=r"tokens.2-of-2.h5: was not made as .*1-of-2.h5; delete"):
+        gather.main(parts=pieces, out=tmp_path)
+    assert not (tmp_path / "tokens.h5").exists()
+
+
+def test_missing_or_mixed_up_parts_are_refused(pieces, tmp_path):
+    with pytest.raises(UserError, match="part 1 of 2 is .*, not tokens.1-of-2.h5"):
+        gather.main(parts=pieces[::-1], out=tmp_path)
+    with pytest.raises(UserError, match="part 1 of 1"):
+        gather.main(parts=pieces[:1], out=tmp_path)
+    pieces[1].unlink()
+    with pytest.raises(UserError, match="tokens.2-of-2.h5: no such file"):
+        gather.main(parts=pieces, out=tmp_path)
+    with pytest.raises(UserError, match="--parts: give the files"):
+        gather.main(parts=(), out=tmp_path)
+
+
+def test_the_whole_graph_gives_the_same_poses_and_table(finished, tmp_path):
+    project = Project(tmp_path / "seven")
+    path = project.folder / "mini.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "shards": 7}))
+    planned = project.planned("results/mini/fid.txt")
+    assert planned["features"] == planned["crop_features"] == 7 and planned["views"] == 28
+    project.run("--", "results/mini/fid.txt")
+    for file in ("poses/poses.csv", "poses/poses.json", "fid.txt"):
+        assert project[file].read_bytes() == finished[file].read_bytes(), file
+    assert not list(project["features"].glob("tokens.*-of-*.h5")), "parts go with the whole"
+    assert project.planned("results/mini/fid.txt") == {}
