@@ -17,13 +17,12 @@ from mirage_steps import settings
 from mirage_steps.settings import Configuration, Dataset
 from mirage_steps.sources import check_source
 from mirage_steps.support import unloaded
+from mirage_steps.support.configuration import read_configuration
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import human_size
 from mirage_steps.support.planning import Artifact, Stage, artifacts, needed, published, stages
 from mirage_steps.support.step import one_line_errors
 
-# As the Snakefile has them.
-CONFIGFILES = ("config/config.yaml", "config/paper.yaml")
 _SUSTAINED = 10  # TFLOP/s, for the arithmetic at the end
 
 
@@ -54,7 +53,7 @@ def main(
     k, categories = dataset.poses.k, dataset.categories
     generator = None if dataset.use else unloaded.Generator(dataset.training, k, categories)
     folder = Path(configuration.results) / name
-    written = artifacts(dataset, count, tokens, generator, folder)
+    written = artifacts(dataset, count, tokens, generator, folder, configuration.shards)
     fetched = published(configuration, dataset, tokens)
     done = f"poses and model of {dataset.use}"
     if not dataset.use:
@@ -73,26 +72,6 @@ def main(
             f"real images, there are at most {count}; set it to at most {count // 2}"
         )
     check_disk([(folder, needed(written)), (Path(configuration.weights), needed(fetched))])
-
-
-def read_configuration(files: Sequence[Path]) -> Configuration:
-    """The checked configuration of the current folder, with ``files`` merged over its own.
-
-    Raises:
-        UserError: a file is no configuration.
-        OSError: a file cannot be read.
-    """
-    from snakemake.common.configfile import load_configfile
-    from snakemake.exceptions import WorkflowError
-    from snakemake.utils import update_config
-
-    merged: dict = {}
-    for file in (*map(Path, CONFIGFILES), *files):
-        try:
-            update_config(merged, load_configfile(str(file)))
-        except WorkflowError as error:
-            raise UserError(f"{file}: {' '.join(str(error).split())}") from None
-    return settings.load(merged)
 
 
 def effective(configuration: Configuration, name: str) -> Dataset:

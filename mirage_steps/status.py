@@ -26,15 +26,17 @@ import psutil
 import tyro
 
 from mirage_steps import settings
+from mirage_steps.support.configuration import read_configuration
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.lock import STALE
 from mirage_steps.support.step import one_line_errors
 
 # Rules in the order of the pipeline.
 STAGES = (
-    "weights", "dataset", "features", "foreground", "crops", "crop_features", "categories",
-    "pose_space", "poses", "pose_eval", "train", "real", "views", "sheet", "turn", "novel_views",
-    "baseline", "masks", "embed", "fid", "overview",
+    "weights", "dataset", "features", "gather_features", "foreground", "crops", "crop_features",
+    "gather_crop_features", "categories", "pose_space", "poses", "pose_eval", "train", "real",
+    "views", "gather_views", "sheet", "turn", "novel_views", "baseline", "masks", "embed", "fid",
+    "overview",
 )  # fmt: skip
 STATES = ("done", "running", "interrupted", "failed", "stale", "missing", "unchecked")
 _RECENT = 20  # records of which a training's rate is taken
@@ -150,8 +152,6 @@ def main(
         configfile: Files merged over the project's own, as by snakemake --configfile.
         json: Print it as JSON.
     """
-    from mirage_steps.plan import read_configuration  # torch, of which `compare` has no need
-
     configuration = read_configuration(configfile)
     for unknown in set(name) - set(configuration.datasets):
         raise UserError(

@@ -8,7 +8,6 @@ if configuration.shards > 1:
         output:
             tokens="<results>/{dataset}/features/tokens.h5",
             run="<results>/{dataset}/features/features.run.json",
-            gathered="<results>/{dataset}/features/gather.run.json",
         log:
             "<results>/{dataset}/logs/gather_features.log",
         conda:
@@ -29,7 +28,6 @@ if configuration.shards > 1:
         output:
             tokens=temp("<results>/{dataset}/crop_features/tokens.h5"),
             run="<results>/{dataset}/crop_features/features.run.json",
-            gathered="<results>/{dataset}/crop_features/gather.run.json",
         log:
             "<results>/{dataset}/logs/gather_crop_features.log",
 
@@ -41,7 +39,6 @@ if configuration.shards > 1:
             tokens="<results>/{dataset}/sets/{kind}/images.h5",
             picture="<results>/{dataset}/sets/{kind}/images.png",
             run="<results>/{dataset}/sets/{kind}/views.run.json",
-            gathered="<results>/{dataset}/sets/{kind}/gather.run.json",
         log:
             "<results>/{dataset}/logs/gather_views-{kind}.log",
         wildcard_constraints:

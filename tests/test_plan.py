@@ -15,6 +15,7 @@ from torch.nn import functional
 from mirage_steps import plan, settings
 from mirage_steps.core.cost import forward_flops, peak_bytes
 from mirage_steps.support import planning, unloaded
+from mirage_steps.support.configuration import CONFIGFILES, read_configuration
 from mirage_steps.support.errors import UserError
 
 ROOT = Path(plan.__file__).parents[1]
@@ -44,7 +45,7 @@ def _in_the_project(monkeypatch):
 def demo() -> settings.Dataset:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return plan.read_configuration([]).datasets["demo"]
+        return read_configuration([]).datasets["demo"]
 
 
 # Measuring
@@ -195,7 +196,7 @@ def test_names_of_sets_and_files_are_those_of_the_rules():
     names = {name for pair in re.findall(r'\("(.*)", "(.*)"\)', rows) for name in pair}
     assert names == {*settings.REAL, *settings.GENERATED, *settings.MASKED}
     files = re.findall(r'^configfile: "(.*)"$', (ROOT / "Snakefile").read_text(), re.MULTILINE)
-    assert tuple(files) == plan.CONFIGFILES
+    assert tuple(files) == CONFIGFILES
 
 
 # Counting
@@ -289,7 +290,7 @@ def test_too_little_disk_is_told_after_the_table(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as error, plan.one_line_errors():
         plan.main("demo", configfile=(tmp_path / "mine.yaml",))
     message = str(error.value.code)
-    assert re.fullmatch(r"error: .*50\d\.\d MB are still to be written, only 1.0 MB .*", message)
+    assert re.fullmatch(r"error: .*63\d\.\d MB are still to be written, only 1.0 MB .*", message)
     assert "1.0 MB free" in capsys.readouterr().out
 
 
@@ -298,3 +299,12 @@ def test_human_numbers_of_operations():
     for flops, text in told.items():
         assert plan.human_flops(flops) == text
     assert plan.human_flops(None) == "-"
+
+
+def test_parts_of_divided_work_need_room_beside_the_whole(demo, tmp_path):
+    tokens, generator = unloaded.backbone(demo.backbone), None
+    one, seven = (
+        planning.artifacts(demo, 1000, tokens, generator, tmp_path, shards) for shards in (1, 7)
+    )
+    size = next(made.size for made in one if made.path.name == "tokens.h5")
+    assert planning.needed(seven) == planning.needed(one) + size

@@ -78,19 +78,29 @@ def artifacts(
     tokens: unloaded.Tokens,
     generator: unloaded.Generator | None,
     folder: Path,
+    shards: int = 1,
 ) -> list[Artifact]:
-    """What the steps write into the data set's folder, in their order."""
+    """What the steps write into the data set's folder, in their order.
+
+    With several shards the parts lie beside the whole until that is there.
+    """
     pixels = dataset.training.image_size**2
     tokens_size = count * (tokens.patches + 1) * tokens.dim * 2
-    maps = folder / "pose_space/maps.h5"
+    maps, tokens_file = folder / "pose_space/maps.h5", folder / "features/tokens.h5"
+    copies = 1 if shards == 1 else 2
     made = [
         *_made_images(dataset.source, count, folder),
-        Artifact(folder / "features/tokens.h5", tokens_size),
+        Artifact(tokens_file, tokens_size),
         Artifact(folder / "crops/crops.h5", count * pixels * 3),
-        Artifact(folder / "crop_features/tokens.h5", tokens_size, "until maps.h5", True, maps),
+        Artifact(
+            folder / "crop_features/tokens*.h5", copies * tokens_size, "until maps.h5", True, maps
+        ),
         # Three float32 and one bool a patch.
         Artifact(maps, count * tokens.patches * 13),
     ]
+    if shards > 1:
+        pattern = tokens_file.with_name("tokens.*-of-*.h5")
+        made.append(Artifact(pattern, tokens_size, "parts", True, tokens_file))
     if generator is None:
         return made
     model, checkpoints = folder / "training/model.safetensors", folder / "training/checkpoints"
