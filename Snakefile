@@ -8,6 +8,12 @@ configfile: "config/config.yaml"
 configfile: "config/paper.yaml"
 
 
+# On one machine the accelerators are shared by all jobs; what a cluster has, SLURM knows: there jobs
+# ask for `gpu`, and the limit of the default profile does not count.
+resource_scopes:
+    accelerator="local",
+
+
 include: "rules/common.smk"
 include: "rules/weights.smk"
 include: "rules/poses.smk"

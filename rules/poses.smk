@@ -18,6 +18,9 @@ rule dataset:
     threads: 8
     resources:
         gpu=lambda wildcards: int(dataset_settings(wildcards).source.kind == "stable-diffusion"),
+        accelerator=lambda wildcards: int(
+            dataset_settings(wildcards).source.kind == "stable-diffusion"
+        ),
         source_batch=source_batch,
         weights=shlex.quote(configuration.weights),
     params:
@@ -47,6 +50,7 @@ rule features:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("backbone", "batch_size"),
         weights=shlex.quote(configuration.weights),
     params:
@@ -134,6 +138,7 @@ rule crop_features:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("backbone", "batch_size"),
         weights=shlex.quote(configuration.weights),
     params:

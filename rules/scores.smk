@@ -23,6 +23,7 @@ rule masks:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("backbone", "batch_size"),
         sam_batch_size=setting("masks", "sam_batch_size"),
         weights=shlex.quote(configuration.weights),
@@ -59,6 +60,7 @@ rule embed:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("backbone", "batch_size"),
         weights=shlex.quote(configuration.weights),
     params:

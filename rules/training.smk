@@ -29,6 +29,7 @@ rule train:
     threads: 8
     resources:
         gpu=setting("training", "processes"),
+        accelerator=setting("training", "processes"),
         processes=setting("training", "processes"),
         accumulation=setting("training", "accumulation"),
         launcher=launcher,

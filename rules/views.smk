@@ -46,6 +46,7 @@ rule views:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("views", "batch_size"),
     params:
         views=section("views"),
@@ -80,6 +81,7 @@ rule sheet:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("views", "batch_size"),
     params:
         words=section("sheet", "views", "guidance"),
@@ -118,6 +120,7 @@ rule turn:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("views", "batch_size"),
     params:
         sheet=lambda wildcards: shlex.join(flags(dataset_settings(wildcards).sheet)),
@@ -155,6 +158,7 @@ rule novel_views:
     threads: 8
     resources:
         gpu=1,
+        accelerator=1,
         batch_size=setting("views", "batch_size"),
     params:
         words=section("views", "guidance", "novel_views"),
