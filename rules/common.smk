@@ -375,3 +375,11 @@ def paper_words(wildcards):
     for difference in differences(dataset):
         words += ["--differs", difference]
     return shlex.join(words)
+
+
+def launcher(wildcards):
+    """What starts the training: torchrun where several processes share it."""
+    processes = model_settings(wildcards).training.processes
+    if processes == 1:
+        return "python"
+    return f"torchrun --standalone --nproc-per-node={processes}"

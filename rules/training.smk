@@ -2,14 +2,6 @@
 from mirage_steps.support.code import version
 
 
-def launcher(wildcards):
-    """What starts the training: torchrun where several processes share it."""
-    processes = model_settings(wildcards).training.processes
-    if processes == 1:
-        return "python"
-    return f"torchrun --standalone --nproc-per-node={processes}"
-
-
 rule train:
     input:
         crops=own_model("crops/crops.h5"),
