@@ -1,8 +1,10 @@
 """Training in several processes and in parts of a batch equals that of one process at once."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -129,3 +131,28 @@ def test_a_user_s_mistake_among_several_is_said_without_traceback(data, tmp_path
     assert "training.processes 2, but 1 run; start them by torchrun" in line
     few = _train(data, tmp_path / "run", 1, "--iterations", "2", "--accumulation", "6")
     assert "training.batch_size 5: too small" in few.stderr and "Traceback" not in few.stderr
+
+
+def test_sigterm_to_torchrun_saves_once_and_leaves(data, tmp_path):
+    """As a scheduler does it, to torchrun and its processes together; none waits for another."""
+    words = [
+        *TORCHRUN, "--nproc-per-node=2", "-m", "mirage_steps.train", "--crops", data["crops"],
+        "--poses", data["poses"], "--out", tmp_path, "--checkpoints", tmp_path / "checkpoints",
+        "--processes", 2, *SMALL, "--iterations", 100_000, "--checkpoint-every", 100_000,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, words)), env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"}, text=True,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(train_step.read_metrics(tmp_path / "checkpoints")) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    last = train_step.read_metrics(tmp_path / "checkpoints")[-1]["step"]
+    saved = [path.name for path in (tmp_path / "checkpoints").glob("step-*.pt")]
+    assert saved == [f"step-{last:07d}.pt"], output
+    assert not (tmp_path / "checkpoints/lock.json").exists()
+    assert not (tmp_path / "model.safetensors").exists()
