@@ -9,15 +9,23 @@ PICTURES = {
 }
 
 
-rule pictures:
+rule picture:
     input:
-        [f"<results>/demo/{path}" for path in PICTURES.values()],
+        lambda wildcards: f"<results>/demo/{PICTURES[wildcards.picture]}",
     output:
-        expand("docs/pictures/{name}", name=PICTURES),
+        "docs/pictures/{picture}",
     log:
-        "<results>/demo/logs/pictures.log",
+        "<results>/demo/logs/pictures/{picture}.log",
+    wildcard_constraints:
+        picture="|".join(map(re.escape, PICTURES)),
     localrule: True
     conda:
         "../envs/mirage.yaml"
     shell:
-        "cp {input:q} docs/pictures/ 2> {log:q}"
+        "cp {input:q} {output:q} 2> {log:q}"
+
+
+rule pictures:
+    input:
+        expand("docs/pictures/{picture}", picture=PICTURES),
+    localrule: True
