@@ -22,6 +22,7 @@ from typing import TextIO
 import h5py
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -299,8 +300,13 @@ def _write_model(trainer: Trainer, out: Path) -> None:
             "parameters": trainer.parameters,
         },
     )
-    with atomic(out / "model.safetensors") as path:
-        save_file(weights, path)
+    try:
+        with atomic(out / "model.safetensors") as path:
+            save_file(weights, path)
+    except SafetensorError as error:
+        raise UserError(
+            f"{out / 'model.safetensors'}: {error}; the checkpoint is kept: run again"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -281,6 +281,36 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(data, tmp_path, caplo
     assert steps == list(range(1, 7))
 
 
+def test_a_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
+    whole = run(data, tmp_path / "whole", SETTINGS)
+    save = torch.save
+
+    def full(state, file):
+        if state["done"] == 4:
+            with open("/dev/full", "wb") as device:
+                save(state, device)
+        save(state, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(UserError, match="step-0000004.pt: No space left on device; the check"):
+            run(data, tmp_path / "run", SETTINGS)
+    folder = tmp_path / "run/checkpoints"
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["metrics.jsonl", "step-0000002.pt"]
+    found = run(data, tmp_path / "run", SETTINGS)
+    for name, value in whole.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_what_can_be_read_is_put_aside_not_what_is_damaged(data, tmp_path):
+    run(data, tmp_path / "run", SETTINGS)
+    folder = tmp_path / "run/checkpoints"
+    (folder / "step-0000006.pt").write_bytes(b"damaged")
+    run(data, tmp_path / "run", SETTINGS.model_copy(update={"seed": 1}))
+    assert torch.load(folder / "previous.pt", weights_only=True)["done"] == 4
+
+
 def test_damaged_checkpoints_alone_are_named(data, tmp_path):
     run(data, tmp_path / "run", SETTINGS)
     for path in (tmp_path / "run/checkpoints").glob("step-*.pt"):

@@ -38,9 +38,20 @@ class Checkpoints:
 
         Args:
             state: tensors and plain values, ``done`` among them, the number of steps.
+
+        Raises:
+            UserError: the disk is full or gone; the checkpoints that there were stay.
         """
-        with atomic(self.path(state["done"])) as path:
-            torch.save({"fingerprint": self.fingerprint, **state}, path)
+        target = self.path(state["done"])
+        try:
+            # Into an open file: by a path torch tells of a full disk in words of its own.
+            with atomic(target) as path, open(path, "wb") as file:
+                torch.save({"fingerprint": self.fingerprint, **state}, file)
+        except OSError as error:
+            raise UserError(
+                f"{target}: {error.strerror or error}; the checkpoints before it are kept: make "
+                "room and run again"
+            ) from None
         for old in self._files()[_KEPT:]:
             old.unlink()
 
@@ -77,7 +88,7 @@ class Checkpoints:
             if not changed:
                 self._put_aside(files[: files.index(path)], "damaged.pt")
                 return state
-            self._put_aside(files[::-1], "previous.pt")
+            self._put_aside([*(other for other in files if other != path), path], "previous.pt")
             kept = self.folder / "previous.pt"
             log.warning("starting anew: %s changed; the old is %s", ", ".join(changed), kept)
             return None
