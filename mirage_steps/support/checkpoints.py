@@ -44,13 +44,15 @@ class Checkpoints:
         """
         target = self.path(state["done"])
         try:
-            # Into an open file: by a path torch tells of a full disk in words of its own.
+            # Into an open file: by a path torch does not tell what was wrong.
             with atomic(target) as path, open(path, "wb") as file:
                 torch.save({"fingerprint": self.fingerprint, **state}, file)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # Closing its archive, torch covers what the disk said with an error of its own.
+            told = error if isinstance(error, OSError) else error.__context__
+            reason = getattr(told, "strerror", None) or str(error).splitlines()[0]
             raise UserError(
-                f"{target}: {error.strerror or error}; the checkpoints before it are kept: make "
-                "room and run again"
+                f"{target}: {reason}; the checkpoints before it are kept: make room and run again"
             ) from None
         for old in self._files()[_KEPT:]:
             old.unlink()
