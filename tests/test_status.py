@@ -102,7 +102,11 @@ def test_stages_are_the_rules_in_their_order():
     for phase in ("weights", "poses", "training", "views", "scores"):
         text = (ROOT / "rules" / f"{phase}.smk").read_text()
         rules += re.findall(r"^rule (\w+):", text, re.MULTILINE)
-    assert sorted(rules) == sorted(status.STAGES)
+    gathering = (ROOT / "rules/gathering.smk").read_text()
+    gathered = re.findall(r"rule gather_features as (\w+) with|rule (\w+):", gathering)
+    for name in map("".join, gathered):
+        rules.insert(rules.index(name.removeprefix("gather_")) + 1, name)
+    assert sorted(rules) == sorted(status.STAGES) and len(gathered) == 3
     rules.remove("baseline")  # which may come any time before the masks
     assert rules == [name for name in status.STAGES if name != "baseline"]
 
