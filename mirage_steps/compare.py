@@ -140,11 +140,14 @@ def main(
 
 
 def read_run(folder: Path) -> Run:
-    """Everything a run's steps wrote of themselves; what is damaged is left out and told."""
+    """Everything a run's steps wrote of themselves; what is damaged is left out and told.
+
+    Raises:
+        UserError: there is no such folder.
+    """
     run = Run(folder)
     if not folder.is_dir():
-        run.problems.append(f"{folder}: no such folder")
-        return run
+        raise UserError(f"{folder}: no such folder; give those of two runs, such as results/demo")
     for pattern in _RECORDS:
         for path in sorted(folder.glob(pattern)):
             if content := _read(run, path):
