@@ -517,7 +517,7 @@ def _list(value: object) -> list[dict]:
 
 
 def _number(value: object) -> float | None:
-    found = isinstance(value, int | float) and math.isfinite(value)
+    found = isinstance(value, int | float) and abs(value) < 1e300
     return float(value) if found else None
 
 

@@ -59,7 +59,8 @@ def main(
     entries = read_manifest(manifest)
     found = None if windows is None else read_windows(windows, entries, centre=True)
     entries = entries if found is None else [entry for entry, _ in found]
-    rows = part.rows(len(entries), backbone.batch_size)
+    total = len(entries)
+    rows = part.rows(total, backbone.batch_size)
     entries = entries[rows.start : rows.stop]
     if found is None:
         content = [content_box(entry.width, entry.height) for entry in entries]
@@ -76,7 +77,9 @@ def main(
     )  # fmt: skip
     require_disk(out, size, "tokens.h5")
     path = out / f"{part.name('tokens')}.h5"
-    write_tokens(path, network, entries, content, prepare, backbone.batch_size)
+    write_tokens(
+        path, network, entries, content, prepare, backbone.batch_size, part.note(rows, total)
+    )
     return [part.name("features")]
 
 
@@ -87,11 +90,15 @@ def write_tokens(
     content: Sequence[Box],
     prepare: Callable[[Image.Image, int], Image.Image],
     batch_size: int,
+    note: dict[str, list[int]],
 ) -> None:
     """Stream the tokens of all images into ``path``; memory does not grow with their number."""
     with create_h5(path) as out:
         out.attrs.update(
-            model=network.name, resolution=network.resolution, patch_size=network.patch_size
+            model=network.name,
+            resolution=network.resolution,
+            patch_size=network.patch_size,
+            **note,
         )
         patches = by_image(
             out, "patch_tokens", len(entries), (network.grid**2, network.dim), np.float16

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mirage_steps.support.errors import UserError
 from mirage_steps.support.files import human_size, require_disk, write_json
 from mirage_steps.support.h5 import create_h5, open_h5, slices
-from mirage_steps.support.shards import Shard
+from mirage_steps.support.shards import ROWS, Shard
 from mirage_steps.support.step import log, run
 from mirage_steps.views import write_picture
 
@@ -50,14 +50,24 @@ def gather(parts: tuple[Path, ...], path: Path) -> None:
     """
     lengths: dict[str, int] = {}
     chunks: dict[str, tuple[int, ...]] = {}
+    end = 0
     with open_h5(parts[0]) as first:
-        attributes = dict(first.attrs)
+        attributes = {name: value for name, value in first.attrs.items() if name != ROWS}
         kinds = {name: (data.dtype, data.shape[1:]) for name, data in first.items()}
     for part in parts:
         with open_h5(part, *kinds) as file:
             found = {name: (data.dtype, data.shape[1:]) for name, data in file.items()}
-            if dict(file.attrs) != attributes or found != kinds:
+            own = dict(file.attrs)
+            start, stop, total = map(int, own.pop(ROWS, (-1, -1, -1)))
+            if own != attributes or found != kinds:
                 raise UserError(f"{part}: was not made as {parts[0]}; delete both and rerun")
+            # Another batch size moves the borders, and some parts may be from before its change.
+            if start != end or (part == parts[-1] and stop != total):
+                raise UserError(
+                    f"{part}: has rows {start} to {stop} of {total}, the parts before it end at "
+                    f"{end}: batch_size changed in between; delete all parts and rerun"
+                )
+            end = stop
             for name, data in file.items():
                 lengths[name] = lengths.get(name, 0) + len(data)
                 chunks[name] = chunks.get(name) or data.chunks  # empty parts have none

@@ -599,7 +599,7 @@ def recent_rate(records: Sequence[dict]) -> float | None:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else None
 
 
 # What is printed

@@ -107,10 +107,11 @@ def main(
             )  # fmt: skip
         data = Data(file["images"], labels, training)
         made_with = {**_fingerprint(training), **_identity(crops, poses)}
-        store = Checkpoints(checkpoints, made_with, processes.device)
+        store = Checkpoints(checkpoints, made_with)
         _resume(trainer, store)
         _train(trainer, data, store, Stop(runtime), lock)
         if processes.first:
+            lock.require()
             _write_model(trainer, out)
             pictures.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
@@ -189,6 +190,8 @@ def _train(
                 store.save(trainer.state())
             bar.update()
             if leave:
+                # Together: torchrun would end the one that still saves once another has left.
+                processes.any(False)
                 raise SystemExit(stop.code)
             if processes.first and (last or trainer.done % training.sample_every == 0):
                 _sample(trainer, store.folder)

@@ -82,7 +82,7 @@ def main(
     side = network.config.image_size
     path = out / f"{part.name('images')}.h5"
     with create_h5(path) as file, tqdm(total=len(rows), unit="image") as bar:
-        file.attrs["kind"] = kind
+        file.attrs.update(kind=kind, **part.note(rows, samples))
         images = by_image(file, "images", len(rows), (side, side, 3), np.uint8)
         pose = file.create_dataset("pose", (len(rows),), np.int16)
         objects = file.create_dataset("object", (len(rows),), np.int32)

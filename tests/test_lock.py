@@ -124,3 +124,15 @@ def test_of_many_at_a_stale_lock_one_wins(tmp_path):
     for thread in threads:
         thread.join()
     assert len(held) == 1 and len(refused) == 5, refused
+
+
+def test_an_owner_that_slept_through_a_whole_other_one_stops_too(tmp_path):
+    sleeper = Lock(tmp_path, "training", beat=30, stale=0.5).__enter__()
+    then = time.time() - 1
+    os.utime(sleeper.path, (then, then))
+    with Lock(tmp_path, "training", **QUICK):
+        time.sleep(0.6)
+    assert not sleeper.path.exists()
+    with pytest.raises(UserError, match="taken over"):
+        sleeper.require()
+    sleeper.__exit__(None, None, None)

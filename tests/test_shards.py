@@ -102,9 +102,10 @@ def test_generated_images_are_the_same(finished, tmp_path, kind, of):
 @pytest.fixture
 def pieces(tmp_path) -> tuple[Path, ...]:
     paths = tuple(tmp_path / f"tokens.{number}-of-2.h5" for number in (1, 2))
-    for path in paths:
+    for path, start in zip(paths, (0, 3), strict=True):
         with h5py.File(path, "w") as file:
-            file["rows"] = np.zeros((3, 2), np.float32)
+            file["values"] = np.zeros((3, 2), np.float32)
+            file.attrs["rows"] = [start, start + 3, 6]
     return paths
 
 
@@ -112,6 +113,15 @@ def test_parts_that_do_not_fit_are_refused(pieces, tmp_path):
     with h5py.File(pieces[1], "a") as file:
         file.attrs["model"] = "another"
     with pytest.raises(UserError, match=r"tokens.2-of-2.h5: was not made as .*1-of-2.h5; delete"):
+        gather.main(parts=pieces, out=tmp_path)
+    assert not (tmp_path / "tokens.h5").exists()
+
+
+@pytest.mark.parametrize("rows", [(2, 6, 6), (4, 6, 6), (3, 5, 6)])
+def test_parts_of_two_batch_sizes_are_refused(pieces, tmp_path, rows):
+    with h5py.File(pieces[1], "a") as file:
+        file.attrs["rows"] = rows
+    with pytest.raises(UserError, match=f"2-of-2.h5: has rows {rows[0]} to .*batch_size changed"):
         gather.main(parts=pieces, out=tmp_path)
     assert not (tmp_path / "tokens.h5").exists()
 

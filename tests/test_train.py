@@ -211,7 +211,7 @@ def test_changed_poses_start_anew(data, tmp_path, caplog):
     data["poses"].write_text(text)
     run(data, tmp_path / "run", SETTINGS)
     assert "starting anew: poses changed" in caplog.text
-    assert (tmp_path / "run" / "checkpoints" / "previous.pt").exists()
+    assert (tmp_path / "run" / "checkpoints" / "previous-step-0000006.pt").exists()
 
 
 def test_fewer_iterations_start_anew(data, tmp_path, caplog):
@@ -313,7 +313,7 @@ def test_what_can_be_read_is_put_aside_not_what_is_damaged(data, tmp_path):
     folder = tmp_path / "run/checkpoints"
     (folder / "step-0000006.pt").write_bytes(b"damaged")
     run(data, tmp_path / "run", SETTINGS.model_copy(update={"seed": 1}))
-    assert torch.load(folder / "previous.pt", weights_only=True)["done"] == 4
+    assert torch.load(folder / "previous-step-0000004.pt", weights_only=True)["done"] == 4
 
 
 def test_damaged_checkpoints_alone_are_named(data, tmp_path):

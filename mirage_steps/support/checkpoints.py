@@ -23,11 +23,10 @@ class Checkpoints:
         folder: of the checkpoints.
         fingerprint: settings and inputs as plain values; a state that was made with others is never
             gone on from.
-        device: to which states are loaded.
     """
 
-    def __init__(self, folder: Path, fingerprint: dict, device: torch.device):
-        self.folder, self.fingerprint, self.device = folder, fingerprint, device
+    def __init__(self, folder: Path, fingerprint: dict):
+        self.folder, self.fingerprint = folder, fingerprint
 
     def path(self, done: int) -> Path:
         """File of the state after ``done`` steps."""
@@ -60,8 +59,8 @@ class Checkpoints:
     def newest(self, last: int) -> dict | None:
         """The newest state to go on from; None where the training starts anew.
 
-        What was made with other settings or data is put aside as ``previous.pt``, and what changed
-        is logged; what is damaged is put aside as ``damaged.pt``.
+        What was made with other settings or data is put aside as ``previous-step-NNNNNNN.pt``, and
+        what changed is logged; what is damaged is put aside as ``damaged.pt``.
 
         Args:
             last: number of steps beyond which a state is of a longer run than asked for.
@@ -73,10 +72,12 @@ class Checkpoints:
         for path in files:
             try:
                 _require_whole(path)
-                state = torch.load(path, map_location=self.device, weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
                 before = state.pop("fingerprint")
                 keys = {*before, *self.fingerprint}
                 done = int(state["done"])
+            except (OSError, MemoryError):
+                raise  # of the machine, not of the file
             except Exception as error:
                 # torch.load raises many types on a damaged file; each means the same to the user.
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -90,9 +91,13 @@ class Checkpoints:
             if not changed:
                 self._put_aside(files[: files.index(path)], "damaged.pt")
                 return state
-            self._put_aside([*(other for other in files if other != path), path], "previous.pt")
-            kept = self.folder / "previous.pt"
-            log.warning("starting anew: %s changed; the old is %s", ", ".join(changed), kept)
+            kept = self.folder / f"previous-{path.name}"  # of a name that a shorter one has not
+            self._put_aside([*(other for other in files if other != path), path], kept.name)
+            log.warning(
+                "starting anew: %s changed; the old is %s (with its settings it goes on, once it "
+                "has its name %s again)",
+                ", ".join(changed), kept, path.name,
+            )  # fmt: skip
             return None
         if damaged:
             raise UserError(f"{damaged}; delete {self.folder}/step-*.pt to start anew")
@@ -100,7 +105,7 @@ class Checkpoints:
 
     def load(self, done: int) -> dict:
         """The state after ``done`` steps, as :meth:`newest` found it in another process."""
-        return torch.load(self.path(done), map_location=self.device, weights_only=True)
+        return torch.load(self.path(done), map_location="cpu", weights_only=True)
 
     def _files(self) -> list[Path]:
         """Newest first."""

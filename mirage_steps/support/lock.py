@@ -40,7 +40,7 @@ class Lock:
         self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
         self.owner["machine"] = _machine()
         self._ended = threading.Event()
-        self._lost = False
+        self._lost, self._last = False, 0.0
         self._thread = threading.Thread(target=self._beats, daemon=True)
 
     def __enter__(self) -> "Lock":
@@ -54,6 +54,7 @@ class Lock:
             self._await_death()
             if self._take_over():
                 break
+        self._last = _clock()
         self._thread.start()
         return self
 
@@ -127,12 +128,15 @@ class Lock:
             with contextlib.suppress(OSError):
                 if not self._create():
                     os.utime(self.path)
+                self._last = _clock()
 
     def _is_ours(self) -> bool:
         return self._read().get("id") == self.owner["id"]
 
     def _is_another_s(self) -> bool:
-        """Not where the file is gone or cannot be read for a moment."""
+        """Not where the file is gone or cannot be read for a moment; after a long one it is."""
+        if not self.path.exists() and _clock() - self._last > self.stale:
+            return True  # taken over, and given back since
         return self._read().get("id", self.owner["id"]) != self.owner["id"]
 
     def _read(self) -> dict:
@@ -156,6 +160,11 @@ class Lock:
             return probe.stat().st_mtime
         finally:
             probe.unlink(missing_ok=True)
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _machine() -> str:

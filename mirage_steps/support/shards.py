@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from mirage_steps.support.errors import UserError
 
+# Attribute of a part: its first row, the one after its last, and the rows of the whole.
+ROWS = "rows"
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -43,6 +46,10 @@ class Shard:
         batches = -(-count // batch)
         first, last = ((self.number + k) * batches // self.of * batch for k in (-1, 0))
         return range(min(first, count), min(last, count))
+
+    def note(self, rows: range, total: int) -> dict[str, list[int]]:
+        """What a part says of itself, for :mod:`mirage_steps.gather`; nothing where it is all."""
+        return {} if self.of == 1 else {ROWS: [rows.start, rows.stop, total]}
 
     def name(self, stem: str) -> str:
         """What a file or record of this job is called, without suffix."""

@@ -135,7 +135,8 @@ def _write_provenance(
         "peak_memory_mb": _peak_memory(),
     }
     # Of several processes that work together only the first writes.
-    for record in records if os.environ.get("RANK", "0") == "0" else ():
+    together = "TORCHELASTIC_RUN_ID" in os.environ
+    for record in () if together and os.environ.get("RANK") != "0" else records:
         write_json(Path(arguments["out"]) / f"{record}.run.json", content)
 
 
