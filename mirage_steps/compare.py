@@ -6,7 +6,6 @@ training, and the counts of foreground and masks. Nothing is computed anew, and 
 """
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
