@@ -14,10 +14,10 @@ import tyro
 from sklearn.cluster import KMeans
 
 from mirage_steps import categories, crops, dataset, features, foreground, settings
-from mirage_steps.core.foreground import ForegroundModel
-from mirage_steps.core.poses import score_labels
-from mirage_steps.support.h5 import open_h5, read_names
-from mirage_steps.support.manifest import read_manifest
+from mirage_steps.files.h5 import open_h5, read_names
+from mirage_steps.files.manifest import read_manifest
+from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.poses import score_labels
 
 BACKBONE = settings.Backbone(model="weights/stand-in-dinov2-cars", resolution=64, batch_size=64)
 

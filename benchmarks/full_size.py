@@ -29,8 +29,8 @@ from segment_anything import sam_model_registry
 from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
+from mirage_steps.demo.renderer.cars import DEMO_FAMILIES, render
 from mirage_steps.sources.compcars import VIEWPOINTS
-from mirage_steps.stand_ins.cars import DEMO_FAMILIES, render
 
 ROOT = Path(__file__).parents[1]
 

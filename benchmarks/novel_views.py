@@ -23,17 +23,17 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
-from mirage_steps.core.circle import circular_distance, circular_mean
-from mirage_steps.core.diffusion import from_pixels, to_pixels
-from mirage_steps.core.foreground import find_objects
-from mirage_steps.core.metrics import psnr
-from mirage_steps.core.multiview import invert, sample_single
+from mirage_steps.demo.renderer import cars, chairs
+from mirage_steps.files.atomic import read_csv
 from mirage_steps.masks import segment
-from mirage_steps.runs import Run
+from mirage_steps.method.circle import circular_distance, circular_mean
+from mirage_steps.method.diffusion import from_pixels, to_pixels
+from mirage_steps.method.foreground import find_objects
+from mirage_steps.method.metrics import psnr
+from mirage_steps.method.multiview import invert, sample_single
+from mirage_steps.networks.sam import load_sam
+from mirage_steps.run import Run
 from mirage_steps.settings import NovelViews, Views
-from mirage_steps.stand_ins import cars, chairs
-from mirage_steps.support.files import read_csv
-from mirage_steps.support.sam import load_sam
 
 _SEED = 77
 _SIZE = 96

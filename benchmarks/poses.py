@@ -24,17 +24,17 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
 from mirage_steps import crops, features, foreground, pose_space, poses
-from mirage_steps.core.circle import shortest_cycle
-from mirage_steps.core.foreground import ForegroundModel, find_objects
-from mirage_steps.core.pca import Moments, Pca
-from mirage_steps.core.poses import fill_padding, position_means, score_azimuths
+from mirage_steps.demo.renderer.cars import DEMO_FAMILIES, SPAN, render
+from mirage_steps.demo.stand_ins.evaluation import iou, patch_masks
+from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.files.h5 import open_h5
+from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
+from mirage_steps.files.windows import HEADER, read_windows
+from mirage_steps.method.circle import shortest_cycle
+from mirage_steps.method.foreground import ForegroundModel, find_objects
+from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.method.poses import fill_padding, position_means, score_azimuths
 from mirage_steps.settings import Backbone, Foreground, Poses
-from mirage_steps.stand_ins.cars import DEMO_FAMILIES, SPAN, render
-from mirage_steps.stand_ins.evaluation import iou, patch_masks
-from mirage_steps.support.files import read_csv, write_csv
-from mirage_steps.support.h5 import open_h5
-from mirage_steps.support.manifest import Entry, read_manifest, write_manifest
-from mirage_steps.support.windows import HEADER, read_windows
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "stand-in-dinov2-cars"
 BACKBONE = Backbone(model=str(WEIGHTS), resolution=64, batch_size=64)

@@ -32,18 +32,18 @@ import yaml
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core import diffusion
-from mirage_steps.core.metrics import frechet_from_features, kernel_distance
-from mirage_steps.core.multiview import sample_single
-from mirage_steps.core.unet import preset
 from mirage_steps.embed import backbone_features
+from mirage_steps.files.atomic import write_json
+from mirage_steps.files.labels import read_labels
+from mirage_steps.method import diffusion
+from mirage_steps.method.device import autocast
+from mirage_steps.method.metrics import frechet_from_features, kernel_distance
+from mirage_steps.method.multiview import sample_single
+from mirage_steps.method.processes import Processes
+from mirage_steps.method.training import Trainer
+from mirage_steps.method.unet import preset
+from mirage_steps.networks.backbone import Backbone
 from mirage_steps.settings import Training, load
-from mirage_steps.support.backbone import Backbone
-from mirage_steps.support.device import autocast
-from mirage_steps.support.files import write_json
-from mirage_steps.support.labels import read_labels
-from mirage_steps.support.processes import Processes
-from mirage_steps.support.trainer import Trainer
 
 CONFIG = Path(__file__).parents[1] / "config" / "config.yaml"
 DEMO = load(yaml.safe_load(CONFIG.read_text())).datasets["demo"].training

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from test_multiview import literal_views
 
-from mirage_steps.core.multiview import sample_views
-from mirage_steps.core.unet import GroupNorm, UNet, preset
-from mirage_steps.support.device import autocast
+from mirage_steps.method.device import autocast
+from mirage_steps.method.multiview import sample_views
+from mirage_steps.method.unet import GroupNorm, UNet, preset
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ The folder reads in the order of the pipeline:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mirage_steps.runs import Run
-    from mirage_steps.support.errors import UserError
+    from mirage_steps.errors import UserError
+    from mirage_steps.run import Run
 
 __version__ = "0.1.0"
 __all__ = ["Run", "UserError"]
@@ -28,11 +28,11 @@ __all__ = ["Run", "UserError"]
 def __getattr__(name: str) -> object:
     """What the package offers in Python, imported when it is asked for: steps need not wait."""
     if name == "Run":
-        from mirage_steps.runs import Run
+        from mirage_steps.run import Run
 
         return Run
     if name == "UserError":
-        from mirage_steps.support.errors import UserError
+        from mirage_steps.errors import UserError
 
         return UserError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mirage_steps.errors import UserError
+from mirage_steps.files import tiles
+from mirage_steps.files.atomic import write_csv
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import by_image, create_h5, write_names
+from mirage_steps.files.images import UnreadableImage, read_rgb
+from mirage_steps.files.loading import ahead
 from mirage_steps.sources.folder import find_files, printable
-from mirage_steps.support import tiles
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import write_csv
-from mirage_steps.support.h5 import by_image, create_h5, write_names
-from mirage_steps.support.images import UnreadableImage, read_rgb
-from mirage_steps.support.loading import ahead
-from mirage_steps.support.step import log, run
 
 # What the masked sets carry in place of a network's name: nobody removed this background.
 OWN_WHITE = "nothing (rendered on white)"

@@ -13,16 +13,16 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from mirage_steps.core.boxes import valid_patches
-from mirage_steps.core.categories import CategoryModel, mean_token
-from mirage_steps.core.foreground import ForegroundModel
-from mirage_steps.core.poses import score_labels
-from mirage_steps.support import pictures
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic, write_csv, write_json
-from mirage_steps.support.h5 import open_h5, read_names, slices
-from mirage_steps.support.manifest import read_manifest
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files import plots as pictures
+from mirage_steps.files.atomic import atomic, write_csv, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import open_h5, read_names, slices
+from mirage_steps.files.manifest import read_manifest
+from mirage_steps.method.boxes import valid_patches
+from mirage_steps.method.categories import CategoryModel, mean_token
+from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.poses import score_labels
 
 _BATCH = 64
 _SHOWN = 12  # crops of each category in the picture

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mirage_steps.core.boxes import crop
-from mirage_steps.support.h5 import by_image, create_h5, write_names
-from mirage_steps.support.loading import image_batches
-from mirage_steps.support.manifest import read_manifest
-from mirage_steps.support.step import run
-from mirage_steps.support.windows import read_windows
+from mirage_steps.files.command import run
+from mirage_steps.files.h5 import by_image, create_h5, write_names
+from mirage_steps.files.loading import image_batches
+from mirage_steps.files.manifest import read_manifest
+from mirage_steps.files.windows import read_windows
+from mirage_steps.method.boxes import crop
 
 _BATCH = 64
 

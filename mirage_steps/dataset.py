@@ -12,12 +12,12 @@ import tyro
 from tqdm import tqdm
 
 from mirage_steps import settings
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import write_csv
+from mirage_steps.files.command import log, run
+from mirage_steps.files.manifest import write_manifest
+from mirage_steps.networks.fetching import local
 from mirage_steps.sources import compcars, epfl, folder, procedural, stable_diffusion
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import write_csv
-from mirage_steps.support.manifest import write_manifest
-from mirage_steps.support.published import local
-from mirage_steps.support.step import log, run
 
 _LISTINGS = {
     settings.Folder: folder.list_images,

@@ -20,13 +20,13 @@ from cleanfid.resize import build_resizer
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.support.backbone import Backbone
-from mirage_steps.support.device import choose_device
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.h5 import create_h5, open_h5, slices
-from mirage_steps.support.loading import ahead
-from mirage_steps.support.published import FILES, local
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import create_h5, open_h5, slices
+from mirage_steps.files.loading import ahead
+from mirage_steps.method.device import choose_device
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.networks.fetching import FILES, local
 
 # What features of the published file are called; any other file is called by its own name.
 INCEPTION = "clean-fid Inception"

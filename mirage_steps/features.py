@@ -18,16 +18,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core.boxes import Box, content_box, crop, letterbox, window_content
-from mirage_steps.support.backbone import Backbone
-from mirage_steps.support.device import choose_device
-from mirage_steps.support.files import human_size, require_disk
-from mirage_steps.support.h5 import by_image, create_h5, write_names
-from mirage_steps.support.loading import image_batches
-from mirage_steps.support.manifest import Entry, read_manifest
-from mirage_steps.support.shards import Shard
-from mirage_steps.support.step import log, run
-from mirage_steps.support.windows import read_windows
+from mirage_steps.files.atomic import human_size, require_disk
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import by_image, create_h5, write_names
+from mirage_steps.files.loading import image_batches
+from mirage_steps.files.manifest import Entry, read_manifest
+from mirage_steps.files.shards import Shard
+from mirage_steps.files.windows import read_windows
+from mirage_steps.method.boxes import Box, content_box, crop, letterbox, window_content
+from mirage_steps.method.device import choose_device
+from mirage_steps.networks.backbone import Backbone
 
 
 def main(

@@ -14,21 +14,21 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core import foreground as core
-from mirage_steps.core.boxes import (
+from mirage_steps.errors import UserError
+from mirage_steps.files import plots as pictures
+from mirage_steps.files.atomic import atomic, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import open_h5, read_names, slices
+from mirage_steps.files.manifest import Entry, read_manifest
+from mirage_steps.files.windows import write_windows
+from mirage_steps.method import foreground as core
+from mirage_steps.method.boxes import (
     from_letterbox,
     padded_share,
     square_window,
     valid_patches,
 )
-from mirage_steps.core.pca import Moments, Pca
-from mirage_steps.support import pictures
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic, write_json
-from mirage_steps.support.h5 import open_h5, read_names, slices
-from mirage_steps.support.manifest import Entry, read_manifest
-from mirage_steps.support.step import log, run
-from mirage_steps.support.windows import write_windows
+from mirage_steps.method.pca import Moments, Pca
 
 _BATCH = 64
 _COMPONENTS = 3

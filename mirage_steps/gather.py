@@ -10,11 +10,11 @@ from pathlib import Path
 import h5py
 from tqdm import tqdm
 
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import human_size, require_disk, write_json
-from mirage_steps.support.h5 import create_h5, open_h5, slices
-from mirage_steps.support.shards import ROWS, Shard
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import human_size, require_disk, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import create_h5, open_h5, slices
+from mirage_steps.files.shards import ROWS, Shard
 from mirage_steps.views import write_picture
 
 _ROWS = 256  # copied at once

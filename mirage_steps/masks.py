@@ -20,14 +20,14 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core.foreground import ForegroundModel, Region, find_objects
-from mirage_steps.support.backbone import STAND_IN, Backbone
-from mirage_steps.support.device import choose_device
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic, require_disk, write_json
-from mirage_steps.support.h5 import by_image, create_h5, open_h5, slices
-from mirage_steps.support.sam import load_sam
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import atomic, require_disk, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import by_image, create_h5, open_h5, slices
+from mirage_steps.method.device import choose_device
+from mirage_steps.method.foreground import ForegroundModel, Region, find_objects
+from mirage_steps.networks.backbone import STAND_IN, Backbone
+from mirage_steps.networks.sam import load_sam
 
 WHITE = 255
 # The picture shows this many images, so many in a row, at least so many pixels a side.

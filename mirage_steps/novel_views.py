@@ -14,11 +14,11 @@ import tyro
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.runs import Run, require_free
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.photos import distinct_stems
-from mirage_steps.support.step import log
-from mirage_steps.support.step import run as run_step
+from mirage_steps.errors import UserError
+from mirage_steps.files.command import log
+from mirage_steps.files.command import run as run_step
+from mirage_steps.files.photos import distinct_stems
+from mirage_steps.run import Run, require_free
 
 
 def main(

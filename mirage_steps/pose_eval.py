@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.core.poses import score_azimuths, score_labels
-from mirage_steps.support import pictures
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv, write_json
-from mirage_steps.support.labels import read_circles
-from mirage_steps.support.manifest import read_manifest
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files import plots as pictures
+from mirage_steps.files.atomic import read_csv, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.labels import read_circles
+from mirage_steps.files.manifest import read_manifest
+from mirage_steps.method.poses import score_azimuths, score_labels
 
 
 def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) -> None:

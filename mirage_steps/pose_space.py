@@ -12,14 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core.boxes import valid_patches
-from mirage_steps.core.foreground import ForegroundModel, object_maps
-from mirage_steps.core.pca import Moments, Pca
-from mirage_steps.support.categories import read_categories
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic
-from mirage_steps.support.h5 import by_image, create_h5, open_h5, read_names, slices, write_names
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import atomic
+from mirage_steps.files.categories import read_categories
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import by_image, create_h5, open_h5, read_names, slices, write_names
+from mirage_steps.method.boxes import valid_patches
+from mirage_steps.method.foreground import ForegroundModel, object_maps
+from mirage_steps.method.pca import Moments, Pca
 
 _BATCH = 64
 _COMPONENTS = 3  # paper, section 3.1

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps import settings
-from mirage_steps.core.poses import PoseModel, fill_padding, position_means
-from mirage_steps.support import pictures
-from mirage_steps.support.categories import read_categories
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic, write_csv, write_json
-from mirage_steps.support.h5 import open_h5, read_names
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files import plots as pictures
+from mirage_steps.files.atomic import atomic, write_csv, write_json
+from mirage_steps.files.categories import read_categories
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import open_h5, read_names
+from mirage_steps.method.poses import PoseModel, fill_padding, position_means
 
 _FEW = 10  # images a pose below which poses are doubtful
 

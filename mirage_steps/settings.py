@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from mirage_steps.support.errors import UserError
+from mirage_steps.errors import UserError
 
 # Folder into which published networks are fetched.
 WEIGHTS = "weights/published"

@@ -9,12 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core.diffusion import keyed_noise, to_pixels
-from mirage_steps.core.multiview import sample_all_poses
-from mirage_steps.support import tiles
-from mirage_steps.support.device import autocast, choose_device
-from mirage_steps.support.model import load_model
-from mirage_steps.support.step import run
+from mirage_steps.files import tiles
+from mirage_steps.files.command import run
+from mirage_steps.method.device import autocast, choose_device
+from mirage_steps.method.diffusion import keyed_noise, to_pixels
+from mirage_steps.method.multiview import sample_all_poses
+from mirage_steps.networks.diffusion_model import load_model
 
 
 def main(

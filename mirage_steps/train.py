@@ -28,20 +28,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core import diffusion
-from mirage_steps.core.multiview import sample_single
-from mirage_steps.core.unet import preset
-from mirage_steps.support import pictures, tiles
-from mirage_steps.support.checkpoints import Checkpoints
-from mirage_steps.support.device import autocast
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic, write_json
-from mirage_steps.support.h5 import open_h5
-from mirage_steps.support.labels import read_circles, read_labels
-from mirage_steps.support.lock import Lock
-from mirage_steps.support.processes import Processes
-from mirage_steps.support.step import log, run
-from mirage_steps.support.trainer import Trainer
+from mirage_steps.errors import UserError
+from mirage_steps.files import plots as pictures
+from mirage_steps.files import tiles
+from mirage_steps.files.atomic import atomic, write_json
+from mirage_steps.files.checkpoints import Checkpoints
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import open_h5
+from mirage_steps.files.labels import read_circles, read_labels
+from mirage_steps.files.lock import Lock
+from mirage_steps.method import diffusion
+from mirage_steps.method.device import autocast
+from mirage_steps.method.multiview import sample_single
+from mirage_steps.method.processes import Processes
+from mirage_steps.method.training import Trainer
+from mirage_steps.method.unet import preset
 
 # Raised by hand when a change makes old checkpoints or models wrong; an edit that does not, such
 # as a reformatting, must never cost days of training.

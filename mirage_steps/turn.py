@@ -12,15 +12,15 @@ import numpy as np
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.runs import turn_crop
-from mirage_steps.support import tiles
-from mirage_steps.support.device import choose_device
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv, write_json
-from mirage_steps.support.h5 import open_h5, read_names
-from mirage_steps.support.labels import read_circles
-from mirage_steps.support.model import load_model
-from mirage_steps.support.step import log, run
+from mirage_steps.errors import UserError
+from mirage_steps.files import tiles
+from mirage_steps.files.atomic import read_csv, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import open_h5, read_names
+from mirage_steps.files.labels import read_circles
+from mirage_steps.method.device import choose_device
+from mirage_steps.networks.diffusion_model import load_model
+from mirage_steps.run import turn_crop
 
 
 def main(

@@ -19,18 +19,18 @@ import torch
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.core.diffusion import keyed_noise, to_pixels
-from mirage_steps.core.multiview import sample_single, sample_views
-from mirage_steps.core.unet import Frames, UNet
-from mirage_steps.support import tiles
-from mirage_steps.support.device import autocast, choose_device
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv
-from mirage_steps.support.h5 import by_image, create_h5, slices
-from mirage_steps.support.labels import read_circles
-from mirage_steps.support.model import load_model
-from mirage_steps.support.shards import Shard
-from mirage_steps.support.step import run
+from mirage_steps.errors import UserError
+from mirage_steps.files import tiles
+from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.command import run
+from mirage_steps.files.h5 import by_image, create_h5, slices
+from mirage_steps.files.labels import read_circles
+from mirage_steps.files.shards import Shard
+from mirage_steps.method.device import autocast, choose_device
+from mirage_steps.method.diffusion import keyed_noise, to_pixels
+from mirage_steps.method.multiview import sample_single, sample_views
+from mirage_steps.method.unet import Frames, UNet
+from mirage_steps.networks.diffusion_model import load_model
 
 NOVEL_VIEWS = 3  # of each reference noise, as in the paper's evaluation
 

@@ -1,13 +1,13 @@
 """Step 0: published weights, fetched once into the folder that all runs share.
 
-Writes the network and its marker, as ``mirage_steps.support.published`` lays them out.
+Writes the network and its marker, as ``mirage_steps.networks.fetching`` lays them out.
 """
 
 from pathlib import Path
 
+from mirage_steps.files.command import log, run
+from mirage_steps.networks.fetching import fetch
 from mirage_steps.settings import WEIGHTS
-from mirage_steps.support.published import fetch
-from mirage_steps.support.step import log, run
 
 
 def main(*, network: str, setting: str, out: Path, weights: Path = Path(WEIGHTS)) -> None:

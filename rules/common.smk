@@ -10,12 +10,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from mirage_steps.settings import GENERATED, differences, load
-from mirage_steps.support.code import code_hash
+from mirage_steps.files.code_hash import code_hash
 from mirage_steps.sources import check_source
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.photos import photos_of
-from mirage_steps.support.published import is_published, item_marker, unknown
-from mirage_steps.support.step import flag, flags
+from mirage_steps.errors import UserError
+from mirage_steps.files.photos import photos_of
+from mirage_steps.networks.fetching import is_published, item_marker, unknown
+from mirage_steps.files.command import flag, flags
 
 # Every step's messages go to the terminal and to its log. A scheduler's signal reaches all processes
 # of a job at once; the `tee` of every rule ignores it, because the step still has a checkpoint to save

@@ -18,11 +18,11 @@ rule stand_in_scenes:
     threads: 8
     params:
         out=subpath(output.scenes, parent=True),
-        code=code_hash("stand_ins.scenes"),
+        code=code_hash("demo.stand_ins.scenes"),
     message:
         "Rendering the pictures that the stand-in networks learn from"
     shell:
-        "python -m mirage_steps.stand_ins.scenes --out {params.out:q} --workers {threads}"
+        "python -m mirage_steps.demo.stand_ins.scenes --out {params.out:q} --workers {threads}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
@@ -45,11 +45,11 @@ rule stand_in_backbone:
     threads: 8
     params:
         out=subpath(output.weights, parent=True),
-        code=code_hash("stand_ins.backbone"),
+        code=code_hash("demo.stand_ins.backbone"),
     message:
         "Training the stand-in for DINOv2"
     shell:
-        "python -m mirage_steps.stand_ins.backbone --scenes {input.scenes:q} --out {params.out:q}"
+        "python -m mirage_steps.demo.stand_ins.backbone --scenes {input.scenes:q} --out {params.out:q}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 
@@ -70,11 +70,11 @@ rule stand_in_sam:
     threads: 8
     params:
         out=subpath(output.weights, parent=True),
-        code=code_hash("stand_ins.sam"),
+        code=code_hash("demo.stand_ins.sam"),
     message:
         "Training the stand-in for SAM"
     shell:
-        "python -m mirage_steps.stand_ins.sam --scenes {input.scenes:q} --out {params.out:q}"
+        "python -m mirage_steps.demo.stand_ins.sam --scenes {input.scenes:q} --out {params.out:q}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 
 

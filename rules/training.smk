@@ -1,5 +1,5 @@
 # The pose-conditioned diffusion model (paper, section 3.2).
-from mirage_steps.support.code import version
+from mirage_steps.files.code_hash import version
 
 
 rule train:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from mirage_steps import baseline
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv
 
 COUNT, SIDE = 12, 24
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mirage_steps.core.boxes import (
+from mirage_steps.method.boxes import (
     centred,
     content_box,
     crop,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mirage_steps.stand_ins import cars
+from mirage_steps.demo.renderer import cars
 
 
 def _renderings_near(azimuth: float, count: int = 3) -> list[cars.Rendering]:

@@ -9,17 +9,17 @@ import pytest
 from sklearn.cluster import KMeans
 
 from mirage_steps import categories, pose_eval, pose_space, poses, settings, views
-from mirage_steps.core.categories import CategoryModel
-from mirage_steps.core.circle import shortest_cycle
-from mirage_steps.core.foreground import ForegroundModel
-from mirage_steps.core.pca import Pca
-from mirage_steps.core.poses import order_errors, position_means, score_azimuths
-from mirage_steps.core.unet import UNetConfig, preset
-from mirage_steps.support.categories import read_categories
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv, write_csv, write_json
-from mirage_steps.support.h5 import write_names
-from mirage_steps.support.manifest import Entry, write_manifest
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv, write_csv, write_json
+from mirage_steps.files.categories import read_categories
+from mirage_steps.files.h5 import write_names
+from mirage_steps.files.manifest import Entry, write_manifest
+from mirage_steps.method.categories import CategoryModel
+from mirage_steps.method.circle import shortest_cycle
+from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.pca import Pca
+from mirage_steps.method.poses import order_errors, position_means, score_azimuths
+from mirage_steps.method.unet import UNetConfig, preset
 
 DIM, COUNT = 24, 400
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mirage_steps.demo.renderer import cars, chairs
+from mirage_steps.demo.renderer.chair_shapes import BACK, SEAT, build_mesh, draw_shape
 from mirage_steps.settings import Procedural
 from mirage_steps.sources.procedural import render_images
-from mirage_steps.stand_ins import cars, chairs
-from mirage_steps.stand_ins.chair_shapes import BACK, SEAT, build_mesh, draw_shape
 
 SIZE = 48
 

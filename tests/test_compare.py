@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mirage_steps import compare
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import write_json
-from mirage_steps.support.step import one_line_errors
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import write_json
+from mirage_steps.files.command import one_line_errors
+from mirage_steps.tools import compare
 
 ROOT = Path(compare.__file__).parents[1]
 PACKAGES = {"torch": "2.14.1", "numpy": "2.4.6"}
@@ -179,7 +179,15 @@ def test_command_prints_text_markdown_and_json(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     printed = {}
     for form in ("text", "markdown", "json"):
-        command = [sys.executable, "-m", "mirage_steps.compare", str(a), str(b), "--format", form]
+        command = [
+            sys.executable,
+            "-m",
+            "mirage_steps.tools.compare",
+            str(a),
+            str(b),
+            "--format",
+            form,
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr == "", done.stderr
         printed[form] = done.stdout

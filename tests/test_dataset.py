@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from mirage_steps import dataset
+from mirage_steps.errors import UserError
+from mirage_steps.files import command as step
+from mirage_steps.files.atomic import read_csv, write_csv, write_json
+from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
 from mirage_steps.pose_eval import main as evaluate
 from mirage_steps.pose_eval import match_labels
 from mirage_steps.settings import Folder, Procedural
-from mirage_steps.support import step
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv, write_csv, write_json
-from mirage_steps.support.manifest import Entry, read_manifest, write_manifest
 
 
 def _image(path, size=(6, 4)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mirage_steps.core import diffusion
+from mirage_steps.method import diffusion
 
 
 def test_alphas_are_the_cumulative_product():

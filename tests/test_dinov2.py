@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import Dinov2Config, Dinov2Model
 
 from mirage_steps import settings
-from mirage_steps.support.backbone import Backbone
+from mirage_steps.networks.backbone import Backbone
 
 CPU = torch.device("cpu")
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -18,11 +18,11 @@ from transformers import Dinov2Config, Dinov2Model
 
 from mirage_steps import embed, fid, settings
 from mirage_steps.baseline import OWN_WHITE
-from mirage_steps.core.metrics import frechet_from_features, kernel_distance
-from mirage_steps.support.backbone import Backbone
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.published import FILES
-from mirage_steps.support.step import run
+from mirage_steps.errors import UserError
+from mirage_steps.files.command import run
+from mirage_steps.method.metrics import frechet_from_features, kernel_distance
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.networks.fetching import FILES
 
 CPU = torch.device("cpu")
 SIDE = 16

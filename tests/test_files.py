@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mirage_steps.support import files
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.h5 import by_image, create_h5, open_h5, read_names, slices, write_names
-from mirage_steps.support.loading import ahead, image_batches
-from mirage_steps.support.manifest import Entry
+from mirage_steps.errors import UserError
+from mirage_steps.files import atomic as files
+from mirage_steps.files.h5 import by_image, create_h5, open_h5, read_names, slices, write_names
+from mirage_steps.files.loading import ahead, image_batches
+from mirage_steps.files.manifest import Entry
 
 # Whole or absent
 

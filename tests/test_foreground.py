@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mirage_steps.core.foreground import (
+from mirage_steps.method.foreground import (
     DECIDABLE,
     UPSAMPLE,
     ForegroundModel,
@@ -14,7 +14,7 @@ from mirage_steps.core.foreground import (
     otsu_threshold,
     separation,
 )
-from mirage_steps.core.pca import Moments, Pca
+from mirage_steps.method.pca import Moments, Pca
 
 # Otsu's threshold
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mirage_steps.support.images import UnreadableImage, read_rgb
+from mirage_steps.files.images import UnreadableImage, read_rgb
 
 SIZE = (12, 8)
 

@@ -11,7 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mirage_steps import settings, turn
-from mirage_steps.core.diffusion import (
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import write_csv
+from mirage_steps.files.h5 import write_names
+from mirage_steps.method.diffusion import (
     cumulative_alphas,
     ddim_invert,
     ddim_sample,
@@ -19,15 +22,12 @@ from mirage_steps.core.diffusion import (
     from_pixels,
     to_pixels,
 )
-from mirage_steps.core.foreground import object_maps
-from mirage_steps.core.metrics import psnr
-from mirage_steps.core.multiview import denoise_views, invert, sample_single, sample_views
-from mirage_steps.core.turning import randomise_phases
-from mirage_steps.core.turning import turn as turn_image
-from mirage_steps.core.unet import UNet, UNetConfig, build
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import write_csv
-from mirage_steps.support.h5 import write_names
+from mirage_steps.method.foreground import object_maps
+from mirage_steps.method.inversion import randomise_phases
+from mirage_steps.method.inversion import turn as turn_image
+from mirage_steps.method.metrics import psnr
+from mirage_steps.method.multiview import denoise_views, invert, sample_single, sample_views
+from mirage_steps.method.unet import UNet, UNetConfig, build
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
 STEPS = 5

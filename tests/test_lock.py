@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.lock import Lock
+from mirage_steps.errors import UserError
+from mirage_steps.files.lock import Lock
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"beat": 0.05, "stale": 0.6}
@@ -75,7 +75,7 @@ def test_a_lock_whose_file_goes_is_taken_or_made_again(tmp_path):
 
 def test_a_killed_owner_of_this_machine_is_replaced_at_once(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom mirage_steps.support.lock import Lock\n"
+        "import sys, time\nfrom pathlib import Path\nfrom mirage_steps.files.lock import Lock\n"
         "lock = Lock(Path(sys.argv[1]), 'training').__enter__()\nprint('held', flush=True)\n"
         "time.sleep(60)"
     )

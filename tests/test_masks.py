@@ -24,12 +24,12 @@ from segment_anything.modeling import (
 from transformers import Dinov2Config, Dinov2Model
 
 from mirage_steps import masks, settings
-from mirage_steps.core.foreground import ForegroundModel, Region
-from mirage_steps.core.pca import Pca
-from mirage_steps.stand_ins.tiny_sam import build_tiny_sam
-from mirage_steps.support import sam as loading
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.published import FILES
+from mirage_steps.errors import UserError
+from mirage_steps.method.foreground import ForegroundModel, Region
+from mirage_steps.method.pca import Pca
+from mirage_steps.networks import sam as loading
+from mirage_steps.networks.fetching import FILES
+from mirage_steps.networks.tiny_sam import build_tiny_sam
 
 CPU = torch.device("cpu")
 SIDE = 24

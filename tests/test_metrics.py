@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from cleanfid import fid
 
-from mirage_steps.core import metrics
-from mirage_steps.core.metrics import frechet_distance, frechet_from_features, kernel_distance
+from mirage_steps.method import metrics
+from mirage_steps.method.metrics import frechet_distance, frechet_from_features, kernel_distance
 
 
 def _features(n: int, d: int, seed: int, shift: float = 0.0, rank: int | None = None) -> np.ndarray:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mirage_steps.core import unet
-from mirage_steps.core.diffusion import cumulative_alphas, ddim_steps, noise_from_output
-from mirage_steps.core.multiview import denoise_views, sample_single, sample_views
-from mirage_steps.core.unet import Frames, UNet, UNetConfig, hard_attention, preset
+from mirage_steps.method import unet
+from mirage_steps.method.diffusion import cumulative_alphas, ddim_steps, noise_from_output
+from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
+from mirage_steps.method.unet import Frames, UNet, UNetConfig, hard_attention, preset
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
 

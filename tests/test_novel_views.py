@@ -18,12 +18,12 @@ from workflow import ENVIRONMENT, ROOT, errors
 
 import mirage_steps
 from mirage_steps import novel_views, settings
-from mirage_steps.runs import Run
+from mirage_steps.demo.renderer import cars
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.photos import distinct_stems, photos_of
+from mirage_steps.run import Run
 from mirage_steps.sources.procedural import _render
-from mirage_steps.stand_ins import cars
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv
-from mirage_steps.support.photos import distinct_stems, photos_of
 
 CARS = ROOT / "examples/cars"
 FAST = settings.Views(steps=3, batch_size=16, precision="float32")

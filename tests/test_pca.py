@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import decomposition
 
-from mirage_steps.core.pca import Moments, Pca
+from mirage_steps.method.pca import Moments, Pca
 
 DIM = 12
 

@@ -158,7 +158,7 @@ def test_folder_of_bad_and_good_files(tmp_path):
     """Photos under names with spaces, quotes and unicode, between files that are no photos."""
     from PIL import Image
 
-    from mirage_steps.stand_ins.cars import DEMO_FAMILIES, render
+    from mirage_steps.demo.renderer.cars import DEMO_FAMILIES, render
 
     project = Project(tmp_path / "photos")
     photos = project.folder / "my 'photos' & more"

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mirage_steps import plan, settings
-from mirage_steps.core.cost import forward_flops, peak_bytes
-from mirage_steps.support import planning, unloaded
-from mirage_steps.support.configuration import CONFIGFILES, read_configuration
-from mirage_steps.support.errors import UserError
+from mirage_steps import settings
+from mirage_steps.errors import UserError
+from mirage_steps.files.configuration import CONFIGFILES, read_configuration
+from mirage_steps.method.cost import forward_flops, peak_bytes
+from mirage_steps.tools import plan, planning, unloaded
 
 ROOT = Path(plan.__file__).parents[1]
 Usage = namedtuple("Usage", "total used free")
@@ -225,7 +225,7 @@ def test_images_are_counted_by_name(tmp_path):
 def test_command_prints_the_demo_s_plan_and_writes_nothing(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"results: {tmp_path / 'results'}\nweights: {tmp_path / 'weights'}\n")
-    command = [sys.executable, "-m", "mirage_steps.plan", "demo", "--configfile", str(mine)]
+    command = [sys.executable, "-m", "mirage_steps.tools.plan", "demo", "--configfile", str(mine)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("demo: at most 2000 images, K = 12, 850 iterations\n")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mirage_steps.demo.stand_ins.evaluation import EVALUATION_SEED
 from mirage_steps.settings import Procedural
-from mirage_steps.stand_ins.evaluation import EVALUATION_SEED
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "poses.py"
 SCENES_SEED = 1000  # the default of the step that renders what the stand-ins learn from

@@ -29,14 +29,14 @@ from mirage_steps import (
     poses,
     settings,
 )
-from mirage_steps.core.boxes import content_box, crop, letterbox, padded_share
-from mirage_steps.core.foreground import ForegroundModel
-from mirage_steps.core.pca import Moments, Pca
-from mirage_steps.support.backbone import Backbone
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv
-from mirage_steps.support.images import read_rgb
-from mirage_steps.support.manifest import read_manifest
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.images import read_rgb
+from mirage_steps.files.manifest import read_manifest
+from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share
+from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.networks.backbone import Backbone
 
 CPU = torch.device("cpu")
 

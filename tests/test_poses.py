@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.cluster import KMeans
 
-from mirage_steps.core.circle import circular_distance, circular_mean, shortest_cycle
-from mirage_steps.core.foreground import object_maps
-from mirage_steps.core.poses import (
+from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
+from mirage_steps.method.foreground import object_maps
+from mirage_steps.method.poses import (
     PoseModel,
     fill_padding,
     order_errors,

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from train_together import train
 
 from mirage_steps import train as train_step
-from mirage_steps.support.processes import Processes
-from mirage_steps.support.trainer import share
+from mirage_steps.method.processes import Processes
+from mirage_steps.method.training import share
 
 ROOT = Path(__file__).parents[1]
 ALONE = Processes(torch.device("cpu"))

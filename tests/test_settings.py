@@ -9,10 +9,10 @@ import yaml
 from pydantic import BaseModel
 
 from mirage_steps import dataset, settings
+from mirage_steps.errors import UserError
+from mirage_steps.files.command import flags, run
+from mirage_steps.files.manifest import Entry
 from mirage_steps.settings import Folder, Procedural, load
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.manifest import Entry
-from mirage_steps.support.step import flags, run
 
 ROOT = Path(settings.__file__).parents[1]
 SECTIONS = [

@@ -10,8 +10,8 @@ import yaml
 from workflow import Project
 
 from mirage_steps import features, gather, settings, views
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.shards import Shard
+from mirage_steps.errors import UserError
+from mirage_steps.files.shards import Shard
 
 ROOT = Path(__file__).parents[1]
 

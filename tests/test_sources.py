@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from mirage_steps import dataset, foreground
-from mirage_steps.core.boxes import from_letterbox, padded_share, square_window
-from mirage_steps.core.foreground import Region
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
+from mirage_steps.method.boxes import from_letterbox, padded_share, square_window
+from mirage_steps.method.foreground import Region
 from mirage_steps.settings import CompCars, Epfl, Folder, Procedural
 from mirage_steps.sources import check_source, compcars, epfl
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import read_csv
-from mirage_steps.support.manifest import Entry, read_manifest, write_manifest
 
 MODEL = "1/2/2014"
 SIZE = (60, 40)

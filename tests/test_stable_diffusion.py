@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mirage_steps.errors import UserError
+from mirage_steps.files import atomic as files
 from mirage_steps.settings import StableDiffusion
 from mirage_steps.sources import stable_diffusion as module
 from mirage_steps.sources.stable_diffusion import generate_images, prompts
-from mirage_steps.support import files
-from mirage_steps.support.errors import UserError
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

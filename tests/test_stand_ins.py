@@ -13,12 +13,13 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
 from mirage_steps import features, foreground, pose_space, settings
-from mirage_steps.core.poses import PoseModel, fill_padding, position_means, score_azimuths
-from mirage_steps.stand_ins import backbone, cars, evaluation, prompts, sam, scenes
-from mirage_steps.stand_ins.augment import random_colours, random_view
-from mirage_steps.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
-from mirage_steps.stand_ins.tiny_sam import IMAGE_SIZE, build_tiny_sam
-from mirage_steps.support.manifest import Entry, write_manifest
+from mirage_steps.demo.renderer import cars
+from mirage_steps.demo.stand_ins import backbone, evaluation, prompts, sam, scenes
+from mirage_steps.demo.stand_ins.augment import random_colours, random_view
+from mirage_steps.demo.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
+from mirage_steps.files.manifest import Entry, write_manifest
+from mirage_steps.method.poses import PoseModel, fill_padding, position_means, score_azimuths
+from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 DINO = WEIGHTS / "stand-in-dinov2-cars"

@@ -14,10 +14,10 @@ import pytest
 from snakemake.persistence.file import FilePersistence
 from workflow import ENVIRONMENT, ROOT
 
-from mirage_steps import status
-from mirage_steps.support.files import write_json
-from mirage_steps.support.lock import Lock
-from mirage_steps.support.step import one_line_errors
+from mirage_steps.files.atomic import write_json
+from mirage_steps.files.command import one_line_errors
+from mirage_steps.files.lock import Lock
+from mirage_steps.tools import status
 
 TARGETS = {"demo": "results/demo/overview.txt"}
 # Three stages that Snakemake runs in a second; the training waits while a file `slow` is there.
@@ -318,7 +318,14 @@ def test_an_unknown_data_set_is_one_line(monkeypatch, capsys):
 
 
 def _command(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "mirage_steps.status", *words, "--configfile", "mini.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "mirage_steps.tools.status",
+        *words,
+        "--configfile",
+        "mini.yaml",
+    ]
     done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout

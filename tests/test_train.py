@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import load_file
 
 from mirage_steps import train
-from mirage_steps.core.optimizers import KernelMuon, optimizers
-from mirage_steps.core.unet import UNetConfig, build, preset
+from mirage_steps.errors import UserError
+from mirage_steps.files.labels import read_labels
+from mirage_steps.method.optimizers import KernelMuon, optimizers
+from mirage_steps.method.processes import Processes
+from mirage_steps.method.training import Trainer
+from mirage_steps.method.unet import UNetConfig, build, preset
+from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.settings import Training
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.labels import read_labels
-from mirage_steps.support.model import load_model
-from mirage_steps.support.processes import Processes
-from mirage_steps.support.trainer import Trainer
 
 ALONE = Processes(torch.device("cpu"))
 IMAGES, POSES, SIZE = 12, 4, 32

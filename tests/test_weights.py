@@ -20,9 +20,9 @@ import tenacity
 from huggingface_hub import errors
 
 from mirage_steps import weights as step
-from mirage_steps.support import published
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.step import run
+from mirage_steps.errors import UserError
+from mirage_steps.files.command import run
+from mirage_steps.networks import fetching as published
 
 CONTENT = bytes(range(256)) * 20
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -4,10 +4,10 @@ import sys
 
 import torch
 
-from mirage_steps.core.unet import UNetConfig
+from mirage_steps.method.processes import Processes
+from mirage_steps.method.training import Trainer
+from mirage_steps.method.unet import UNetConfig
 from mirage_steps.settings import Training
-from mirage_steps.support.processes import Processes
-from mirage_steps.support.trainer import Trainer
 
 # Two channels and more to a group of the normalisation: with one, biases before it have no effect,
 # and their gradients are nothing but rounding.

@@ -9,12 +9,12 @@ for.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mirage_steps.core.boxes import Box, clipped
+from mirage_steps.errors import UserError
+from mirage_steps.files.command import log
+from mirage_steps.files.manifest import Entry
+from mirage_steps.method.boxes import Box, clipped
 from mirage_steps.settings import CompCars
 from mirage_steps.sources.folder import inspect_images
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.manifest import Entry
-from mirage_steps.support.step import log
 
 HOME = "https://mmlab.ie.cuhk.edu.hk/datasets/comp_cars/"
 # The first line of a label; -1 is "unknown".

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.core.boxes import Box, clipped
+from mirage_steps.errors import UserError
+from mirage_steps.files.manifest import Entry
+from mirage_steps.method.boxes import Box, clipped
 from mirage_steps.settings import Epfl
 from mirage_steps.sources.folder import inspect_images
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.manifest import Entry
 
 HOME = "https://www.epfl.ch/labs/cvlab/data/data-pose-index-php/"
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from mirage_steps.errors import UserError
+from mirage_steps.files.images import UnreadableImage, read_rgb
+from mirage_steps.files.loading import ahead
+from mirage_steps.files.manifest import Entry
 from mirage_steps.settings import Folder
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.images import UnreadableImage, read_rgb
-from mirage_steps.support.loading import ahead
-from mirage_steps.support.manifest import Entry
 
 
 def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[tuple[str, str]]]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mirage_steps.demo.renderer import cars, chairs
+from mirage_steps.demo.renderer.rendering import Rendering
+from mirage_steps.files.manifest import Entry
 from mirage_steps.settings import Procedural
-from mirage_steps.stand_ins import cars, chairs
-from mirage_steps.stand_ins.rendering import Rendering
-from mirage_steps.support.manifest import Entry
 
 
 def render_images(

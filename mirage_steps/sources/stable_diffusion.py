@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import atomic, require_disk, write_json
+from mirage_steps.files.command import log
+from mirage_steps.files.manifest import Entry
 from mirage_steps.settings import StableDiffusion
-from mirage_steps.support.errors import UserError
-from mirage_steps.support.files import atomic, require_disk, write_json
-from mirage_steps.support.manifest import Entry
-from mirage_steps.support.step import log
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and most runs do without it
     import torch
@@ -127,7 +127,7 @@ def load_pipeline(folder: Path, device: str) -> "StableDiffusionPipeline":
     import torch
     from diffusers import DDIMScheduler
 
-    from mirage_steps.support.device import choose_device
+    from mirage_steps.method.device import choose_device
 
     chosen = choose_device(device)
     dtype = torch.float16 if chosen.type == "cuda" else torch.float32

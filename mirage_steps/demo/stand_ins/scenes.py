@@ -1,0 +1,114 @@
+"""Step: render the pictures that the stand-in networks learn from into one HDF5 file."""
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from mirage_steps.demo.renderer import cars
+from mirage_steps.files.atomic import atomic, require_disk
+from mirage_steps.files.command import log, run
+
+# Scene number i takes the i-th of these in turn: the networks must work on whole pictures with
+# small cars and on tight crops that the car touches or leaves.
+_SPANS = ((0.40, 0.90), (0.55, 0.95), (0.80, 1.02), (0.95, 1.30))
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A batch of scenes.
+
+    Attributes:
+        image: (n, S, S, 3) uint8 RGB.
+        foreground: (n, S, S) uint8, the car's coverage of the pixel in 255ths.
+        part: (n, S, S) uint8, index into ``cars.PARTS``.
+        position: (n, S, S, 3) float16, surface position in the car's box, [-1, 1].
+    """
+
+    image: np.ndarray
+    foreground: np.ndarray
+    part: np.ndarray
+    position: np.ndarray
+
+
+def render_scenes(
+    indices: range,
+    seed: int,
+    size: int,
+    families: tuple[str, ...] = cars.STAND_IN_FAMILIES,
+    spans: tuple[tuple[float, float], ...] = _SPANS,
+) -> Scenes:
+    """Render the scenes ``indices`` of the set ``seed``; scene i frames its car by spans[i % n]."""
+    found = [cars.render(seed, i, families, size, span=spans[i % len(spans)]) for i in indices]
+    return Scenes(
+        np.stack([scene.image for scene in found]),
+        np.stack([np.round(255 * scene.mask).astype(np.uint8) for scene in found]),
+        np.stack([scene.part for scene in found]),
+        np.stack([scene.position.astype(np.float16) for scene in found]),
+    )
+
+
+def load_scenes(path: Path) -> Scenes:
+    """Read a whole file of scenes into memory, about 100 kB a scene of 96 pixels."""
+    with h5py.File(path, "r") as file:
+        return Scenes(*(file[name][:] for name in Scenes.__dataclass_fields__))
+
+
+def _batches(scenes: int, seed: int, size: int, workers: int) -> Iterator[Scenes]:
+    """Rendered batches in order."""
+    ranges = [range(i, min(i + _BATCH, scenes)) for i in range(0, scenes, _BATCH)]
+    work = partial(render_scenes, seed=seed, size=size)
+    if workers == 1:
+        yield from map(work, ranges)
+        return
+    # Workers start afresh: forking a process that has threads may hang.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, fresh) as pool:
+        yield from pool.map(work, ranges)
+
+
+def main(
+    *, out: Path, scenes: int = 20_000, size: int = 96, seed: int = 1000, workers: int = 2
+) -> None:
+    """Render cars of the stand-in families with foreground, parts and surface positions.
+
+    Args:
+        out: Folder for scenes.h5.
+        scenes: How many pictures to render.
+        size: Side of a picture in pixels.
+        seed: Seed of the whole set.
+        workers: Processes that render.
+    """
+    require_disk(out, scenes * size * size * 11, "the scenes")
+    with atomic(out / "scenes.h5") as temporary, h5py.File(temporary, "w") as file:
+        done = 0
+        with tqdm(total=scenes, unit="scene") as bar:
+            for batch in _batches(scenes, seed, size, workers):
+                for name in Scenes.__dataclass_fields__:
+                    _append(file, name, getattr(batch, name), scenes, done)
+                done += len(batch.image)
+                bar.update(len(batch.image))
+        file.attrs["seed"] = seed
+        file.attrs["parts"] = list(cars.PARTS)
+        file.attrs["families"] = list(cars.STAND_IN_FAMILIES)
+    log.info("%d scenes of %d pixels in %s", scenes, size, out / "scenes.h5")
+
+
+def _append(file: h5py.File, name: str, values: np.ndarray, total: int, start: int) -> None:
+    """Write ``values`` from row ``start`` of a data set, made at the first call."""
+    if name not in file:
+        shape = (total, *values.shape[1:])
+        chunks = (min(_BATCH, total), *values.shape[1:])
+        file.create_dataset(name, shape, values.dtype, chunks=chunks, compression="lzf")
+    file[name][start : start + len(values)] = values
+
+
+if __name__ == "__main__":
+    run(main)

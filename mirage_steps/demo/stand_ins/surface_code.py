@@ -1,0 +1,53 @@
+"""What the stand-in backbone's patch tokens are taught: where on the car's surface a patch lies.
+
+The code of a patch speaks of that patch alone - foreground, part, place on the car's surface -
+never of the picture as a whole, of its pose or of its camera.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mirage_steps.demo.renderer import cars
+
+# Codes have about the norm that the last layer normalisation gives a token at the start.
+_SCALE = 6.0
+_FOREGROUND = 1.5
+_POSITION = (1.3, 1.3, 0.8)
+_PART = 0.45
+_WAVE = 0.3
+
+CODE_DIM = 1 + 3 + (len(cars.PARTS) - 1) + 5
+
+
+def surface_code(foreground: Tensor, position: Tensor, parts: Tensor) -> Tensor:
+    """Codes of patches.
+
+    The first entry separates foreground from background and has by far the most variance over a
+    set, so that it becomes the tokens' first principal component; the others are zero off the
+    car. Among foreground patches the position along and across the car varies most.
+
+    Args:
+        foreground: (...), share of the patch that the car covers, [0, 1].
+        position: (..., 3), mean surface position of the covered share, [-1, 1].
+        parts: (..., P), share of the patch that each part but the background covers.
+
+    Returns:
+        (..., CODE_DIM).
+    """
+    x, y, z = (math.pi * position).unbind(-1)
+    waves = torch.stack([x.sin(), x.cos(), y.sin(), y.cos(), z.cos()], -1)
+    place = torch.cat([position * position.new_tensor(_POSITION), _WAVE * waves], -1)
+    side = _FOREGROUND * (2 * foreground - 1)
+    return _SCALE * torch.cat([side[..., None], foreground[..., None] * place, _PART * parts], -1)
+
+
+def code_basis(dim: int) -> Tensor:
+    """(CODE_DIM, dim) orthonormal rows: the fixed random directions in which tokens carry codes.
+
+    Random directions, since a code along single channels would be at odds with the last layer
+    normalisation, which gives every channel a gain of its own.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(dim, CODE_DIM, generator=generator))[0].T.contiguous()

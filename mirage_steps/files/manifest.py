@@ -1,0 +1,82 @@
+"""The list of images that every step follows: ``manifest.csv``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.method.boxes import Box
+
+_BOX = ("x0", "y0", "x1", "y1")
+HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *_BOX)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One usable image.
+
+    Args:
+        image: the name by which every table calls it: its path relative to the manifest's folder
+            if it lies there, else absolute.
+        path: where it is.
+        width: in pixels, upright.
+        height: in pixels, upright.
+        azimuth_deg: true azimuth in [0, 360), None where unknown: 0 front to the camera, 90 facing
+            image-left, 180 rear to the camera, 270 facing image-right.
+    """
+
+    image: str
+    path: Path
+    width: int
+    height: int
+    azimuth_deg: float | None = None
+    viewpoint: str | None = None
+    category: str | None = None
+    box: Box | None = None
+
+
+def write_manifest(path: Path, entries: list[Entry]) -> None:
+    """Write ``manifest.csv``, whole or not at all."""
+    write_csv(
+        path,
+        HEADER,
+        (
+            (
+                entry.image, entry.width, entry.height,
+                "" if entry.azimuth_deg is None else f"{round(entry.azimuth_deg, 3) % 360:.3f}",
+                entry.viewpoint or "", entry.category or "",
+                *(("",) * 4 if entry.box is None else (f"{edge:.3f}" for edge in entry.box)),
+            )
+            for entry in entries
+        ),
+    )  # fmt: skip
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Read ``manifest.csv``.
+
+    Raises:
+        UserError: missing, empty or without its columns.
+    """
+    rows = read_csv(path)
+    if not rows:
+        raise UserError(f"{path}: lists no images; see rejected.csv beside it for the reasons")
+    try:
+        return [_entry(path.parent, row) for row in rows]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a manifest ({error!r}); make it with the dataset step"
+        ) from None
+
+
+def _entry(folder: Path, row: dict[str, str]) -> Entry:
+    return Entry(
+        row["image"],
+        folder / row["image"],
+        int(row["width"]),
+        int(row["height"]),
+        float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
+        row.get("viewpoint") or None,
+        row.get("category") or None,
+        tuple(float(row[key]) for key in _BOX) if row.get("x0") else None,
+    )

@@ -1,0 +1,110 @@
+"""Kinds of object in one data set, found before any pose (the paper's future work, section 5).
+
+The paper proposes to cluster the CLS tokens first. What varies most between images of two kinds
+need not be the kind: pose, size and colour vary too, and a K-Means over raw features splits along
+the widest of them. But a kind comes in lumps and those do not. So the features are whitened, after
+which no direction is wider than another, and a mixture of normal distributions finds the lumps.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mirage_steps.method.pca import Moments, Pca
+
+DIMENSIONS = 16  # of the whitened features
+_STARTS = 10
+# Added to the variances, of which the whitened features have 1: lumps thinner than this are noise.
+_FLOOR = 1e-2
+
+
+@dataclass(frozen=True)
+class CategoryModel:
+    """Categories, the most frequent first.
+
+    Args:
+        pca: of the features.
+        weights: (c,) share of each category.
+        means: (c, d) in whitened coordinates.
+        precisions: (c, d, d) Cholesky factors of the inverse covariances.
+    """
+
+    pca: Pca
+    weights: np.ndarray
+    means: np.ndarray
+    precisions: np.ndarray
+
+    @classmethod
+    def fit(cls, features: np.ndarray, count: int, seed: int) -> "CategoryModel":
+        """Find categories.
+
+        Args:
+            features: (n, dim), one of each image.
+            count: number of categories.
+            seed: of the starts.
+        """
+        from sklearn.mixture import GaussianMixture  # takes a second to import
+
+        moments = Moments(features.shape[1])
+        moments.add(features)
+        # A covariance of so many dimensions must be told from so many images.
+        dimensions = min(DIMENSIONS, features.shape[1], max(2, len(features) // 16))
+        pca = Pca.fit(moments, dimensions)
+        mixture = GaussianMixture(count, n_init=_STARTS, reg_covar=_FLOOR, random_state=seed).fit(
+            _whitened(pca, features)
+        )
+        order = np.argsort(-mixture.weights_, kind="stable")
+        parts = (mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
+        return cls(pca, *(part[order] for part in parts))
+
+    def assign(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Most likely category of each image.
+
+        Args:
+            features: (n, dim).
+
+        Returns:
+            (n,) int category and (n,) its probability in [0, 1].
+        """
+        from sklearn.mixture import GaussianMixture
+
+        mixture = GaussianMixture(len(self.weights))
+        mixture.weights_, mixture.means_ = self.weights, self.means
+        mixture.precisions_cholesky_ = self.precisions
+        likely = mixture.predict_proba(_whitened(self.pca, features))
+        return likely.argmax(1), likely.max(1)
+
+    def save(self, path: Path) -> None:
+        """Write the model as an ``.npz`` file of plain arrays."""
+        mixture = {"weights": self.weights, "means": self.means, "precisions": self.precisions}
+        # The PCA has a mean of its own.
+        np.savez(path, **{f"pca_{key}": part for key, part in self.pca.arrays().items()}, **mixture)
+
+    @classmethod
+    def load(cls, path: Path) -> "CategoryModel":
+        """Read what :meth:`save` wrote."""
+        with np.load(path) as arrays:
+            keys = ("mean", "components", "variance", "variance_ratio")
+            pca = Pca(*(arrays[f"pca_{key}"] for key in keys))
+            return cls(pca, arrays["weights"], arrays["means"], arrays["precisions"])
+
+
+def mean_token(tokens: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """Mean of the tokens that show the object.
+
+    Args:
+        tokens: (n, T, dim).
+        shown: bool (n, T).
+
+    Returns:
+        (n, dim); zero where nothing is shown.
+    """
+    weights = shown[..., None].astype(np.float32)
+    return (tokens * weights).sum(1) / np.maximum(weights.sum(1), 1)
+
+
+def _whitened(pca: Pca, features: np.ndarray) -> np.ndarray:
+    """Coordinates (n, d) float64 of unit variance along the components."""
+    deviation = np.sqrt(np.maximum(pca.variance, np.finfo(float).tiny))
+    return pca.project(features).astype(np.float64) / deviation

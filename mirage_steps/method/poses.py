@@ -1,0 +1,183 @@
+"""Poses as clusters of maps in pose space (paper, section 3.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
+
+
+def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Mean of the valid entries at each position of the maps.
+
+    Args:
+        maps: (n, T, c).
+        valid: bool (n, T).
+
+    Returns:
+        (T, c) float32; the overall mean where a position is valid in no map.
+    """
+    sums = np.zeros(maps.shape[1:])
+    counts = valid.sum(0)
+    for one, usable in zip(maps, valid, strict=True):
+        sums[usable] += one[usable]
+    overall = sums.sum(0) / max(counts.sum(), 1)
+    means = sums / np.maximum(counts, 1)[:, None]
+    return np.where(counts[:, None] > 0, means, overall).astype(np.float32)
+
+
+def fill_padding(maps: np.ndarray, valid: np.ndarray, means: np.ndarray) -> None:
+    """Set padding to its position's mean, in place, so that it says nothing about the pose."""
+    for one, usable in zip(maps, valid, strict=True):
+        one[~usable] = means[~usable]
+
+
+@dataclass(frozen=True)
+class PoseModel:
+    """Poses in circular order.
+
+    Args:
+        centroids: (k, T * c) float32 mean maps.
+        means: (T, c) float32, what stands in for padding.
+    """
+
+    centroids: np.ndarray
+    means: np.ndarray
+
+    @classmethod
+    def fit(
+        cls, maps: np.ndarray, means: np.ndarray, k: int, starts: int, seed: int
+    ) -> "PoseModel":
+        """Cluster maps by Euclidean K-Means and number the clusters around the circle.
+
+        Args:
+            maps: (n, T, c) float32, of ``object_maps`` and then :func:`fill_padding`.
+            means: (T, c).
+            k: number of poses.
+            starts: K-Means runs, of which the one with the least inertia is kept.
+            seed: of the starts.
+        """
+        from sklearn.cluster import KMeans  # takes a second, for which assign() need not wait
+
+        flat = maps.reshape(len(maps), -1)
+        kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
+        centroids = kmeans.cluster_centers_
+        gaps = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
+        return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)
+
+    def assign(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest pose of each map.
+
+        Args:
+            maps: (n, T, c), of ``object_maps`` and then :func:`fill_padding` with ``means``.
+
+        Returns:
+            (n,) int pose and (n,) float Euclidean distance to its centroid.
+        """
+        poses = np.empty(len(maps), np.int64)
+        distances = np.empty(len(maps))
+        for index, one in enumerate(maps.reshape(len(maps), -1)):
+            gaps = np.linalg.norm(self.centroids - one, axis=1)
+            poses[index] = gaps.argmin()
+            distances[index] = gaps.min()
+        return poses, distances
+
+    @staticmethod
+    def save_all(path: Path, models: Sequence["PoseModel"]) -> None:
+        """Write the models of all categories as an ``.npz`` file of plain arrays."""
+        np.savez(
+            path,
+            centroids=np.stack([model.centroids for model in models]),
+            means=np.stack([model.means for model in models]),
+        )
+
+    @classmethod
+    def load_all(cls, path: Path) -> list["PoseModel"]:
+        """Read what :meth:`save_all` wrote, a model for each category."""
+        with np.load(path) as arrays:
+            return list(map(cls, arrays["centroids"], arrays["means"]))
+
+
+def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: int = 1) -> dict:
+    """How well poses agree with true azimuths.
+
+    Args:
+        poses: (n,) pose of each image, 0..k-1 in circular order.
+        azimuths: (n,) true azimuth in degrees.
+        k: number of poses, of all categories together.
+        categories: kinds of object, each with equally many poses in a circle of their own.
+
+    Returns:
+        ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of
+        the image's pose; ``order_errors``, breaks of the poses' circular order; and the mean and
+        count of every pose.
+    """
+    members = [azimuths[poses == pose] for pose in range(k)]
+    means = [circular_mean(found) if len(found) else None for found in members]
+    step = k // categories
+    errors = np.concatenate(
+        [circular_distance(a, m) for a, m in zip(members, means, strict=True) if m is not None]
+    )
+    return {
+        "images": len(azimuths),
+        "median_error_deg": float(np.median(errors)),
+        "share_within_30_deg": float((errors <= 30).mean()),
+        "order_errors": sum(
+            order_errors([mean for mean in means[start : start + step] if mean is not None])
+            for start in range(0, k, step)
+        ),
+        "poses": [
+            {"pose": pose, "images": len(found), "mean_azimuth_deg": mean}
+            for pose, (found, mean) in enumerate(zip(members, means, strict=True))
+        ],
+    }
+
+
+def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
+    """How well clusters agree with true labels, such as coarse viewpoints.
+
+    Args:
+        clusters: (n,) cluster of each image, 0..k-1.
+        labels: n true labels.
+        k: number of clusters.
+
+    Returns:
+        ``purity``, the share of images whose label is the most frequent of their cluster;
+        ``purity_of_chance``, that of one cluster; ``normalized_mutual_information`` in [0, 1]; and
+        the count of every label in every cluster.
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+
+    names, numbers = np.unique(labels, return_inverse=True)
+    counts = np.zeros((k, len(names)), np.int64)
+    np.add.at(counts, (clusters, numbers), 1)
+    return {
+        "images": len(labels),
+        "purity": float(counts.max(1).sum() / len(labels)),
+        "purity_of_chance": float(counts.sum(0).max() / len(labels)),
+        "normalized_mutual_information": float(normalized_mutual_info_score(numbers, clusters)),
+        "labels": names.tolist(),
+        "counts": counts.tolist(),
+    }
+
+
+def order_errors(means: list[float], tolerance: float = 15.0) -> int:
+    """Breaks of a circular order, in the better of the two directions.
+
+    Where every step goes forward, the steps around add up to one turn, however wide their gaps.
+    A step back must be made good by a turn more, so the turns after the first count the breaks.
+
+    Args:
+        means: mean azimuth of the poses in their order, in degrees.
+        tolerance: steps back by less than this many degrees are no break: such poses are
+            interchangeable.
+    """
+    steps = np.roll(means, -1) - np.array(means)
+    turns = []
+    for direction in (steps, -steps):
+        forward = direction % 360
+        forward = np.where(forward > 360 - tolerance, forward - 360, forward)
+        turns.append(round(forward.sum() / 360))
+    return max(min(turns) - 1, 0)

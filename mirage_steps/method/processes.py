@@ -1,0 +1,79 @@
+"""Processes that train together, as torchrun starts them: one for each GPU."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mirage_steps.errors import UserError
+from mirage_steps.method.device import choose_device
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together.
+
+    Args:
+        device: of this process.
+        rank: of this process, from 0; only the first writes and reports.
+        count: of all processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    @contextlib.contextmanager
+    def joined(cls, device: str) -> Iterator["Processes"]:
+        """Join the others that torchrun started; alone without it.
+
+        Args:
+            device: auto, cpu or cuda; with CUDA each process of a machine takes a card of its own.
+        """
+        where = choose_device(device)
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            yield cls(where)
+            return
+        if where.type == "cuda":
+            where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(where)
+        # What tensors on the CPU are reduced for must not wait for the card.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
+        rank = dist.get_rank()
+        try:
+            yield cls(where, rank, dist.get_world_size())
+        except RuntimeError as error:
+            if "gloo" not in str(error) and "NCCL" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(f"process {rank}: another process has ended ({reason})") from None
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and reports."""
+        return self.rank == 0
+
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process."""
+        return bool(self.largest(int(value)))
+
+    def largest(self, value: int) -> int:
+        """The largest of all processes' values."""
+        if self.count == 1:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over all processes, of tensors on the CPU."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values

@@ -1,0 +1,179 @@
+"""Any vision transformer of ``transformers`` as a source of patch tokens."""
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mirage_steps import settings
+from mirage_steps.errors import UserError
+from mirage_steps.networks.dinov2 import is_plain, load_dinov2
+
+# What names of the embedded networks begin with, wherever a figure of theirs appears.
+STAND_IN = "stand-in"
+# DINOv2's preprocessor; the model's own is used where its folder has one.
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen vision transformer at a fixed resolution.
+
+    Args:
+        name: short name of the model, the last part of its path.
+        model: the network, in evaluation mode.
+        resolution: side of its square input in pixels.
+        patch_size: side of a patch in pixels.
+        dim: length of a token.
+        mean: of the colour channels in [0, 1].
+        std: of the colour channels in [0, 1].
+    """
+
+    name: str
+    model: nn.Module
+    resolution: int
+    patch_size: int
+    dim: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def load(
+        cls,
+        backbone: settings.Backbone,
+        device: torch.device,
+        weights: Path = Path(settings.WEIGHTS),
+    ) -> "Backbone":
+        """Load a model from a local folder, or a published one, fetched on first use.
+
+        Args:
+            backbone: model and resolution.
+            device: where it runs.
+            weights: folder of fetched networks.
+
+        Raises:
+            UserError: it is not there, is no vision transformer, or does not fit the resolution.
+        """
+        resolution = backbone.resolution
+        model = backbone.model
+        if not Path(model).exists():
+            # Only what may have to be fetched waits for the import.
+            from mirage_steps.networks.fetching import local
+
+            model = str(local(model, f"backbone.model {model}", weights))
+        try:
+            config, network = _load(Path(model))
+            mean, std = _normalisation(model)
+        except Exception as error:
+            # transformers raises nearly anything on files that are not what their names say.
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            if isinstance(error, KeyError):
+                reason = f"weights missing, as {error.args[0]}"
+            raise UserError(_cannot_load(model, reason)) from None
+        patch_size = config.get("patch_size")
+        if not isinstance(patch_size, int):
+            raise UserError(
+                f"backbone.model {model}: has no patch tokens; use a vision transformer"
+            )
+        if resolution % patch_size:
+            near = round(resolution / patch_size) * patch_size
+            raise UserError(
+                f"backbone.resolution {resolution} is not a multiple of the patch size "
+                f"{patch_size} of {model}; use {max(near, patch_size)}"
+            )
+        name = Path(model).name
+        if config.get("stand_in", False) and not name.startswith(STAND_IN):
+            name = f"{STAND_IN} {name}"  # whatever its folder is called
+        return cls(
+            name,
+            network.to(device).eval().requires_grad_(False),
+            resolution,
+            patch_size,
+            config["hidden_size"],
+            mean,
+            std,
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.resolution // self.patch_size
+
+    @torch.inference_mode()
+    def tokens(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patch and CLS tokens of square images.
+
+        Args:
+            images: (n, S, S, 3) uint8 RGB; scaled to the resolution where S differs.
+
+        Returns:
+            (n, grid * grid, dim) and (n, dim) float32 on the model's device; registers dropped.
+        """
+        device = next(self.model.parameters()).device
+        pixels = torch.from_numpy(np.array(images)).to(device)
+        pixels = pixels.permute(0, 3, 1, 2).float().div(255)
+        if pixels.shape[-1] != self.resolution:
+            size = (self.resolution, self.resolution)
+            pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(
+                0, 1
+            )
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
+        hidden = self.model((pixels - mean) / std)
+        # CLS comes first, then registers if there are any, then the patches row by row.
+        return hidden[:, -(self.grid**2) :].float(), hidden[:, 0].float()
+
+
+def _load(folder: Path) -> tuple[dict, nn.Module]:
+    """Configuration of a model, and the model as a function from images to hidden states."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if is_plain(folder, config):
+        return config, load_dinov2(folder)
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    network, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
+    # A weight that is not in the file is drawn at random, which the features would not show.
+    absent = sorted(
+        key for key in loading["missing_keys"] if "pooler" not in key and "mask" not in key
+    )
+    if absent:
+        raise ValueError(f"{len(absent)} weights missing, as {absent[0]}")
+    return network.config.to_dict(), _HiddenStates(network)
+
+
+class _HiddenStates(nn.Module):
+    """A model of transformers, of which only the last hidden states count."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network, self.options = network, {}
+        if "interpolate_pos_encoding" in inspect.signature(network.forward).parameters:
+            self.options["interpolate_pos_encoding"] = True
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.network(pixel_values=pixel_values, **self.options).last_hidden_state
+
+
+def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the model's own preprocessor, DINOv2's where it has none."""
+    found = Path(model, "preprocessor_config.json")
+    if not found.is_file():
+        return _IMAGENET
+    content = json.loads(found.read_text())
+    mean, std = content.get("image_mean", _IMAGENET[0]), content.get("image_std", _IMAGENET[1])
+    if {np.asarray(part, float).shape for part in (mean, std)} != {(3,)}:
+        raise ValueError("preprocessor_config.json: image_mean and image_std need three numbers")
+    return tuple(mean), tuple(std)
+
+
+def _cannot_load(model: str, reason: str) -> str:
+    """The one line for a folder that holds no model."""
+    return (
+        f"backbone.model {model}: not a transformers model folder ({reason}); it needs config.json "
+        "and model.safetensors"
+    )

@@ -1,0 +1,80 @@
+"""Loading segment-anything: published weights, a checkpoint file, or the embedded stand-in."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+
+from mirage_steps.errors import UserError
+from mirage_steps.networks.fetching import local
+from mirage_steps.networks.tiny_sam import build_tiny_sam
+from mirage_steps.settings import WEIGHTS
+
+# Width of the image encoder's tokens -> architecture.
+_ARCHITECTURES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+
+
+def load_sam(sam: str, device: torch.device, weights: Path = Path(WEIGHTS)) -> Sam:
+    """Load a segment-anything model in evaluation mode.
+
+    Args:
+        sam: ``vit_b``, ``vit_l`` or ``vit_h`` (Meta's weights, fetched once), a checkpoint file
+            of one of these, or the folder of a stand-in.
+        device: where the model goes.
+        weights: folder of fetched networks.
+
+    Raises:
+        UserError: weights that are not there, cannot be fetched, or are of another model.
+    """
+    path = local(sam, f"masks.sam {sam}", weights)
+    model = _stand_in(path) if path.is_dir() else _from_checkpoint(path)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _from_checkpoint(path: Path) -> Sam:
+    """Build the architecture whose weights a checkpoint holds."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = sam_model_registry[_architecture(state)](checkpoint=None)
+        model.load_state_dict(state)
+    except (
+        pickle.UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, AttributeError,
+        TypeError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"masks.sam {path}: not a checkpoint of segment-anything ({_first_line(error)}); "
+            "delete it if its download broke off"
+        ) from None
+    return model
+
+
+def _architecture(state: Mapping[str, torch.Tensor]) -> str:
+    """Name of the architecture by the width of the image encoder's position embedding."""
+    if not isinstance(state, Mapping) or "image_encoder.pos_embed" not in state:
+        raise ValueError("no image_encoder.pos_embed in it")
+    width = state["image_encoder.pos_embed"].shape[-1]
+    if width not in _ARCHITECTURES:
+        raise ValueError(f"an image encoder of width {width}, known are {list(_ARCHITECTURES)}")
+    return _ARCHITECTURES[width]
+
+
+def _stand_in(folder: Path) -> Sam:
+    """The small model that comes with the project, for demonstrations without a download."""
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"masks.sam {folder}: has no model.safetensors")
+    try:
+        return build_tiny_sam(weights)
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"masks.sam {weights}: not the stand-in's weights ({_first_line(error)})"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, short enough for one line."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
