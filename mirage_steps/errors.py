@@ -1,5 +1,15 @@
-"""The one error a user may see without a traceback."""
+"""The one error a user may see without a traceback, and exceptions in one line."""
 
 
 class UserError(Exception):
     """A mistake the user can mend: says what is wrong, where, and what to do, in one line."""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of an exception's message, its representation where it has none.
+
+    Args:
+        error: raised by a library.
+        limit: most characters.
+    """
+    return (str(error).strip() or repr(error)).splitlines()[0][:limit]
