@@ -465,7 +465,7 @@ class Run:
             category = int(model.assign(feature)[0][0])
         space = self.pose_space
         values = self.pcas[category].project(tokens)
-        maps = object_maps(values, shown, space.background, space.length)
+        maps = object_maps(values, shown, space.mask_background, space.normalize)
         poses = self.poses[category]
         fill_padding(maps, inside, poses.means)
         nearest, distances = poses.assign(maps)
@@ -560,7 +560,7 @@ def turn_crop(
         pose,
         steps=views.steps,
         iterations=novel_views.inversion_iterations,
-        kept=novel_views.kept,
+        kept=None if novel_views.phase_cutoff == "none" else novel_views.phase_cutoff,
         gamma=guidance.gamma,
         batch_size=views.batch_size,
         stride=novel_views.stride,

@@ -171,7 +171,7 @@ def _train(
             leave = processes.any(stop.asked) and not last
             save = last or leave or trainer.done % training.checkpoint_every == 0
             # What is saved was looked at before: numbers gone bad would be resumed for ever.
-            if save or trainer.done % training.record_every == 0:
+            if save or trainer.done % training.log_every == 0:
                 # Only here the figures leave the device, and the step waits for them.
                 means = torch.stack(recent).mean(0).cpu()
                 loss, norm = processes.total(means[:1]).item(), means[1].item()

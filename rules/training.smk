@@ -25,7 +25,7 @@ rule train:
         processes=setting("training", "processes"),
         accumulation=setting("training", "accumulation"),
         launcher=launcher,
-        record_every=setting("training", "record_every"),
+        log_every=setting("training", "log_every"),
         checkpoint_every=setting("training", "checkpoint_every"),
         sample_every=setting("training", "sample_every"),
     params:
@@ -41,7 +41,7 @@ rule train:
     shell:
         "{resources.launcher} -m mirage_steps.train --crops {input.crops:q} --poses {input.poses:q}"
         " --out {params.out:q} --checkpoints {params.out:q}/checkpoints {params.training}"
-        " --record-every {resources.record_every} --sample-every {resources.sample_every}"
+        " --log-every {resources.log_every} --sample-every {resources.sample_every}"
         " --checkpoint-every {resources.checkpoint_every} --processes {resources.processes}"
         " --accumulation {resources.accumulation} --runtime {params.runtime}"
         " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
