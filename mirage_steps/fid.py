@@ -13,13 +13,13 @@ import numpy as np
 import tyro
 
 from mirage_steps.baseline import OWN_WHITE
-from mirage_steps.embed import INCEPTION
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
-from mirage_steps.networks.backbone import STAND_IN
+from mirage_steps.networks.inception import INCEPTION
+from mirage_steps.networks.names import STAND_IN
 
 # What the table says of the rows of the paper and of this project.
 MEANING = {

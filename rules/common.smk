@@ -14,7 +14,7 @@ from mirage_steps.files.code_hash import code_hash
 from mirage_steps.sources import check_source
 from mirage_steps.errors import UserError
 from mirage_steps.files.photos import photos_of
-from mirage_steps.networks.fetching import is_published, item_marker, unknown
+from mirage_steps.networks.fetching import is_complete, is_published, unknown
 from mirage_steps.files.command import flag, flags
 
 # Every step's messages go to the terminal and to its log. A scheduler's signal reaches all processes
@@ -132,8 +132,8 @@ def weights(name, key):
         item = "inception" if value == "auto" else value
         if item == "none":
             return []
-        if not is_published(item, hub=key == "model"):
-            refuse(f"datasets.{wildcards.dataset}.{unknown(f'{name}.{key} {item}')}")
+        if not is_published(item, f"{name}.{key}"):
+            refuse(f"datasets.{wildcards.dataset}.{unknown(item, f'{name}.{key}')}")
         # Fetched again, it is the same: no reason to work again.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
@@ -144,7 +144,7 @@ def network_state(wildcards):
     """Whether a network that was fetched is gone again."""
     weights = Path(configuration.weights)
     fetched = Path(configuration.results, "weights", wildcards.network, "weights.run.json").exists()
-    return "gone" if fetched and not item_marker(wildcards.network, weights).exists() else "there"
+    return "gone" if fetched and not is_complete(wildcards.network, weights) else "there"
 
 
 def asked_by(wildcards):
