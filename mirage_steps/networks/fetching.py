@@ -12,8 +12,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub  # its attributes are imported on first use
-
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import require_disk, write_json
 from mirage_steps.files.command import log
@@ -54,7 +52,8 @@ class File:
             raise ValueError(f"its SHA-256 is {found}, that of the published file {self.sha256}")
 
     def download(self, part: Path) -> None:
-        """Append to ``part`` what it lacks of the file, and check it."""
+        """Append to ``part`` what it lacks of the file."""
+        from huggingface_hub.errors import HfHubHTTPError
         from huggingface_hub.file_download import http_get  # retries and resumes by itself
 
         have = part.stat().st_size if part.exists() else 0
@@ -63,10 +62,9 @@ class File:
             with open(part, "ab") as out:
                 # Offsets into a compressed answer would be of no use.
                 http_get(self.url, out, resume_size=have, headers={"Accept-Encoding": "identity"})
-        except huggingface_hub.errors.HfHubHTTPError as error:
+        except HfHubHTTPError as error:
             if error.response.status_code != 416:  # nothing follows: the part is whole, or wrong
                 raise
-        self.check(part)
 
 
 @dataclass(frozen=True)
@@ -75,12 +73,14 @@ class Repository:
 
     setting: str  # config key and value that ask for it
     path: str  # owner/name, also its place in the shared folder
+    revision: str
 
     @property
     def url(self) -> str:
         """The page of the revision that is fetched."""
-        revision = REVISIONS.get(self.path, "main")
-        return f"{huggingface_hub.constants.ENDPOINT}/{self.path}/tree/{revision}"
+        from huggingface_hub.constants import ENDPOINT
+
+        return f"{ENDPOINT}/{self.path}/tree/{self.revision}"
 
     def check(self, path: Path) -> None:
         """Raise ValueError if a folder has no weights."""
@@ -89,21 +89,18 @@ class Repository:
 
     def download(self, part: Path) -> None:
         """Fetch into ``part`` what it lacks of configuration, vocabulary and weights."""
+        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub.utils import filter_repo_objects
+
         # Asked first, as without an answer snapshot_download takes whatever the folder holds.
-        info = huggingface_hub.HfApi().model_info(
-            self.path, revision=REVISIONS.get(self.path), files_metadata=True, timeout=10
-        )
+        info = HfApi().repo_info(self.path, revision=self.revision, files_metadata=True, timeout=10)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        filtered = huggingface_hub.utils.filter_repo_objects
-        files = list(filtered(sizes, allow_patterns=_ALLOW, ignore_patterns=_IGNORE))
+        files = list(filter_repo_objects(sizes, allow_patterns=_ALLOW, ignore_patterns=_IGNORE))
         if _PIPELINE in files:  # its weights are in folders; those at the root are copies
             files = [name for name in files if "/" in name or not name.endswith(".safetensors")]
         absent = [name for name in files if not (part / name).exists()]
         require_disk(part.parent, sum(sizes[name] for name in absent), self.path)
-        huggingface_hub.snapshot_download(
-            self.path, revision=info.sha, local_dir=part, allow_patterns=files
-        )
-        self.check(part)
+        snapshot_download(self.path, revision=info.sha, local_dir=part, allow_patterns=files)
         if not all((part / name).is_file() for name in files):
             raise OSError("files are missing")
         shutil.rmtree(part / ".cache", ignore_errors=True)
@@ -179,32 +176,35 @@ def resolve(name: str, key: str, weights: Path) -> Path:
         raise UserError(unknown(name, key))
     path = place(name, weights)
     if not is_complete(name, weights):
+        from huggingface_hub.utils import WeakFileLock  # takes 0.2 seconds
+
         path.parent.mkdir(parents=True, exist_ok=True)
-        with huggingface_hub.utils.WeakFileLock(f"{path}.lock"):
-            # Another process may have fetched them meanwhile.
-            if not is_complete(name, weights):
-                item = FILES.get(name) or Repository(f"{key} {name}", name)
-                write_json(weights / f"{name}.json", _complete(item, path))
+        with WeakFileLock(f"{path}.lock"):
+            if not is_complete(name, weights):  # no other process fetched them meanwhile
+                write_json(weights / f"{name}.json", _complete(name, key, path))
     return path
 
 
-def _complete(item: File | Repository, path: Path) -> dict[str, object]:
+def _complete(name: str, key: str, path: Path) -> dict[str, object]:
     """Check weights that were put in their place by hand, or fetch them; content of the marker."""
+    from huggingface_hub.errors import HTTPError, XetDownloadError
+
+    item = FILES.get(name) or Repository(f"{key} {name}", name, REVISIONS.get(name, "main"))
     by_hand = path.exists()
     part = path.with_name(f"{path.name}.part")
-    errors = huggingface_hub.errors
     try:
         if by_hand:
             item.check(path)
             log.warning("%s: %s was put there by hand and is taken", item.setting, path)
         else:
             item.download(part)
+            item.check(part)
             os.replace(part, path)
-    except (OSError, RuntimeError, ValueError, errors.HTTPError, errors.XetDownloadError) as error:
+    except (OSError, RuntimeError, ValueError, HTTPError, XetDownloadError) as error:
         if isinstance(error, ValueError) and part.is_file():
             part.unlink()  # nothing to resume
         problem = f"{path} is not that of" if by_hand else "cannot fetch"
-        reason = " ".join(str(error).split())[:200] or repr(error)
+        reason = " ".join(str(error).split())[:300] or repr(error)
         raise UserError(
             f"{item.setting}: {problem} {item.url} ({reason}); download it elsewhere and put it at "
             f"{path}, or set {item.setting.split()[0]} to its path"
