@@ -377,3 +377,17 @@ def test_the_step_fetches_marks_and_keeps_its_provenance(tmp_path, server, monke
     monkeypatch.setattr(sys, "argv", ["weights", *words[:-1], str(tmp_path / "other")])
     with pytest.raises(SystemExit, match="^error: masks.sam vit_b: cannot fetch .*404[^\n]*$"):
         run(step.main)
+
+
+def _step(*, sam: str, out: Path, weights: Path) -> None:
+    """A step with a network."""
+    fetching.resolve(sam, "masks.sam", weights)
+
+
+def test_the_provenance_of_a_step_names_the_published_file(tmp_path, server, monkeypatch):
+    words = ["--sam", "vit_b", "--out", str(tmp_path), "--weights", str(tmp_path / "w")]
+    monkeypatch.setattr(sys, "argv", ["step", *words])
+    run(_step)
+    (record,) = tmp_path.glob("*.run.json")
+    network = json.loads(record.read_text())["networks"]["sam"]
+    assert network == json.loads((tmp_path / "w/vit_b.json").read_text())

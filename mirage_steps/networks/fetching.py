@@ -186,7 +186,7 @@ def resolve(name: str, key: str, weights: Path) -> Path:
 
 
 def _complete(name: str, key: str, path: Path) -> dict[str, object]:
-    """Check weights that were put in their place by hand, or fetch them; content of the marker."""
+    """Content of the marker, once weights are fetched, or checked if put there by hand."""
     from huggingface_hub.errors import HTTPError, XetDownloadError
 
     item = FILES.get(name) or Repository(f"{key} {name}", name, REVISIONS.get(name, "main"))
