@@ -16,7 +16,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import write_csv
 from mirage_steps.files.command import log, run
 from mirage_steps.files.manifest import write_manifest
-from mirage_steps.networks.fetching import local
+from mirage_steps.networks import fetching
 from mirage_steps.sources import compcars, epfl, folder, procedural, stable_diffusion
 
 _LISTINGS = {
@@ -59,7 +59,7 @@ def main(
     progress = partial(tqdm, unit="image", mininterval=1.0)
     listing = _LISTINGS[type(source)]
     if isinstance(source, settings.StableDiffusion):
-        resolve = partial(local, setting="source.model", weights=weights)
+        resolve = partial(fetching.resolve, key="source.model", weights=weights)
         listing = partial(listing, resolve=resolve, device=device)
     entries, rejected = listing(source, out, progress)
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)

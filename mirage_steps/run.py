@@ -51,6 +51,7 @@ from mirage_steps.method.poses import PoseModel, fill_padding
 from mirage_steps.method.unet import UNet
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
+from mirage_steps.networks.fetching import is_published
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, PoseSpace, Views
 
@@ -691,10 +692,7 @@ def _backbone(
     name = str(used if given is None else given)
     found = _below(folder, Path(name).expanduser())
     if found is None:
-        # Only what may have to be fetched waits for the import.
-        from mirage_steps.networks.fetching import is_published
-
-        if given is not None or not is_published(name):
+        if given is not None or not is_published(name, "backbone.model"):
             raise UserError(
                 f"backbone.model {name}: not here, nor beside {folder}; give its folder by "
                 "--backbone"

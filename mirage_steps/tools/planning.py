@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirage_steps import settings
-from mirage_steps.embed import INCEPTION_DIM
-from mirage_steps.networks.fetching import FILES, is_published, item_marker
+from mirage_steps.networks.fetching import is_published, place
+from mirage_steps.networks.inception import INCEPTION_DIM
 from mirage_steps.settings import GENERATED, MASKED, REAL, Configuration, Dataset
 from mirage_steps.tools import unloaded
 from mirage_steps.views import NOVEL_VIEWS
@@ -127,7 +127,7 @@ def published(
     """Published networks that the steps fetch, where they are not here yet."""
     folder = Path(configuration.weights)
     sizes: dict[str, float] = {}
-    if is_published(dataset.backbone.model):
+    if is_published(dataset.backbone.model, "backbone.model"):
         sizes[dataset.backbone.model] = 4 * tokens.cost.parameters
     if not dataset.use and dataset.masks.sam in unloaded.SAM_BYTES:
         sizes[dataset.masks.sam] = unloaded.SAM_BYTES[dataset.masks.sam]
@@ -137,8 +137,8 @@ def published(
         sizes[unloaded.SD_1_5] = unloaded.SD_BYTES
     made = []
     for name, size in sizes.items():
-        path = folder / (f"{FILES[name].folder}/{FILES[name].name}" if name in FILES else name)
-        made.append(Artifact(path, size, until=item_marker(name, folder)))
+        path = place(name, folder)
+        made.append(Artifact(path, size, until=path))
     return made
 
 
