@@ -43,3 +43,15 @@ def read_metrics(folder: Path) -> list[dict]:
 def number(value: object) -> float | None:
     """A finite number of a record, None for anything else that may stand in its place."""
     return value if isinstance(value, int | float) and abs(value) < 1e300 else None
+
+
+def section(record: dict, key: str) -> dict:
+    """The object under a key of a record, empty where there is none."""
+    found = record.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def rows(record: dict) -> list[dict]:
+    """The objects in the list ``rows`` of a record, as in ``metrics.json``."""
+    found = record.get("rows")
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

@@ -5,8 +5,9 @@ wrote there: ``*.run.json``, ``metrics.json`` and ``pose_eval.json``. Nothing is
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,31 +15,15 @@ import tyro
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import run_tool
-from mirage_steps.files.records import number, read_json
+from mirage_steps.files.records import number, read_json, rows, section
 from mirage_steps.files.text_table import aligned
 
 # By their folders, since searching those of 100 000 images takes long.
 _RECORDS = ("*.run.json", "*/*.run.json", "sets/*/*.run.json", "novel_views/**/*.run.json")
 _FILES = (*_RECORDS, "metrics.json", "poses/pose_eval.json")
-# Inputs that no step made.
-_OUTSIDE = ("labels", "photo")
+_OUTSIDE = ("labels", "photos")  # inputs that no step made
 
-
-@dataclass
-class Run:
-    """What was read of a run.
-
-    Args:
-        records: content of every file by its path in the run's folder.
-        settings: values by step, part (such as the set) and key; code and packages among them.
-        figures: by name the value, the number of images or steps, and what it was measured with.
-        problems: files that cannot be read.
-    """
-
-    records: dict[str, dict] = field(default_factory=dict)
-    settings: dict[tuple[str, str, str], object] = field(default_factory=dict)
-    figures: dict[str, dict] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+Run = dict[str, dict]  # content of a run's files by their paths in its folder
 
 
 def main(
@@ -53,37 +38,137 @@ def main(
         format: How it is printed.
     """
     if len(folders) < 2:
-        raise UserError("FOLDERS: two runs or more are needed, such as results/demo results/other")
+        raise UserError("FOLDERS: two or more are needed, such as results/demo results/other")
     runs = [read_run(folder) for folder in folders]
     found = {
         "runs": [str(folder) for folder in folders],
-        "problems": [line for run in runs for line in run.problems],
-        "differences": differences(runs),
-        "figures": figures(runs),
+        "damaged": [
+            str(folder / path)
+            for folder, run in zip(folders, runs, strict=True)
+            for path in run
+            if not run[path]
+        ],
+        "differences": list(differences(runs)),
+        "figures": list(side_by_side([figures(run) for run in runs])),
     }
     print(json.dumps(found, indent=2) if format == "json" else _as_tables(found, format))
 
 
 def read_run(folder: Path) -> Run:
-    """What the steps of a run wrote; damaged files are listed and left out.
+    """What the steps of a run wrote, with nothing in place of damaged files.
 
     Raises:
-        UserError: there is no such folder, or it holds no records.
+        UserError: the folder is missing or holds no results.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give that of a run, such as results/demo")
-    run = Run()
-    for path in sorted(path for pattern in _FILES for path in folder.glob(pattern)):
-        if content := read_json(path):
-            run.records[str(path.relative_to(folder))] = content
-        else:
-            run.problems.append(f"{path}: damaged, left out")
-    if not run.records:
-        raise UserError(f"{folder}: holds no results of a run; give its folder below results/")
-    for path, record in run.records.items():
-        if path.endswith(".run.json"):
-            run.settings |= _settings(path, record)
-    run.figures = _distances(run.records.get("metrics.json", {}))
-    run.figures |= _scores(run.records.get("poses/pose_eval.json", {}))
-    run.figures |= _training(run.records.get("training/train.run.json", {}))
-    return run
+    paths = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
+    if not paths:
+        raise UserError(f"{folder}: no results there; give the folder of a run, as results/demo")
+    return {str(path.relative_to(folder)): read_json(path) for path in paths}
+
+
+def differences(runs: Sequence[Run]) -> Iterator[dict]:
+    """Step, key and a value per run where settings, networks, code or packages differ.
+
+    A difference that is the same for several sets is told once. A step that is missing from a run
+    has no value of ``finished`` there.
+    """
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for path in dict.fromkeys(path for run in runs for path in run if path.endswith(".run.json")):
+        flat = [_flat(path, run[path]) if run.get(path) else {} for run in runs]
+        present = [one for one in flat if one]
+        for name in dict.fromkeys(name for one in flat for name in one):
+            counts[name] += 1
+            told = flat if name[1] == "finished" else present
+            if any(one.get(name) != told[0].get(name) for one in told):
+                values = json.dumps([one.get(name) for one in flat])
+                part = path.split("/")[-2] if path.startswith("sets/") else path
+                grouped.setdefault((*name, values), []).append(part.removesuffix(".run.json"))
+    for (step, key, values), parts in grouped.items():
+        some = f" ({', '.join(parts)})" if len(parts) < counts[step, key] else ""
+        yield {"step": step + some, "key": key, "values": json.loads(values)}
+
+
+def _flat(path: str, record: dict) -> dict[tuple[str, str], object]:
+    """Values of a record by step and key; inputs that earlier steps made are left out."""
+    step = str(record.get("step")).rpartition(".")[2]
+    step = "crop_features" if path.startswith("crop_features/") else step
+    found = {(step, key): value for key, value in section(record, "settings").items()}
+    found.pop((step, "dataset"), None)  # the run's own name
+    for kind, key in (("network", "networks"), ("input", "inputs")):
+        for name, value in section(record, key).items():
+            if kind == "network" or name in _OUTSIDE:
+                found[step, f"{kind} {name}"] = value
+    found |= {("package", key): value for key, value in section(record, "packages").items()}
+    found |= {("code", key): record.get(key) for key in ("version", "commit")}
+    return found | {("machine", "device"): record.get("device"), (step, "finished"): "yes"}
+
+
+def figures(run: Run) -> dict[str, tuple]:
+    """Value, n and basis of figures by name; two compare where n and basis are equal.
+
+    ``n`` counts images or training steps. The basis is features, image size and background removal
+    of a distance, network and device of a training.
+    """
+    table, poses = run.get("metrics.json", {}), run.get("poses/pose_eval.json", {})
+    train = run.get("training/train.run.json", {})
+    found: dict[str, tuple] = {}
+    features = f"{table.get('backbone')} {table.get('token')} at {table.get('resolution')} px"
+    for row in rows(table):
+        for key in ("fid", "fd_inception", "fd_backbone", "kid_backbone"):
+            network = features if key.endswith("backbone") else row.get("inception")
+            of = f"{network}, images {table.get('image_size')} px, background {row.get('sam')}"
+            found[f"{row.get('row')} {key}"] = (row.get(key), row.get("n"), of)
+    scores = {**poses, **section(poses, "viewpoints")}
+    found |= {f"poses {key}": (scores[key], scores.get("images"), "") for key in scores}
+    settings = section(train, "settings")
+    of = f"U-Net {settings.get('preset')} on {train.get('device')}"
+    for key in ("seconds", "peak_memory_mb"):
+        found[f"training {key}"] = (train.get(key), settings.get("iterations"), of)
+    return {name: one for name, one in found.items() if number(one[0]) is not None}
+
+
+def side_by_side(measured: Sequence[dict[str, tuple]]) -> Iterator[dict]:
+    """Each figure with value, ``n`` and basis (``of``) per run, and whether it is comparable."""
+    for name in dict.fromkeys(name for one in measured for name in one):
+        values, n, of = zip(*(one.get(name, (None,) * 3) for one in measured), strict=True)
+        bases = [one[name][1:] for one in measured if name in one]
+        comparable = all(one == bases[0] for one in bases)
+        yield {"figure": name, "values": values, "n": n, "of": of, "comparable": comparable}
+
+
+def _as_tables(found: dict, format: str) -> str:
+    """What differs, and the figures, as text or Markdown."""
+    changes = [("step", "key", *found["runs"])]
+    for one in found["differences"]:
+        changes.append((one["step"], one["key"], *map(_cell, one["values"])))
+    measured = [("figure", "n", *found["runs"], "", "of")]
+    for one in found["figures"]:
+        n, of = (" | ".join(dict.fromkeys(str(x) for x in one[key] if x)) for key in ("n", "of"))
+        note = "" if one["comparable"] else "not comparable"
+        measured.append((one["figure"], n, *map(_cell, one["values"]), note, of))
+    notes = [f"{path}: damaged, left out" for path in found["damaged"]]
+    return "\n\n".join(
+        "\n".join(lines)
+        for lines in (_table(changes, format), _table(measured, format), notes)
+        if lines
+    )
+
+
+def _cell(value: object) -> str:
+    """A value in short; of files the start of their hashes."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    hashes = re.findall('"sha256": "(.{12})', json.dumps(value))
+    return " ".join(hashes) or ("-" if value is None else str(value))
+
+
+def _table(lines: Sequence[Sequence[str]], format: str) -> list[str]:
+    if format == "text":
+        return aligned(lines, "<" * len(lines[0]))
+    cells = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    return [cells[0], "|---" * len(lines[0]) + "|", *cells[1:]]
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -21,7 +21,7 @@ import tyro
 from mirage_steps.files.command import run_tool
 from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.lock import STALE
-from mirage_steps.files.records import number, read_json, read_metrics, read_text
+from mirage_steps.files.records import number, read_json, read_metrics, read_text, rows
 from mirage_steps.files.text_table import aligned
 from mirage_steps.settings import GENERATED, MASKED, REAL, Dataset
 
@@ -165,21 +165,18 @@ def read_training(folder: Path, iterations: int) -> dict | None:
 
 def _as_text(name: str, found: dict) -> str:
     """A line a stage, the figures below."""
-    rows = [("stage", "state", "", "started", "time", "")]
+    table = [("stage", "state", "", "started", "time", "")]
     for stage, one in found["stages"].items():
         count = f"{one['done']} of {one['of']}" if one["of"] > 1 else ""
         started = one["started"][:16].replace("T", " ")
         took = _duration(one["seconds"]) if one["done"] else ""
         progress = _progress(found["training"]) if stage == "train" and found["training"] else ""
         note = "; ".join(filter(None, (progress, one["error"])))
-        rows.append((stage, one["state"], count, started, took, note))
+        table.append((stage, one["state"], count, started, took, note))
     done = sum(one["state"] == "done" for one in found["stages"].values())
-    lines = [f"{name}: {done} of {len(rows) - 1} stages done", "", *aligned(rows, "<<>>><"), ""]
-    table = found["distances"].get("rows")
-    scores = [{"row": "poses", **found["poses"]}, *(table if isinstance(table, list) else ())]
-    for one in scores:
-        values = {key: number(value) for key, value in one.items()} if isinstance(one, dict) else {}
-        figures = [f"{key} {value:.4g}" for key, value in values.items() if value is not None]
+    lines = [f"{name}: {done} of {len(table) - 1} stages done", "", *aligned(table, "<<>>><"), ""]
+    for one in [{"row": "poses", **found["poses"]}, *rows(found["distances"])]:
+        figures = [f"{key} {one[key]:.4g}" for key in one if number(one[key]) is not None]
         lines += [f"{one.get('row')!s:18} {', '.join(figures)}"] if figures else []
     return "\n".join(lines).rstrip()
 
