@@ -63,7 +63,7 @@ def main(
     compcars = {
         "source": {"path": str(out / "data/compcars")},
         "backbone": {"model": str(out / "weights/random-dinov2-base"), "batch_size": 8},
-        "training": {"iterations": iterations, "batch_size": batch_size, "record_every": 1},
+        "training": {"iterations": iterations, "batch_size": batch_size, "log_every": 1},
         "views": {"steps": steps, "batch_size": 16},
         "sheet": {"objects": 1},
         "masks": {"sam": str(out / "weights/random_sam_vit_b.pth"), "sam_batch_size": 2},

@@ -62,7 +62,7 @@ def main() -> None:
     paint = Paint(run, words.sam, [one.crop for one in located])
     default = NovelViews()
     every = NovelViews(stride=1)
-    paper = NovelViews(kept_frequencies="all", stride=1)
+    paper = NovelViews(phase_cutoff="none", stride=1)
     for count, chosen in ((words.turned, default), (words.turned, every), (words.paper, paper)):
         turned(run, made[:count], paint, chosen)
     command(words.run, made[0].image)
@@ -157,7 +157,7 @@ def turned(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
             count += 1
         others = np.delete(result.views, result.poses.index(result.pose), axis=0)
         gaps.append(np.linalg.norm(paint.colours(others) - paint.photos[number], axis=1).mean())
-    kept = chosen.kept_frequencies
+    kept = chosen.phase_cutoff
     name = "the paper's noise" if kept == "all" else f"random phases above {kept} cycles"
     print(
         f"{name}, stride {chosen.stride}: {count} views of {len(made)} photos; mean colour differs "

@@ -121,7 +121,9 @@ def _write_maps(
                 own = kinds[rows] == kind
                 projected[own] = pcas[kind].project(tokens[own])
             shown = shown.reshape(len(tokens), -1)
-            maps[rows] = object_maps(projected, shown, pose_space.background, pose_space.length)
+            maps[rows] = object_maps(
+                projected, shown, pose_space.mask_background, pose_space.normalize
+            )
             valid[rows] = inside.reshape(len(tokens), -1)
     if empty:
         log.warning(

@@ -38,6 +38,7 @@ from mirage_steps.method.boxes import (
 )
 from mirage_steps.method.categories import CategoryModel, mean_token
 from mirage_steps.method.device import autocast, choose_device
+from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
 from mirage_steps.method.foreground import (
     ForegroundModel,
     Region,
@@ -45,7 +46,6 @@ from mirage_steps.method.foreground import (
     object_maps,
     separation,
 )
-from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
 from mirage_steps.method.inversion import invert, novel_views, reconstruct
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.pca import Pca
@@ -478,7 +478,7 @@ class Run:
             category = int(model.assign(feature)[0][0])
         space = self.pose_space
         values = self.pcas[category].project(tokens)
-        maps = object_maps(values, shown, space.background, space.length)
+        maps = object_maps(values, shown, space.mask_background, space.normalize)
         poses = self.poses[category]
         fill_padding(maps, inside, poses.means)
         nearest, distances = poses.assign(maps)
@@ -578,8 +578,8 @@ def turn_crop(
     with autocast(device, views.precision):
         made = novel_views(
             model, image, pose, trajectory, timesteps, stride=settings.stride,
-            cutoff=settings.kept, gamma=guidance.gamma, batch_size=views.batch_size,
-            seed=views.seed,
+            cutoff=None if settings.phase_cutoff == "none" else settings.phase_cutoff, gamma=guidance.gamma,
+            batch_size=views.batch_size, seed=views.seed,
         )  # fmt: skip
     pixels = to_pixels(made)
     clock.append(time.perf_counter())

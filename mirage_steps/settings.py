@@ -2,8 +2,9 @@
 
 A configuration is ``datasets: {name: {section: {key: value}}}``; the classes below are the
 sections. Each step takes one or two of them as its command-line flags, so a key has one name in
-the config, in the rule, on the command line and in the code. Defaults marked "paper" are the
-paper's; all others are this project's choice, since the paper is silent on them.
+the config, in the rule, on the command line and in the code. Where the paper states a value, it
+stands beside the default (:func:`stated`); the two differ where this project measured another value
+to be better. Where no value of the paper stands, the paper is silent and the choice is ours.
 """
 
 import difflib
@@ -24,13 +25,12 @@ from pydantic import (
 )
 
 from mirage_steps.errors import UserError
+from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_rows
 
 # Folder into which published networks are fetched.
 WEIGHTS = "weights/published"
-# The sets of images that every data set with a model of its own has.
-REAL = ("real-a", "real-b")
-GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
-MASKED = ("real-a-nobg", "real-b-nobg", "mv-nobg-hag")
+# Keys that a data set with `use` has itself; all others come from the other data set.
+_OWN_KEYS = ("source", "use", "labels", "photos", "sheet")
 
 
 def _path(text: str) -> str:
@@ -43,6 +43,24 @@ def _path(text: str) -> str:
 FileName = Annotated[str, AfterValidator(_path)]
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+
+
+def stated(default: object, paper: object, description: str, **bounds: float) -> object:
+    """A field for which the paper, or DDIM's files that it refers to, states a value.
+
+    Args:
+        default: this project's value; the paper's or not.
+        paper: the paper's value.
+        description: of the field; the paper's value is added to it.
+        bounds: as of pydantic's ``Field``.
+    """
+    text = f"{description.removesuffix('.')} (paper: {in_yaml(paper)})."
+    return Field(default, description=text, json_schema_extra={"paper": paper}, **bounds)
+
+
+def in_yaml(value: object) -> str:
+    """A setting's value as the configuration spells it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 class Settings(BaseModel):
@@ -72,9 +90,8 @@ class CompCars(Settings):
 
     kind: Annotated[Literal["compcars"], tyro.conf.Suppress] = "compcars"
     path: Path = Field(description="Folder of CompCars that holds image/ and label/.")
-    boxes: bool = Field(
-        False,
-        description="Crop by the data set's boxes, not by those that PCA 1 finds (paper: no).",
+    boxes: bool = stated(
+        False, False, "Crop by the data set's boxes, not by those that PCA 1 finds."
     )
     max_pixels: int = _MAX_PIXELS
 
@@ -100,7 +117,7 @@ class StableDiffusion(Settings):
         description='Kind of object as the prompt names it, such as "single '
         'massive armchair" (paper).'
     )
-    images: int = Field(100_000, ge=1, description="How many images to make (paper: 100k).")
+    images: int = stated(100_000, 100_000, "Number of images to generate.", ge=1)
     model: FileName = Field(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Local folder or hub name of a diffusers pipeline.",
@@ -150,14 +167,14 @@ class Backbone(Settings):
 class Foreground(Settings):
     """How the first PCA separates the object from its surroundings, and how it is cropped."""
 
-    rule: Literal["first-component", "border-contrast"] = Field(
+    rule: Literal["first-component", "border-contrast"] = stated(
         "border-contrast",
-        description="Which component separates: the first (paper), or the one of the first three "
-        "on which the image border differs most from the inside.",
+        "first-component",
+        "Which component separates: the first, or the one of the first three on which the image "
+        "border differs most from the inside.",
     )
-    threshold: Literal["zero", "otsu"] = Field(
-        "otsu",
-        description="Where the component is cut: at zero (paper) or at Otsu's threshold.",
+    threshold: Literal["zero", "otsu"] = stated(
+        "otsu", "zero", "Where the component is cut: at zero or at Otsu's threshold."
     )
     fallback_sign: Literal[-1, 1] = Field(
         1, description="Sign of the component where the border cannot decide it."
@@ -170,54 +187,54 @@ class Foreground(Settings):
 class PoseSpace(Settings):
     """The maps that K-Means compares (section 3.1)."""
 
-    background: Literal["zero", "kept"] = Field(
-        "zero", description="Patches off the object: zero, or projected like all others (paper)."
+    mask_background: bool = stated(
+        True, False, "Set patches off the object to zero; otherwise project them like all others."
     )
-    length: Literal["one", "kept"] = Field(
-        "one", description="Euclidean length of a map: one, or as it comes (paper)."
-    )
+    normalize: bool = stated(True, False, "Scale each map to Euclidean length 1.")
 
 
 class Poses(Settings):
     """K-Means in pose space."""
 
     k: int = Field(25, ge=2, description="Number of poses (paper: CompCars 25, armchairs 10).")
-    starts: int = Field(10, ge=1, description="K-Means runs, of which the best is kept.")
+    starts: int = Field(10, ge=1, description="Starts of K-Means, the best of which is kept.")
     seed: int = Field(0, ge=0, description="Seed of the K-Means starts.")
 
 
 class Training(Settings):
-    """The diffusion model and its training (paper, section 3.2 and appendix A)."""
+    """The diffusion model and its training (paper, section 3.2 and appendix A).
 
-    untracked = ("record_every", "checkpoint_every", "sample_every", "processes", "accumulation")
+    The paper gives Adam, its rate and the iterations, and refers to DDIM for the rest.
+    """
 
-    preset: Literal["paper", "small"] = Field(
-        "paper", description="The paper's U-Net, or a small one that learns on two cores."
+    untracked = ("log_every", "checkpoint_every", "sample_every", "processes", "accumulation")
+
+    preset: Literal["paper", "small"] = stated(
+        "paper", "paper", "The paper's U-Net, or a small one that learns on two cores."
     )
-    image_size: int = Field(
-        64, ge=16, multiple_of=8, description="Side of the images in pixels (paper: 64)."
+    image_size: int = stated(64, 64, "Side of the images in pixels.", ge=16, multiple_of=8)
+    iterations: int = Field(
+        1_000_000, ge=1, description="Optimizer steps (paper: CompCars 1e6, armchairs 5e5)."
     )
-    iterations: int = Field(1_000_000, ge=1, description="Optimiser steps (paper: 1e6 for cars).")
-    batch_size: int = Field(128, ge=1, description="Images a step (DDIM: 128).")
-    optimizer: Literal["adam", "muon"] = Field(
+    batch_size: int = stated(128, 128, "Images per step.", ge=1)
+    optimizer: Literal["adam", "muon"] = stated(
         "adam",
-        description="Adam (DDIM), or Muon for the hidden layers and Adam for the rest, which "
-        "learns more in few steps.",
+        "adam",
+        "Adam, or Muon for the hidden layers and Adam for the rest, which learns more in few "
+        "steps.",
     )
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate (DDIM: 2e-4).")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="Learning rate over the run: constant (DDIM) or cosine to zero."
+    learning_rate: float = stated(2e-4, 2e-4, "Peak learning rate.", gt=0)
+    schedule: Literal["constant", "cosine"] = stated(
+        "constant", "constant", "Learning rate over the run: constant, or cosine to zero."
     )
-    warmup: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
-    ema: float = Field(
-        0.9999, ge=0, lt=1, description="Decay of the averaged weights (DDIM: 0.9999)."
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout in residual blocks (DDIM: 0.1).")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient (DDIM: 1.0).")
+    warmup: int = stated(0, 0, "Steps over which the learning rate rises linearly.", ge=0)
+    ema: float = stated(0.9999, 0.9999, "Decay of the EMA weights.", ge=0, lt=1)
+    dropout: float = stated(0.1, 0.1, "Dropout in residual blocks.", ge=0, lt=1)
+    clip: float = stated(1.0, 1.0, "Largest norm of the gradient.", gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
-    record_every: int = Field(
+    log_every: int = Field(
         100, ge=1, description="Steps whose mean loss makes one line of metrics.jsonl."
     )
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
@@ -226,9 +243,9 @@ class Training(Settings):
         1, ge=1, description="Processes that train together, each on a GPU, and share the batch."
     )
     accumulation: int = Field(
-        1, ge=1, description="Parts of a process's share of the batch, one after another."
+        1, ge=1, description="Gradient accumulation: parts of a process's share of the batch."
     )
-    seed: int = Field(0, ge=0, description="Seed of weights, noise, steps and data order.")
+    seed: int = Field(0, ge=0, description="Seed of weights, noise, timesteps and data order.")
 
     @model_validator(mode="after")
     def _levels_fit(self) -> "Training":
@@ -242,7 +259,7 @@ class Views(Settings):
 
     untracked = ("batch_size",)
 
-    steps: int = Field(50, ge=1, le=1000, description="DDIM steps (paper: 50).")
+    steps: int = stated(50, 50, "DDIM steps.", ge=1, le=1000)
     batch_size: int = Field(
         64, ge=1, description="Images denoised at once, views and reference together."
     )
@@ -255,36 +272,32 @@ class Views(Settings):
 class Guidance(Settings):
     """Hard-attention guidance (equation 7)."""
 
-    gamma: float = Field(
-        1.5, ge=0, description="Weight of the soft pass in equation 7 (paper: 1.5); 1 is off."
-    )
+    gamma: float = stated(1.5, 1.5, "Weight of the soft pass in equation 7; 1 is off.", ge=0)
 
 
 class NovelViews(Settings):
     """A given photo in all poses, by inversion (section 3.3)."""
 
-    inversion_iterations: int = Field(
+    inversion_iterations: int = stated(
         1,
+        1,
+        "Network evaluations at each step of the inversion: 1 is plain DDIM inversion, 3 and more "
+        "refine it by fixed-point iteration.",
         ge=1,
-        description="Network evaluations at each step of the inversion: 1 is plain DDIM inversion "
-        "(paper), 3 and more refine it by fixed-point iteration.",
     )
-    kept_frequencies: NonNegativeInt | Literal["all"] = Field(
+    phase_cutoff: NonNegativeInt | Literal["none"] = stated(
         6,
-        description="What other poses start from: the photo's own noise (all, paper), or that with "
-        "random phases above so many cycles per image, which takes the photo's outlines away.",
+        "none",
+        "Other poses start from the photo's noise with random phases above so many cycles per "
+        "image, which removes the photo's outlines; none keeps the noise as it is.",
     )
-    stride: int = Field(
+    stride: int = stated(
         2,
+        1,
+        "Other poses take every stride-th timestep of the inversion; 2 halves the time, and "
+        "measured no worse.",
         ge=1,
-        description="The other poses take every so many-th step of the inversion (paper: 1); 2 "
-        "halves the time, and measured no worse.",
     )
-
-    @property
-    def kept(self) -> int | None:
-        """Cycles per image up to which phases stay, None for all."""
-        return None if self.kept_frequencies == "all" else self.kept_frequencies
 
 
 class Sheet(Settings):
@@ -358,20 +371,21 @@ class Dataset(Settings):
     source: Source
     use: str | None = Field(
         None,
-        description="Another data set whose PCAs, poses and model this one's photos are turned "
-        "with; nothing is fitted or trained here.",
+        description="Another data set whose pose estimator and model serve this one's photos; "
+        "nothing is fitted or trained here.",
     )
-    categories: int = Field(
+    categories: int = stated(
         1,
+        1,
+        "Object categories in the set: clusters of CLS tokens, each with poses.k poses of its own "
+        "(the paper's future work).",
         ge=1,
-        description="Kinds of object in the set: clusters of CLS tokens, each with poses.k poses "
-        "of its own (the paper's future work).",
     )
     labels: FileName | None = Field(
         None, description="CSV file with image and azimuth_deg; for evaluation only."
     )
     photos: FileName | None = Field(
-        None, description="Folder of photos to turn, for results/NAME/novel_views/PHOTO.png."
+        None, description="Folder of photos, for results/NAME/novel_views/PHOTO.png."
     )
     backbone: Backbone = Backbone()
     foreground: Foreground = Foreground()
@@ -398,7 +412,7 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _another_s_model_is_used_whole(self) -> "Dataset":
-        own = self.model_fields_set - {"source", "use", "labels", "photos", "sheet"}
+        own = self.model_fields_set.difference(_OWN_KEYS)
         if self.use is not None and own:
             raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use}, since use names it")
         return self
@@ -406,10 +420,15 @@ class Dataset(Settings):
     @model_validator(mode="after")
     def _baselines_have_names_of_their_own(self) -> "Dataset":
         for name in self.baselines:
-            taken = (*REAL, *GENERATED, *MASKED, "real-vs-real")
-            if name in taken or name.endswith("-nobg"):
+            sets = evaluation_sets({})
+            if name in sets or name in table_rows(sets) or name.endswith("-nobg"):
                 raise ValueError(f"baselines.{name}: is a row of the table already; rename it")
         return self
+
+    @property
+    def sets(self) -> dict[str, EvaluationSet]:
+        """The evaluation sets by name, those of the baselines among them."""
+        return evaluation_sets({name: one.background for name, one in self.baselines.items()})
 
 
 class Configuration(Settings):
@@ -433,6 +452,14 @@ class Configuration(Settings):
     )
     datasets: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Dataset]
 
+    def dataset(self, name: str) -> Dataset:
+        """Settings of a data set; with ``use``, those of the other data set filled in."""
+        dataset = self.datasets[name]
+        if dataset.use is None:
+            return dataset
+        own = {key: getattr(dataset, key) for key in _OWN_KEYS}
+        return self.datasets[dataset.use].model_copy(update=own)
+
     @model_validator(mode="after")
     def _names_exist(self) -> "Configuration":
         for name in self.targets or ():
@@ -451,48 +478,51 @@ class Configuration(Settings):
         return self
 
 
-# What the paper states for all of its data sets, itself or through DDIM's files.
-_STATED = {
-    "categories": 1,
-    "source.boxes": False,
-    "source.images": 100_000,
-    "foreground.rule": "first-component",
-    "foreground.threshold": "zero",
-    "pose_space.background": "kept",
-    "pose_space.length": "kept",
-    "training.preset": "paper",
-    "training.image_size": 64,
-    "training.batch_size": 128,
-    "training.optimizer": "adam",
-    "training.learning_rate": 2e-4,
-    "training.schedule": "constant",
-    "training.warmup": 0,
-    "training.ema": 0.9999,
-    "training.dropout": 0.1,
-    "training.clip": 1.0,
-    "views.steps": 50,
-    "guidance.gamma": 1.5,
-}
+def deviations(section: type[Settings] | Settings, name: str) -> list[str]:
+    """Keys of a section whose value, or default, is not the one that the paper states.
+
+    Args:
+        section: an instance, or a class for its defaults.
+        name: of the section in the configuration, empty for the data set itself.
+    """
+    cls = section if isinstance(section, type) else type(section)
+    found = []
+    for key, field in cls.model_fields.items():
+        paper = (field.json_schema_extra or {}).get("paper")
+        value = field.default if section is cls else getattr(section, key)
+        if paper is not None and value != paper:
+            path = f"{name}.{key}".removeprefix(".")
+            found.append(f"{path} {in_yaml(value)} (paper: {in_yaml(paper)})")
+    return found
+
+
+def sections() -> dict[str, type[Settings]]:
+    """The sections of a data set that steps take as flags, by their key."""
+    found = {key: field.annotation for key, field in Dataset.model_fields.items()}
+    return {
+        key: cls
+        for key, cls in found.items()
+        if isinstance(cls, type) and issubclass(cls, Settings)
+    }
 
 
 def differences(dataset: Dataset) -> list[str]:
     """Settings of a data set that are not what the paper says, where it says anything."""
-    stated = dict(_STATED)
-    if dataset.paper is not None:
-        stated |= {
-            "source.kind": dataset.paper.kind,
-            "source.category": dataset.paper.category,
-            "poses.k": dataset.paper.k,
-            "training.iterations": dataset.paper.iterations,
-        }
-    found = []
-    for path, said in stated.items():
-        *section, key = path.split(".")
-        part = getattr(dataset, section[0]) if section else dataset
-        value = getattr(part, key, said)  # not every source has every key
-        if said is not None and value != said:
-            found.append(f"{path} {value} (paper: {said})")
-    return found
+    found = deviations(dataset, "") + deviations(dataset.source, "source")
+    found += [line for name in sections() for line in deviations(getattr(dataset, name), name)]
+    if dataset.paper is None:
+        return found
+    values = {
+        "source.kind": (dataset.source.kind, dataset.paper.kind),
+        "source.category": (getattr(dataset.source, "category", None), dataset.paper.category),
+        "poses.k": (dataset.poses.k, dataset.paper.k),
+        "training.iterations": (dataset.training.iterations, dataset.paper.iterations),
+    }
+    return found + [
+        f"{path} {value} (paper: {paper})"
+        for path, (value, paper) in values.items()
+        if paper is not None and value != paper
+    ]
 
 
 def load(config: Mapping) -> Configuration:
@@ -507,6 +537,14 @@ def load(config: Mapping) -> Configuration:
         names = list(config.get("datasets") or ()) if isinstance(config, Mapping) else []
         raise UserError("; ".join(_explain(one, names) for one in error.errors())) from None
 
+
+# Keys of former versions, and what they are called now.
+_RENAMED = {
+    "pose_space.background": "mask_background (zero: true, kept: false)",
+    "pose_space.length": "normalize (one: true, kept: false)",
+    "training.record_every": "log_every",
+    "novel_views.kept_frequencies": "phase_cutoff (all: none)",
+}
 
 _KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Source)[0])}
 
@@ -524,6 +562,8 @@ def _explain(problem: Mapping, names: list[str]) -> str:
         kind = path.pop(3)  # the tag of the union, no key of the user's
     where = "config: " + (".".join(path) or "top level")
     if problem["type"] == "extra_forbidden":
+        if renamed := _RENAMED.get(".".join(path[-2:])):
+            return f"{where} is now called {renamed}"
         known = _known_keys(path[:-1], kind)
         meant = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {meant[0]!r}?" if meant else f"known here: {', '.join(known)}"

@@ -91,7 +91,7 @@ def test_own_pose_is_the_photo_and_the_rest_follows_the_settings(run):
     np.testing.assert_array_equal(turned.views, again.views)
     for change in (
         {"guidance": settings.Guidance(gamma=1.0)},
-        {"novel_views": settings.NovelViews(kept_frequencies="all")},
+        {"novel_views": settings.NovelViews(phase_cutoff="none")},
         {"novel_views": settings.NovelViews(inversion_iterations=2)},
         {"novel_views": settings.NovelViews(stride=1)},
     ):
@@ -132,7 +132,7 @@ def test_everything_is_written(run, tmp_path):
     assert about["distance"] == turned.located.distance
     assert about["reconstruction_psnr_db"] == turned.psnr_db
     assert about["inversion_evaluations"] == 3
-    assert about["settings"]["gamma"] == 1.5 and about["settings"]["kept_frequencies"] == 6
+    assert about["settings"]["gamma"] == 1.5 and about["settings"]["phase_cutoff"] == 6
     assert about["settings"]["backbone"]["name"] == "stand-in-dinov2-cars"
     assert about["colour_drift"] == [round(drift, 1) for drift in turned.colour_drift]
     assert set(about["seconds"]) == {"locate", "invert", "restore", "turn"}

@@ -247,9 +247,11 @@ def _other(value: object, field) -> object:
     choices = {"rule": "first-component", "threshold": "zero", "fallback_sign": -1}
     choices |= {"preset": "small", "schedule": "cosine", "precision": "bfloat16"}
     choices |= {"optimizer": "muon"}
-    choices |= {"token": "mean-patch", "background": "kept", "length": "kept"}
+    choices |= {"token": "mean-patch", "background": "kept"}
     if field in choices:
         return choices[field]
+    if isinstance(value, bool):
+        return not value
     if isinstance(value, int):
         return value + 64
     if isinstance(value, float):

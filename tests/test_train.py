@@ -16,12 +16,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from mirage_steps.method.optimizers import KernelMuon, optimizers
 from safetensors.torch import load_file
 
 from mirage_steps import train
 from mirage_steps.errors import UserError
 from mirage_steps.files.labels import read_labels
-from mirage_steps.method.optimizers import KernelMuon, optimizers
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Trainer
 from mirage_steps.method.unet import UNetConfig, build, preset
@@ -32,7 +32,7 @@ ALONE = Processes(torch.device("cpu"))
 IMAGES, POSES, SIZE = 12, 4, 32
 SETTINGS = Training(
     preset="small", image_size=SIZE, iterations=6, batch_size=4, learning_rate=1e-3,
-    schedule="cosine", warmup=2, ema=0.9, dropout=0.1, checkpoint_every=2, record_every=1,
+    schedule="cosine", warmup=2, ema=0.9, dropout=0.1, checkpoint_every=2, log_every=1,
     sample_every=100, precision="float32",
 )  # fmt: skip
 

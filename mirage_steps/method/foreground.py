@@ -172,27 +172,26 @@ class ForegroundModel:
 
 
 def object_maps(
-    values: np.ndarray, shown: np.ndarray, background: str = "zero", length: str = "one"
+    values: np.ndarray, shown: np.ndarray, mask_background: bool = True, normalize: bool = True
 ) -> np.ndarray:
-    """Maps to compare poses by: of the object alone and all of one length, unless told otherwise.
+    """Maps by which poses are compared (section 3.1).
 
-    Zero is the mean of all objects. Where the background is left at its own far-off values, as in
-    the paper, outlines weigh more than what they enclose. Where the lengths are left alone, as in
-    the paper, maps that show little of their object lie together near zero, whatever its pose.
+    Zero is the mean of all objects. Where the background keeps its own far-off values, as in the
+    paper, outlines weigh more than what they enclose. Where lengths are not normalized, as in the
+    paper, maps that show little of their object lie together near zero, whatever its pose.
 
     Args:
         values: (n, T, c) tokens projected by PCA 2.
         shown: bool (n, T), patches on the image that show the object.
-        background: ``zero``, or ``kept`` for the paper's way.
-        length: ``one``, or ``kept`` for the paper's way.
+        mask_background: set all other patches to zero.
+        normalize: scale each map to Euclidean length 1; one that shows nothing stays zero.
 
     Returns:
-        (n, T, c) float32; by default zero where nothing is shown, else with a Euclidean norm of 1
-        for each image.
+        (n, T, c) float32.
     """
-    maps = values if background == "kept" else np.where(shown[..., None], values, 0)
+    maps = np.where(shown[..., None], values, 0) if mask_background else values
     maps = maps.astype(np.float32)
-    if length == "kept":
+    if not normalize:
         return maps
     lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
     return maps / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -60,7 +60,7 @@ def train(trainer: "Trainer", batches: "Batches", hooks: Hooks) -> bool:
         last = trainer.done == training.iterations
         stop = processes.largest(hooks.stop_requested()) and not last
         save = last or stop or trainer.done % training.checkpoint_every == 0
-        if save or trainer.done % training.record_every == 0:
+        if save or trainer.done % training.log_every == 0:
             # Only here the figures leave the device, and the step waits for them.
             means = torch.stack(recent).mean(0).cpu()
             loss, norm = processes.total(means[:1]).item(), means[1].item()
