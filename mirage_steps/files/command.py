@@ -63,13 +63,6 @@ def _module_name(main: Callable) -> str:
     return module.__spec__.name if module.__spec__ else Path(module.__file__).stem
 
 
-def run_tool(main: Callable[..., None]) -> None:
-    """Run ``main`` as a command beside the pipeline: flags and one-line errors, no record."""
-    name = sys.modules[main.__module__].__spec__.name
-    with one_line_errors():
-        tyro.cli(main, prog=f"python -m {name}", config=(tyro.conf.OmitArgPrefixes,))
-
-
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """End with one line and exit code 1 on an error of the user's or the disk's."""

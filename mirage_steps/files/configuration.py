@@ -45,10 +45,4 @@ def read_dataset(configuration: Configuration, name: str) -> Dataset:
         raise UserError(
             f"NAME {name}: no such data set; {hint}; one of your own needs --configfile"
         )
-    own = configuration.datasets[name]
-    if own.use is None:
-        return own
-    kept = ("source", "use", "labels", "photos", "sheet")
-    return configuration.datasets[own.use].model_copy(
-        update={key: getattr(own, key) for key in kept}
-    )
+    return configuration.dataset(name)

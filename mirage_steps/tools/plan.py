@@ -31,7 +31,6 @@ from mirage_steps.method.unet import UNet, preset
 from mirage_steps.settings import Dataset
 from mirage_steps.sources import check_source
 from mirage_steps.sources.folder import find_files
-from mirage_steps.tools.status import image_sets
 
 # DINOv2 as published: width and layers.
 _DINOV2 = {"small": (384, 12), "base": (768, 12), "large": (1024, 24), "giant": (1536, 40)}
@@ -215,11 +214,11 @@ def artifacts(
         yield Artifact(weights, f"sam/sam_{dataset.masks.sam}*", _SAM[dataset.masks.sam][0])
     if dataset.embed.inception == "auto":
         yield Artifact(weights, "inception/*", _INCEPTION[0])
-    sets, masked = image_sets(dataset)
+    masked = sum(one.source == "masked" for one in dataset.sets.values())
     features = 4 * (vit.dim + (_INCEPTION_DIM if dataset.embed.inception != "none" else 0))
-    values = 3 * len(sets) + 4 * len(masked)  # with masks
-    size = dataset.fid.samples * (values * pixels + len([*sets, *masked]) * features)
-    yield Artifact(folder, "sets/*/*.h5", size)
+    # Images, of some sets with masks, and features.
+    size = (3 * len(dataset.sets) + masked) * pixels + len(dataset.sets) * features
+    yield Artifact(folder, "sets/*/*.h5", dataset.fid.samples * size)
 
 
 def operations(
@@ -243,19 +242,19 @@ def operations(
     seen = training.iterations * training.batch_size
     runs = f"{training.iterations} steps of {training.batch_size} images"
     yield "train", 3 * seen * (encoder + decoder), f"{runs}, {training.preset} U-Net"
-    # Two sets of single images, two of views with their references; the views of the guided one
-    # run twice through the decoder.
-    objects = -(-samples // _VIEWS)
-    images = 2 * samples + 2 * objects * (1 + _VIEWS)
-    flops = images * (encoder + decoder) + objects * _VIEWS * decoder
+    images, twice = 0, 0  # guided views run twice through the decoder
+    for one in dataset.sets.values():
+        objects = -(-samples // _VIEWS)
+        images += {"single": samples, "multi-view": objects * (1 + _VIEWS)}.get(one.source, 0)
+        twice += objects * _VIEWS * one.guided
+    flops = images * (encoder + decoder) + twice * decoder
     yield "views", steps * flops, f"{images} images, {steps} DDIM steps"
-    sets, masked = image_sets(dataset)
+    masked = sum(one.source == "masked" for one in dataset.sets.values())
     sam = _SAM.get(dataset.masks.sam, _STAND_IN_SAM)[1]
-    runs = f"{len(masked)} x {samples} images, SAM and the backbone"
-    yield "masks", len(masked) * samples * (sam + vit.flops), runs
-    number = len([*sets, *masked]) * samples
+    yield "masks", masked * samples * (sam + vit.flops), f"{masked} x {samples} images"
     flops = vit.flops + (_INCEPTION[1] if dataset.embed.inception != "none" else 0)
-    yield "embed", number * flops, f"{len([*sets, *masked])} x {samples} images"
+    number = len(dataset.sets)
+    yield "embed", number * samples * flops, f"{number} x {samples} images"
 
 
 def check_disk(folder: Path, files: Sequence[Artifact]) -> None:

@@ -23,7 +23,7 @@ from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.lock import STALE
 from mirage_steps.files.records import number, read_json, read_metrics, read_text, rows
 from mirage_steps.files.text_table import aligned
-from mirage_steps.settings import GENERATED, MASKED, REAL, Dataset
+from mirage_steps.settings import Dataset
 
 _RECENT = 20  # records from which the pace of a training is taken
 
@@ -49,18 +49,10 @@ def main(
     print(json.dumps(found, indent=2) if as_json else text or "no data set was begun")
 
 
-def image_sets(dataset: Dataset) -> tuple[list[str], list[str]]:
-    """Names of the sets with their background, and of those without, baselines among both."""
-    removed = [name for name, one in dataset.baselines.items() if one.background == "remove"]
-    with_background = [*REAL, *GENERATED, *dataset.baselines]
-    return with_background, [*MASKED, *(f"{name}-nobg" for name in removed)]
-
-
 def stages(dataset: Dataset) -> dict[str, list[str]]:
     """Stages in the order of the pipeline, each with the records it leaves below results/NAME."""
-    sets, masked = image_sets(dataset)
-    # A baseline whose background is removed makes a row without it only.
-    embedded = [one for one in (*sets, *masked) if f"{one}-nobg" not in masked or one in REAL]
+    sets = dataset.sets.values()
+    compared = {name for one in sets if one.reference for name in (one.name, one.reference)}
     found = {
         "dataset": ["dataset"],
         "features": ["features/features"],
@@ -71,16 +63,16 @@ def stages(dataset: Dataset) -> dict[str, list[str]]:
         "pose_space": ["pose_space/pose_space"],
         "poses": ["poses/poses"],
         "pose_eval": ["poses/pose_eval"],
-        "turn": ["turned/turn"] if dataset.use else [],
+        "photo_sheet": ["photo_sheet/photo_sheet"] if dataset.use else [],
     }
     if dataset.use is None:
         found |= {
             "real": ["sets/real"],
             "train": ["training/train"],
-            "views": [f"sets/{one}/views" for one in GENERATED],
+            "views": [f"sets/{one.name}/views" for one in sets if one.generated],
             "baseline": [f"sets/{one}/baseline" for one in dataset.baselines],
-            "masks": [f"sets/{one}/masks" for one in masked],
-            "embed": [f"sets/{one}/embed" for one in embedded],
+            "masks": [f"sets/{one.name}/masks" for one in sets if one.unmasked],
+            "embed": [f"sets/{name}/embed" for name in dataset.sets if name in compared],
             "sheet": ["sheet/sheet"],
             "fid": ["fid"],
         }
