@@ -52,7 +52,8 @@ def runs(tmp_path) -> tuple[Path, Path]:
 
 
 def _differences(*folders: Path) -> set[tuple]:
-    found = compare.differences([compare.read_run(folder) for folder in folders])
+    runs = [compare.settings(compare.read_run(folder)) for folder in folders]
+    found = compare.differences(runs)
     return {(one["step"], one["key"], *map(str, one["values"])) for one in found}
 
 
@@ -77,16 +78,16 @@ def test_settings_inputs_and_versions_that_differ_are_told_once(runs, tmp_path):
             )  # fmt: skip
     assert _differences(a, b) == {
         ("views", "steps", "50", "10"),
-        ("views (no-mv)", "seed", "0", "3"),
+        ("views", "seed", "0", "0 and 3"),
         ("dataset", "input labels", "None", "l"),
         ("dataset", "network model", "None", "m"),
-        ("code (dataset)", "commit", "aaa", "bbb-dirty"),
-        ("package (dataset)", "numpy", "2.4.6", "2.5"),
+        ("code", "commit", "aaa", "aaa and bbb-dirty"),
+        ("package", "numpy", "2.4.6", "2.4.6 and 2.5"),
     }
     c = _run(tmp_path / "c", k=25)
     (c / "fid.run.json").unlink()
     found = _differences(a, a, c)
-    assert found == {("poses", "k", "12", "12", "25"), ("fid", "finished", "yes", "yes", "None")}
+    assert found == {("poses", "k", "12", "12", "25"), ("fid", "finished", "fid", "fid", "None")}
 
 
 def test_figures_compare_only_with_equal_features_sizes_backgrounds_and_counts(runs):
@@ -119,7 +120,7 @@ def test_damaged_files_are_listed_and_left_out(runs, capsys):
     text = capsys.readouterr().out
     assert all(f"{b / path}: damaged, left out" in text for path in damaged)
     lines = {" ".join(line.split()) for line in text.splitlines()}
-    assert "poses finished yes -" in lines
+    assert "poses finished poses/poses -" in lines
     assert any(line.startswith("no-mv fd_backbone 200 2 -") for line in lines)
 
 
@@ -142,6 +143,6 @@ def test_command_prints_text_markdown_and_json(runs, tmp_path, capsys):
     assert "| poses | k | 12 | 12 | 25 |" in printed["markdown"]
     assert "dinov2 cls at 224 px, images 64 px" in printed["text"]
     found = json.loads(printed["json"])
-    assert found["differences"] == [{"step": "poses", "key": "k", "values": [12, 12, 25]}]
+    assert found["differences"] == [{"step": "poses", "key": "k", "values": ["12", "12", "25"]}]
     assert found["damaged"] == [] and len(found["figures"]) == 8
     assert sorted(tmp_path.rglob("*")) == before

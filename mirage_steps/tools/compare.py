@@ -6,7 +6,6 @@ wrote there: ``*.run.json``, ``metrics.json`` and ``pose_eval.json``. Nothing is
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -39,17 +38,14 @@ def main(
     """
     if len(folders) < 2:
         raise UserError("FOLDERS: two or more are needed, such as results/demo results/other")
-    runs = [read_run(folder) for folder in folders]
+    runs = {str(folder): read_run(folder) for folder in folders}
     found = {
-        "runs": [str(folder) for folder in folders],
+        "runs": list(runs),
         "damaged": [
-            str(folder / path)
-            for folder, run in zip(folders, runs, strict=True)
-            for path in run
-            if not run[path]
+            f"{folder}/{path}" for folder, run in runs.items() for path in run if not run[path]
         ],
-        "differences": list(differences(runs)),
-        "figures": list(side_by_side([figures(run) for run in runs])),
+        "differences": list(differences([settings(run) for run in runs.values()])),
+        "figures": list(side_by_side([figures(run) for run in runs.values()])),
     }
     print(json.dumps(found, indent=2) if format == "json" else _as_tables(found, format))
 
@@ -66,42 +62,46 @@ def read_run(folder: Path) -> Run:
     return {str(path.relative_to(folder)): read_json(path) for path in paths}
 
 
-def differences(runs: Sequence[Run]) -> Iterator[dict]:
-    """Step, key and a value per run where settings, networks, code or packages differ.
+def settings(run: Run) -> dict[tuple[str, str], str]:
+    """Settings, networks, code and packages by step and key; of several sets all their values.
 
-    A difference that is the same for several sets is told once. A step that is missing from a run
-    has no value of ``finished`` there.
+    Inputs that earlier steps made are left out. The key ``finished`` has the records of a step.
     """
-    grouped: dict[tuple[str, str, str], list[str]] = {}
-    counts: Counter[tuple[str, str]] = Counter()
-    for path in dict.fromkeys(path for run in runs for path in run if path.endswith(".run.json")):
-        flat = [_flat(path, run[path]) if run.get(path) else {} for run in runs]
-        present = [one for one in flat if one]
-        for name in dict.fromkeys(name for one in flat for name in one):
-            counts[name] += 1
-            told = flat if name[1] == "finished" else present
-            if any(one.get(name) != told[0].get(name) for one in told):
-                values = json.dumps([one.get(name) for one in flat])
-                part = path.split("/")[-2] if path.startswith("sets/") else path
-                grouped.setdefault((*name, values), []).append(part.removesuffix(".run.json"))
-    for (step, key, values), parts in grouped.items():
-        some = f" ({', '.join(parts)})" if len(parts) < counts[step, key] else ""
-        yield {"step": step + some, "key": key, "values": json.loads(values)}
+    found: dict[tuple[str, str], set[str]] = {}
+    for path, record in run.items():
+        if not (path.endswith(".run.json") and record):
+            continue
+        step = str(record.get("step")).rpartition(".")[2]
+        step = "crop_features" if path.startswith("crop_features/") else step
+        values = {(step, key): value for key, value in section(record, "settings").items()}
+        values.pop((step, "dataset"), None)  # the run's own name
+        values |= {(step, f"network {k}"): one for k, one in section(record, "networks").items()}
+        inputs = section(record, "inputs")
+        values |= {(step, f"input {key}"): inputs[key] for key in _OUTSIDE if key in inputs}
+        values |= {("package", key): one for key, one in section(record, "packages").items()}
+        values |= {("code", key): record.get(key) for key in ("version", "commit", "device")}
+        values[step, "finished"] = path.removesuffix(".run.json")
+        for name, value in values.items():
+            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            found.setdefault(name, set()).add(text)
+    return {name: " and ".join(sorted(texts)) for name, texts in found.items()}
 
 
-def _flat(path: str, record: dict) -> dict[tuple[str, str], object]:
-    """Values of a record by step and key; inputs that earlier steps made are left out."""
-    step = str(record.get("step")).rpartition(".")[2]
-    step = "crop_features" if path.startswith("crop_features/") else step
-    found = {(step, key): value for key, value in section(record, "settings").items()}
-    found.pop((step, "dataset"), None)  # the run's own name
-    for kind, key in (("network", "networks"), ("input", "inputs")):
-        for name, value in section(record, key).items():
-            if kind == "network" or name in _OUTSIDE:
-                found[step, f"{kind} {name}"] = value
-    found |= {("package", key): value for key, value in section(record, "packages").items()}
-    found |= {("code", key): record.get(key) for key in ("version", "commit")}
-    return found | {("machine", "device"): record.get("device"), (step, "finished"): "yes"}
+def differences(runs: Sequence[dict[tuple[str, str], str]]) -> Iterator[dict]:
+    """Step, key and a value per run where :func:`settings` differ.
+
+    Where a step is missing from a run, only its key ``finished`` tells.
+    """
+    steps = [{step for step, _ in one} for one in runs]
+    for step, key in dict.fromkeys(name for one in runs for name in one):
+        values = [one.get((step, key)) for one in runs]
+        there = [
+            value
+            for value, finished in zip(values, steps, strict=True)
+            if key == "finished" or step in finished
+        ]
+        if len(set(there)) > 1:
+            yield {"step": step, "key": key, "values": values}
 
 
 def figures(run: Run) -> dict[str, tuple]:
@@ -121,10 +121,10 @@ def figures(run: Run) -> dict[str, tuple]:
             found[f"{row.get('row')} {key}"] = (row.get(key), row.get("n"), of)
     scores = {**poses, **section(poses, "viewpoints")}
     found |= {f"poses {key}": (scores[key], scores.get("images"), "") for key in scores}
-    settings = section(train, "settings")
-    of = f"U-Net {settings.get('preset')} on {train.get('device')}"
+    chosen = section(train, "settings")
+    of = f"U-Net {chosen.get('preset')} on {train.get('device')}"
     for key in ("seconds", "peak_memory_mb"):
-        found[f"training {key}"] = (train.get(key), settings.get("iterations"), of)
+        found[f"training {key}"] = (train.get(key), chosen.get("iterations"), of)
     return {name: one for name, one in found.items() if number(one[0]) is not None}
 
 
@@ -159,7 +159,7 @@ def _cell(value: object) -> str:
     """A value in short; of files the start of their hashes."""
     if isinstance(value, float):
         return f"{value:.4g}"
-    hashes = re.findall('"sha256": "(.{12})', json.dumps(value))
+    hashes = re.findall('"sha256": "(.{12})', str(value))
     return " ".join(hashes) or ("-" if value is None else str(value))
 
 

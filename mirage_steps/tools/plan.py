@@ -14,6 +14,7 @@ counted. The contact sheet is left out. Memory is not predicted.
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,6 @@ from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
 from mirage_steps.settings import Dataset
 from mirage_steps.sources import check_source
-from mirage_steps.sources.folder import find_files
 
 # DINOv2 as published: width and layers.
 _DINOV2 = {"small": (384, 12), "base": (768, 12), "large": (1024, 24), "giant": (1536, 40)}
@@ -105,15 +105,17 @@ def main(
     for one in files:
         note = f"until {one.until}" if one.until else ""
         table.append((one.pattern, human_size(one.size), human_size(one.missing), note))
+    table.append(("at once, at most", "", human_size(needed(files)), ""))
     print("\n".join([f"{name}: at most {count} images", "", *aligned(table, "<>><"), ""]))
     table, total = [("operations", "TFLOP", "")], 0.0
     for step, flops, runs in operations(dataset, count, vit, network):
         total += flops
         table.append((step, f"{flops / 1e12:,.1f}", runs))
-    time = f"{total / _SUSTAINED / 3600:,.1f} hours at {_SUSTAINED / 1e12:.0f} sustained TFLOP/s"
-    table.append(("all", f"{total / 1e12:,.1f}", f"{time} (arithmetic, no measurement)"))
+    time = timedelta(seconds=round(total / _SUSTAINED))
+    note = f"{time} at {_SUSTAINED / 1e12:.0f} sustained TFLOP/s (arithmetic, no measurement)"
+    table.append(("all", f"{total / 1e12:,.1f}", note))
     print("\n".join(aligned(table, "<><")), flush=True)
-    check_disk(folder, files)
+    check_disk(folder, needed(files))
 
 
 def count_images(source: settings.Source) -> int:
@@ -128,11 +130,10 @@ def count_images(source: settings.Source) -> int:
         check_source(source)
     except UserError as error:
         raise UserError(f"{error}; or give --images N to plan without it") from None
-    if isinstance(source, settings.Folder):
-        endings = Image.registered_extensions()
-        return sum(path.suffix.lower() in endings for path in find_files(source.path))
-    pattern = "image/**/*.jpg" if source.kind == "compcars" else "**/tripod_seq_*.jpg"
-    return sum(1 for _ in source.path.expanduser().glob(pattern))
+    pattern = {"compcars": "image/**/*.jpg", "epfl": "**/tripod_seq_*.jpg"}.get(source.kind, "**/*")
+    endings = Image.registered_extensions()
+    paths = source.path.expanduser().glob(pattern)
+    return sum(path.suffix.lower() in endings for path in paths)
 
 
 def backbone(chosen: settings.Backbone) -> Backbone:
@@ -164,23 +165,23 @@ def unet_flops(network: UNet) -> tuple[float, float]:
 
     A weight counts once for every pixel of its layer, whose resolution is in its name.
     """
-    halves = {"encoder": 0.0, "decoder": 0.0}
+    encoder, decoder = 0.0, 0.0
     smallest = min(int(name.partition("x")[0]) for name in network.encoder)
+    largest = network.config.image_size // network.config.stem
     for name, weight in network.named_parameters():
         if weight.ndim < 2 or "embedding" in name:
             continue
-        side = network.config.image_size // network.config.stem
-        if named := re.search(r"(\d+)x\1_", name):
-            side = int(named[1])
-        elif name.startswith("middle"):
-            side = smallest
+        named = re.search(r"(\d+)x\1_", name)
+        side = int(named[1]) if named else smallest if name.startswith("middle") else largest
         pixels = 1 if re.search("modulation|gain", name) else side**2
         flops = 2 * weight.numel() * pixels
         if name.endswith("query.weight"):
             flops += 4 * pixels**2 * len(weight)  # both products of attention
-        first = name.startswith(("encoder", "conv_in", "middle_block0"))
-        halves["encoder" if first else "decoder"] += flops
-    return halves["encoder"], halves["decoder"]
+        if name.startswith(("encoder", "conv_in", "middle_block0")):
+            encoder += flops
+        else:
+            decoder += flops
+    return encoder, decoder
 
 
 def artifacts(
@@ -257,15 +258,19 @@ def operations(
     yield "embed", number * samples * flops, f"{number} x {samples} images"
 
 
-def check_disk(folder: Path, files: Sequence[Artifact]) -> None:
-    """Refuse where the disk of the results has too little room for what is still to be written.
+def needed(files: Sequence[Artifact]) -> float:
+    """Bytes still to be written that are there at once."""
+    # Of those with an end only the largest: the crops' tokens are gone before the training.
+    until = max((one.missing for one in files if one.until), default=0)
+    return until + sum(one.missing for one in files if not one.until)
+
+
+def check_disk(folder: Path, size: float) -> None:
+    """Refuse where the disk of the results has too little room for ``size`` bytes.
 
     Raises:
         UserError: too little is free.
     """
-    # Those with an end are never there together: the crops' tokens are gone before the training.
-    size = sum(one.missing for one in files if not one.until)
-    size += max((one.missing for one in files if one.until), default=0)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if (free := shutil.disk_usage(there).free) < size:
         raise UserError(
