@@ -76,13 +76,19 @@ def test_published_backbones_are_known_and_others_are_refused():
 
 
 def test_sizes_are_those_of_a_finished_run():
-    demo = read_configuration([]).dataset("demo")
+    configuration = read_configuration([])
+    demo = configuration.dataset("demo")
     network = UNet(preset("small", demo.training.image_size, demo.poses.k, 0.0))
     vit = plan.backbone(demo.backbone)
-    made = plan.artifacts(demo, 2000, vit, network, Path("results/demo"), Path("weights"))
+    made = list(plan.artifacts(configuration, "demo", 2000, vit, network))
     sizes = {one.pattern: one.size for one in made}
     for pattern, size in FINISHED.items():
         assert sizes[pattern] == pytest.approx(size, rel=0.1), pattern
+    # The shards of the crops' tokens lie beside the whole.
+    divided = configuration.model_copy(update={"shards": 4})
+    other = {one.pattern: one.size for one in plan.artifacts(divided, "demo", 2000, vit, network)}
+    crops = "crop_features/tokens*.h5"
+    assert other[crops] == 2 * sizes.pop(crops) and sizes.items() <= other.items()
 
 
 def test_what_is_there_is_not_written_again(tmp_path):
@@ -98,6 +104,18 @@ def test_what_is_there_is_not_written_again(tmp_path):
 def test_configuration_files_are_the_snakefile_s():
     files = re.findall(r'^configfile: "(.*)"$', (ROOT / "Snakefile").read_text(), re.MULTILINE)
     assert tuple(files) == CONFIGFILES
+
+
+def test_sam_is_known_by_the_size_of_its_file(tmp_path):
+    demo = read_configuration([]).dataset("demo")
+    with open(tmp_path / "weights.pth", "wb") as file:
+        file.truncate(375_042_383)  # sparse
+    network, work = UNet(preset("small", 64, 12, 0.0)), []
+    for sam in ("vit_b", str(tmp_path / "weights.pth"), demo.masks.sam):
+        dataset = demo.model_copy(update={"masks": settings.Masks(sam=sam)})
+        made = plan.operations(dataset, 2000, plan.backbone(STAND_IN), network)
+        work.append(next(flops for step, flops, _ in made if step == "masks"))
+    assert work[0] == work[1] > 100 * work[2]
 
 
 def test_images_are_counted_by_name(tmp_path):

@@ -76,12 +76,11 @@ def test_stages_follow_the_settings():
     assert "sets/theirs/embed.run.json" in found["embed"]
     assert "sets/cut/embed.run.json" not in found["embed"]  # no row of the table has it
     using = status.stages(DATASET.model_copy(update={"use": "demo"}))
-    assert "turn" in using and not {"train", "fid"} & using.keys()
+    assert "photo_sheet" in using and not {"train", "fid"} & using.keys()
 
 
 def test_every_record_of_a_finished_run_belongs_to_a_stage(finished):
-    mini = json.loads(json.dumps({"use": None, "photos": "x"}))
-    dataset = DATASET.model_copy(update=mini)
+    dataset = DATASET.model_copy(update={"photos": "photos to turn"})
     found = status.look(finished[""], dataset)["stages"]
     assert {stage: one["state"] for stage, one in found.items()} == dict.fromkeys(found, "done")
     listed = {path for paths in status.stages(dataset).values() for path in paths}

@@ -29,11 +29,16 @@ from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.records import read_json
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
-from mirage_steps.settings import Dataset
+from mirage_steps.settings import Configuration, Dataset
 from mirage_steps.sources import check_source
 
 # DINOv2 as published: width and layers.
-_DINOV2 = {"small": (384, 12), "base": (768, 12), "large": (1024, 24), "giant": (1536, 40)}
+_DINOV2 = {
+    "facebook/dinov2-small": (384, 12),
+    "facebook/dinov2-base": (768, 12),
+    "facebook/dinov2-large": (1024, 24),
+    "facebook/dinov2-giant": (1536, 40),
+}
 # Segment-anything: bytes of the checkpoint, operations of the image encoder.
 _SAM = {"vit_b": (375e6, 0.972e12), "vit_l": (1.25e9, 2.986e12), "vit_h": (2.56e9, 5.961e12)}
 _STAND_IN_SAM = (3e6, 0.455e9)
@@ -99,8 +104,7 @@ def main(
         )
     vit = backbone(dataset.backbone)
     network = UNet(preset(training.preset, training.image_size, dataset.poses.k, training.dropout))
-    folder, weights = Path(configuration.results, name), Path(configuration.weights)
-    files = list(artifacts(dataset, count, vit, network, folder, weights))
+    files = list(artifacts(configuration, name, count, vit, network))
     table = [("disk", "size", "to write", "")]
     for one in files:
         note = f"until {one.until}" if one.until else ""
@@ -115,7 +119,7 @@ def main(
     note = f"{time} at {_SUSTAINED / 1e12:.0f} sustained TFLOP/s (arithmetic, no measurement)"
     table.append(("all", f"{total / 1e12:,.1f}", note))
     print("\n".join(aligned(table, "<><")), flush=True)
-    check_disk(folder, needed(files))
+    check_disk(Path(configuration.results), needed(files))
 
 
 def count_images(source: settings.Source) -> int:
@@ -143,15 +147,15 @@ def backbone(chosen: settings.Backbone) -> Backbone:
         UserError: its shape is not known, or does not fit the resolution.
     """
     config = read_json(Path(chosen.model, "config.json"))
-    dim, layers = _DINOV2.get(chosen.model.removeprefix("facebook/dinov2-"), (0, 0))
+    dim, layers = _DINOV2.get(chosen.model, (0, 0))
     dim, layers = config.get("hidden_size", dim), config.get("num_hidden_layers", layers)
     patch = config.get("patch_size", 14)
     hidden = config.get("intermediate_size", config.get("mlp_ratio", 4) * dim)
     if not dim or chosen.resolution % patch:
         raise UserError(
             f"backbone.model {chosen.model}: is neither the folder of a vision transformer nor "
-            f"facebook/dinov2- {', '.join(_DINOV2)}, or backbone.resolution {chosen.resolution} is "
-            f"no multiple of its patch size {patch}"
+            f"one of {', '.join(_DINOV2)}; or backbone.resolution {chosen.resolution} is no "
+            f"multiple of its patch size {patch}"
         )
     patches = (chosen.resolution // patch) ** 2
     # Queries, keys, values and output; both layers of the MLP; both products of attention.
@@ -185,9 +189,11 @@ def unet_flops(network: UNet) -> tuple[float, float]:
 
 
 def artifacts(
-    dataset: Dataset, count: int, vit: Backbone, network: UNet, folder: Path, weights: Path
+    configuration: Configuration, name: str, count: int, vit: Backbone, network: UNet
 ) -> Iterator[Artifact]:
     """What the steps write into the data set's folder, and the networks that are fetched."""
+    dataset, weights = configuration.dataset(name), Path(configuration.weights)
+    folder = Path(configuration.results, name)
     source, pixels, maps = dataset.source, dataset.training.image_size**2, "pose_space/maps.h5"
     if not Path(dataset.backbone.model).is_dir():
         yield Artifact(weights, f"{dataset.backbone.model}/*", vit.size)
@@ -201,7 +207,8 @@ def artifacts(
         yield Artifact(folder, "true_masks/**/*.png", count * 430 * source.size / 96)
     yield Artifact(folder, "features/tokens*.h5", tokens)
     yield Artifact(folder, "crops/crops.h5", count * pixels * 3)
-    yield Artifact(folder, "crop_features/tokens*.h5", tokens, maps)
+    copies = 1 if configuration.shards == 1 else 2  # the shards beside the whole
+    yield Artifact(folder, "crop_features/tokens*.h5", copies * tokens, maps)
     yield Artifact(folder, maps, count * vit.patches * 13)  # three float32 and a bool a patch
     if dataset.use:
         return
@@ -251,8 +258,11 @@ def operations(
     flops = images * (encoder + decoder) + twice * decoder
     yield "views", steps * flops, f"{images} images, {steps} DDIM steps"
     masked = sum(one.source == "masked" for one in dataset.sets.values())
-    sam = _SAM.get(dataset.masks.sam, _STAND_IN_SAM)[1]
-    yield "masks", masked * samples * (sam + vit.flops), f"{masked} x {samples} images"
+    sam = dataset.masks.sam
+    if (path := Path(sam)).is_file():  # its size tells which it is
+        sam = min(_SAM, key=lambda name: abs(_SAM[name][0] - path.stat().st_size))
+    flops = _SAM.get(sam, _STAND_IN_SAM)[1] + vit.flops
+    yield "masks", masked * samples * flops, f"{masked} x {samples} images"
     flops = vit.flops + (_INCEPTION[1] if dataset.embed.inception != "none" else 0)
     number = len(dataset.sets)
     yield "embed", number * samples * flops, f"{number} x {samples} images"
@@ -265,16 +275,16 @@ def needed(files: Sequence[Artifact]) -> float:
     return until + sum(one.missing for one in files if not one.until)
 
 
-def check_disk(folder: Path, size: float) -> None:
+def check_disk(results: Path, size: float) -> None:
     """Refuse where the disk of the results has too little room for ``size`` bytes.
 
     Raises:
         UserError: too little is free.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (results, *results.absolute().parents) if path.exists())
     if (free := shutil.disk_usage(there).free) < size:
         raise UserError(
-            f"results {folder.parent}: {human_size(size)} are still to be written, only "
+            f"results {results}: {human_size(size)} are still to be written, only "
             f"{human_size(free)} are free; make room or set results to another disk"
         )
 

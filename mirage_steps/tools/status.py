@@ -25,7 +25,7 @@ from mirage_steps.files.records import number, read_json, read_metrics, read_tex
 from mirage_steps.files.text_table import aligned
 from mirage_steps.settings import Dataset
 
-_RECENT = 20  # records from which the pace of a training is taken
+_RECENT = 20  # records that give the pace of a training
 
 
 def main(
