@@ -87,7 +87,7 @@ def test_settings_inputs_and_versions_that_differ_are_told_once(runs, tmp_path):
     c = _run(tmp_path / "c", k=25)
     (c / "fid.run.json").unlink()
     found = _differences(a, a, c)
-    assert found == {("poses", "k", "12", "12", "25"), ("fid", "finished", "fid", "fid", "None")}
+    assert found == {("poses", "k", "12", "12", "25"), ("fid", "finished", "1", "1", "None")}
 
 
 def test_figures_compare_only_with_equal_features_sizes_backgrounds_and_counts(runs):
@@ -120,7 +120,7 @@ def test_damaged_files_are_listed_and_left_out(runs, capsys):
     text = capsys.readouterr().out
     assert all(f"{b / path}: damaged, left out" in text for path in damaged)
     lines = {" ".join(line.split()) for line in text.splitlines()}
-    assert "poses finished poses/poses -" in lines
+    assert "poses finished 1 -" in lines
     assert any(line.startswith("no-mv fd_backbone 200 2 -") for line in lines)
 
 
@@ -141,8 +141,9 @@ def test_command_prints_text_markdown_and_json(runs, tmp_path, capsys):
         compare.main((*runs, c), format=form)
         printed[form] = capsys.readouterr().out
     assert "| poses | k | 12 | 12 | 25 |" in printed["markdown"]
-    assert "dinov2 cls at 224 px, images 64 px" in printed["text"]
+    assert "\n(1) dinov2 cls at 224 px, images 64 px, background kept\n" in printed["text"]
+    assert printed["text"].startswith(f"A: {runs[0]}\nB: ")
     found = json.loads(printed["json"])
     assert found["differences"] == [{"step": "poses", "key": "k", "values": ["12", "12", "25"]}]
-    assert found["damaged"] == [] and len(found["figures"]) == 8
+    assert found["damaged"] == [] and len(found["figures"]) == 7
     assert sorted(tmp_path.rglob("*")) == before

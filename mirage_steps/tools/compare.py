@@ -65,7 +65,7 @@ def read_run(folder: Path) -> Run:
 def settings(run: Run) -> dict[tuple[str, str], str]:
     """Settings, networks, code and packages by step and key; of several sets all their values.
 
-    Inputs that earlier steps made are left out. The key ``finished`` has the records of a step.
+    Inputs that earlier steps made are left out. The key ``finished`` counts a step's records.
     """
     found: dict[tuple[str, str], set[str]] = {}
     for path, record in run.items():
@@ -80,11 +80,12 @@ def settings(run: Run) -> dict[tuple[str, str], str]:
         values |= {(step, f"input {key}"): inputs[key] for key in _OUTSIDE if key in inputs}
         values |= {("package", key): one for key, one in section(record, "packages").items()}
         values |= {("code", key): record.get(key) for key in ("version", "commit", "device")}
-        values[step, "finished"] = path.removesuffix(".run.json")
+        values[step, "finished"] = path
         for name, value in values.items():
             text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
             found.setdefault(name, set()).add(text)
-    return {name: " and ".join(sorted(texts)) for name, texts in found.items()}
+    told = {name: " and ".join(sorted(texts)) for name, texts in found.items()}
+    return told | {name: str(len(found[name])) for name in found if name[1] == "finished"}
 
 
 def differences(runs: Sequence[dict[tuple[str, str], str]]) -> Iterator[dict]:
@@ -115,12 +116,14 @@ def figures(run: Run) -> dict[str, tuple]:
     found: dict[str, tuple] = {}
     features = f"{table.get('backbone')} {table.get('token')} at {table.get('resolution')} px"
     for row in rows(table):
+        background = row.get("sam") or "kept"
         for key in ("fid", "fd_inception", "fd_backbone", "kid_backbone"):
             network = features if key.endswith("backbone") else row.get("inception")
-            of = f"{network}, images {table.get('image_size')} px, background {row.get('sam')}"
+            of = f"{network}, images {table.get('image_size')} px, background {background}"
             found[f"{row.get('row')} {key}"] = (row.get(key), row.get("n"), of)
     scores = {**poses, **section(poses, "viewpoints")}
-    found |= {f"poses {key}": (scores[key], scores.get("images"), "") for key in scores}
+    n = scores.pop("images", None)
+    found |= {f"poses {key}": (value, n, "true viewpoints") for key, value in scores.items()}
     chosen = section(train, "settings")
     of = f"U-Net {chosen.get('preset')} on {train.get('device')}"
     for key in ("seconds", "peak_memory_mb"):
@@ -138,21 +141,24 @@ def side_by_side(measured: Sequence[dict[str, tuple]]) -> Iterator[dict]:
 
 
 def _as_tables(found: dict, format: str) -> str:
-    """What differs, and the figures, as text or Markdown."""
-    changes = [("step", "key", *found["runs"])]
+    """What differs, the figures, and what these are of, as text or Markdown."""
+    letters = [chr(ord("A") + place) for place in range(len(found["runs"]))]
+    changes = [("step", "key", *letters)]
     for one in found["differences"]:
         changes.append((one["step"], one["key"], *map(_cell, one["values"])))
-    measured = [("figure", "n", *found["runs"], "", "of")]
+    bases = list(dict.fromkeys(of for one in found["figures"] for of in one["of"] if of))
+    measured = [("figure", "n", *letters, "of", "")]
     for one in found["figures"]:
-        n, of = (" | ".join(dict.fromkeys(str(x) for x in one[key] if x)) for key in ("n", "of"))
+        n = dict.fromkeys(str(n) for n in one["n"] if n is not None)
+        of = dict.fromkeys(f"({bases.index(of) + 1})" for of in one["of"] if of)
         note = "" if one["comparable"] else "not comparable"
-        measured.append((one["figure"], n, *map(_cell, one["values"]), note, of))
-    notes = [f"{path}: damaged, left out" for path in found["damaged"]]
-    return "\n\n".join(
-        "\n".join(lines)
-        for lines in (_table(changes, format), _table(measured, format), notes)
-        if lines
-    )
+        values = map(_cell, one["values"])
+        measured.append((one["figure"], ", ".join(n), *values, ", ".join(of), note))
+    runs = [f"{letter}: {run}" for letter, run in zip(letters, found["runs"], strict=True)]
+    notes = [f"({place}) {of}" for place, of in enumerate(bases, 1)]
+    notes += [f"{path}: damaged, left out" for path in found["damaged"]]
+    parts = (runs, _table(changes, format), _table(measured, format), notes)
+    return "\n\n".join("\n".join(lines) for lines in parts)
 
 
 def _cell(value: object) -> str:
