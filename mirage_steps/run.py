@@ -38,6 +38,7 @@ from mirage_steps.method.boxes import (
 )
 from mirage_steps.method.categories import CategoryModel, mean_token
 from mirage_steps.method.device import autocast, choose_device
+from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
 from mirage_steps.method.foreground import (
     ForegroundModel,
     Region,
@@ -45,7 +46,8 @@ from mirage_steps.method.foreground import (
     object_maps,
     separation,
 )
-from mirage_steps.method.inversion import Turned, turn
+from mirage_steps.method.inversion import invert, novel_views, reconstruct
+from mirage_steps.method.metrics import psnr
 from mirage_steps.method.pca import Pca
 from mirage_steps.method.poses import PoseModel, fill_padding
 from mirage_steps.method.unet import UNet
@@ -67,6 +69,17 @@ _PSNR = 26.0  # dB
 _NEAREST = Image.Resampling.NEAREST
 # Between mean colours in 0..255; two unrelated cars of the demo are 78 apart.
 _COLOUR = 80.0
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Views, reconstruction and its quality, evaluations of the network, seconds."""
+
+    views: np.ndarray
+    restored: np.ndarray
+    psnr_db: float
+    evaluations: int
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -543,9 +556,9 @@ def turn_crop(
     pose: int,
     views: Views,
     guidance: Guidance,
-    novel_views: NovelViews,
+    settings: NovelViews,
 ) -> Turned:
-    """:func:`mirage_steps.method.inversion.turn` by the sections of a configuration.
+    """Views of a crop by the sections of a configuration.
 
     Args:
         model: the diffusion model.
@@ -553,21 +566,27 @@ def turn_crop(
         pose: of the crop.
         views: sampler.
         guidance: hard-attention guidance.
-        novel_views: inversion, and what the other poses start from.
+        settings: inversion, and what the other poses start from.
     """
-    return turn(
-        model,
-        crop,
-        pose,
-        steps=views.steps,
-        iterations=novel_views.inversion_iterations,
-        kept=None if novel_views.phase_cutoff == "none" else novel_views.phase_cutoff,
-        gamma=guidance.gamma,
-        batch_size=views.batch_size,
-        stride=novel_views.stride,
-        arithmetic=autocast(next(model.parameters()).device, views.precision),
-        seed=views.seed,
-    )
+    device = next(model.parameters()).device
+    timesteps, own = ddim_timesteps(views.steps), torch.tensor([pose], device=device)
+    image, iterations = from_pixels(crop[None]).to(device), settings.inversion_iterations
+    clock = [time.perf_counter()]
+    trajectory = invert(model, image, own, timesteps, iterations)
+    clock.append(time.perf_counter())
+    restored = to_pixels(reconstruct(model, trajectory, own, timesteps))[0]
+    clock.append(time.perf_counter())
+    with autocast(device, views.precision):
+        made = novel_views(
+            model, image, pose, trajectory, timesteps, stride=settings.stride,
+            cutoff=None if settings.phase_cutoff == "none" else settings.phase_cutoff, gamma=guidance.gamma,
+            batch_size=views.batch_size, seed=views.seed,
+        )  # fmt: skip
+    pixels = to_pixels(made)
+    clock.append(time.perf_counter())
+    seconds = dict(zip(("invert", "restore", "turn"), np.diff(clock).tolist(), strict=True))
+    quality = min(psnr(crop, restored), 99.0)
+    return Turned(pixels, restored, quality, len(timesteps) * iterations, seconds)
 
 
 def _opened(photo: Path | str | Image.Image | np.ndarray) -> tuple[str, Image.Image]:
