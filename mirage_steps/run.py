@@ -579,8 +579,8 @@ def turn_crop(
     with autocast(device, views.precision):
         made = novel_views(
             model, image, pose, trajectory, timesteps, stride=settings.stride,
-            cutoff=None if settings.phase_cutoff == "none" else settings.phase_cutoff, gamma=guidance.gamma,
-            batch_size=views.batch_size, seed=views.seed,
+            cutoff=None if settings.phase_cutoff == "none" else settings.phase_cutoff,
+            gamma=guidance.gamma, batch_size=views.batch_size, seed=views.seed,
         )  # fmt: skip
     pixels = to_pixels(made)
     clock.append(time.perf_counter())
