@@ -15,8 +15,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from mirage_steps.demo.renderer import cars
-from mirage_steps.demo.stand_ins.augment import random_colours, random_view
-from mirage_steps.demo.stand_ins.backbone import Optimiser
+from mirage_steps.demo.stand_ins.augment import random_colors, random_view
+from mirage_steps.demo.stand_ins.backbone import Optimizer
 from mirage_steps.demo.stand_ins.evaluation import EVALUATION_SEED
 from mirage_steps.demo.stand_ins.prompts import Prompt, coarse_prompt
 from mirage_steps.demo.stand_ins.scenes import Scenes, load_scenes
@@ -27,7 +27,7 @@ from mirage_steps.method.device import autocast
 from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
 from mirage_steps.settings import Settings
 
-_SIZES = (64, 96)  # of the pictures before SAM's enlargement: the pipeline's crops and whole images
+_SIZES = (64, 96)  # of the images before SAM's enlargement: the pipeline's crops and whole images
 _LOW = IMAGE_SIZE // 2  # side of SAM's low-resolution masks
 _GRID = 16  # patches a side of the foreground maps that give the prompts
 _POINTS = 3
@@ -37,13 +37,13 @@ _SAVE_EVERY = 500
 class SamTraining(Settings):
     """Training of the stand-in SAM."""
 
-    steps: int = Field(1000, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(32, ge=2, description="Pictures a step.")
+    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(32, ge=2, description="Images a step.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.02, ge=0, description="Weight decay of matrices.")
     warmup: int = Field(100, ge=0, description="Steps over which the learning rate rises.")
     precision: str = Field("auto", description="auto, float32 or bfloat16.")
-    seed: int = Field(0, ge=0, description="Seed of weights, windows, colours and prompts.")
+    seed: int = Field(0, ge=0, description="Seed of weights, windows, colors and prompts.")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class SamScores:
     """IoU with the true mask on cars of the demo's families.
 
     Attributes:
-        images: how many pictures were measured.
-        whole: mean over whole pictures of 96 pixels.
+        images: how many images were measured.
+        whole: mean over whole images of 96 pixels.
         crops: mean over tight crops scaled to 64 pixels.
-        points_only: mean over whole pictures with one inside point and no box, best of three.
+        points_only: mean over whole images with one inside point and no box, best of three.
     """
 
     images: int
@@ -64,14 +64,14 @@ class SamScores:
 
 
 def decode(sam: Sam, embeddings: Tensor, points: tuple | None, boxes: Tensor | None) -> tuple:
-    """Masks and predicted IoU of a batch with one prompt a picture.
+    """Masks and predicted IoU of a batch with one prompt an image.
 
-    ``MaskDecoder.predict_masks`` takes many prompts of one picture; this is the same with one
-    prompt each for many pictures.
+    ``MaskDecoder.predict_masks`` takes many prompts of one image; this is the same with one
+    prompt each for many images.
 
     Args:
         sam: the network.
-        embeddings: (n, c, g, g) of the pictures.
+        embeddings: (n, c, g, g) of the images.
         points: coordinates (n, p, 2) in pixels of the input and labels (n, p), or None.
         boxes: (n, 4) in pixels of the input, or None.
 
@@ -98,7 +98,7 @@ def decode(sam: Sam, embeddings: Tensor, points: tuple | None, boxes: Tensor | N
 def mask_loss(logits: Tensor, quality: Tensor, coverage: Tensor) -> Tensor:
     """SAM's loss: focal and dice of the masks, squared error of the predicted IoU.
 
-    The single mask always learns; of the three alternatives only the best of each picture does,
+    The single mask always learns; of the three alternatives only the best of each image does,
     as in SAM, and the others a little, so that none is left random.
 
     Args:
@@ -121,7 +121,7 @@ def mask_loss(logits: Tensor, quality: Tensor, coverage: Tensor) -> Tensor:
 
 
 def batch_prompts(coverage: Tensor, rng: np.random.Generator) -> tuple[tuple, Tensor]:
-    """Coarse prompts for pictures whose masks are ``coverage`` (n, s, s).
+    """Coarse prompts for images whose masks are ``coverage`` (n, s, s).
 
     Returns:
         Points (n, 3, 2) in pixels of SAM's input with labels (n, 3), those not given labelled -1,
@@ -146,7 +146,7 @@ def train(scenes: Scenes, settings: SamTraining, checkpoint: Path | None = None)
     rng = torch.Generator().manual_seed(settings.seed)
     prompts = np.random.default_rng(settings.seed)
     sam = build_tiny_sam(None).train()
-    optimiser = Optimiser(sam, settings)
+    optimizer = Optimizer(sam, settings)
     losses: list[float] = []
     for step in tqdm(range(settings.steps), unit="step", mininterval=2):
         rows = torch.randint(len(scenes.image), (settings.batch_size,), generator=rng)
@@ -156,11 +156,11 @@ def train(scenes: Scenes, settings: SamTraining, checkpoint: Path | None = None)
         kind = prompts.random()
         points, boxes = (None if kind < 0.15 else points), (None if kind > 0.85 else boxes)
         with autocast(torch.device("cpu"), settings.precision):
-            embeddings = sam.image_encoder(to_input(sam, random_colours(view.image, rng)))
+            embeddings = sam.image_encoder(to_input(sam, random_colors(view.image, rng)))
         logits, quality = decode(sam, embeddings.float(), points, boxes)
         coverage = functional.interpolate(view.foreground[:, None], (_LOW, _LOW), mode="area")[:, 0]
         loss = mask_loss(logits, quality, coverage)
-        optimiser.step(loss)
+        optimizer.step(loss)
         losses.append(loss.item())
         if checkpoint is not None and (step + 1) % _SAVE_EVERY == 0:
             log.info("step %d: loss %.3f", step + 1, float(np.mean(losses[-200:])))
@@ -169,7 +169,7 @@ def train(scenes: Scenes, settings: SamTraining, checkpoint: Path | None = None)
 
 
 def to_input(sam: Sam, image: Tensor) -> Tensor:
-    """Pictures (n, 3, s, s) in [0, 1] as SAM's encoder takes them."""
+    """Images (n, 3, s, s) in [0, 1] as SAM's encoder takes them."""
     large = functional.interpolate(
         image, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False
     )
@@ -217,7 +217,7 @@ def evaluate_sam(sam: Sam, images: int = 500) -> SamScores:
 
 
 def tight_crop(car: cars.Rendering, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture (size, size, 3) and coverage (size, size) of a window that the car fills."""
+    """Image (size, size, 3) and coverage (size, size) of a window that the car fills."""
     rows, columns = np.flatnonzero(car.mask.any(1)), np.flatnonzero(car.mask.any(0))
     box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     side = len(car.mask)
@@ -242,15 +242,15 @@ A network of segment-anything's own modules ({IMAGE_SIZE} x {IMAGE_SIZE} pixels)
 background removal runs and is tested where nothing can be downloaded. **It is not SAM**: it knows
 rendered cars and nothing else.
 
-- Trained on {scenes} ray-cast pictures of the families {", ".join(cars.STAND_IN_FAMILIES)} with
-  true masks; {settings.steps} steps of {settings.batch_size} pictures; prompts as a coarse
+- Trained on {scenes} ray-cast images of the families {", ".join(cars.STAND_IN_FAMILIES)} with
+  true masks; {settings.steps} steps of {settings.batch_size} images; prompts as a coarse
   foreground map gives them.
 - The demo's cars come from other families ({", ".join(cars.DEMO_FAMILIES)}), which it never saw.
 
-Mean IoU with the true mask on {scores.images} pictures of the demo's families
+Mean IoU with the true mask on {scores.images} images of the demo's families
 (`evaluation.json`), prompts from a foreground map of {_GRID} x {_GRID} patches:
 
-| prompt | pictures | IoU |
+| prompt | images | IoU |
 |---|---|---|
 | box and one to three points | whole, 96 pixels | {scores.whole:.3f} |
 | box and one to three points | tight crops, 64 pixels | {scores.crops:.3f} |

@@ -1,4 +1,4 @@
-"""Step: render the pictures that the stand-in networks learn from into one HDF5 file."""
+"""Step: render the images that the stand-in networks learn from into one HDF5 file."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from mirage_steps.demo.renderer import cars
 from mirage_steps.files.atomic import atomic, require_disk
 from mirage_steps.files.command import log, run
 
-# Scene number i takes the i-th of these in turn: the networks must work on whole pictures with
+# Scene number i takes the i-th of these in turn: the networks must work on whole images with
 # small cars and on tight crops that the car touches or leaves.
 _SPANS = ((0.40, 0.90), (0.55, 0.95), (0.80, 1.02), (0.95, 1.30))
 _BATCH = 32
@@ -81,8 +81,8 @@ def main(
 
     Args:
         out: Folder for scenes.h5.
-        scenes: How many pictures to render.
-        size: Side of a picture in pixels.
+        scenes: How many images to render.
+        size: Side of an image in pixels.
         seed: Seed of the whole set.
         workers: Processes that render.
     """
