@@ -72,9 +72,9 @@ def random_view(scenes: Scenes, rows: Tensor, size: int, rng: torch.Generator) -
     smooth = _sample(torch.cat([image, coverage, position], 1), grid, "bilinear")
     part = _sample(part, grid, "nearest")[:, 0].long()
     parts = functional.one_hot(part, len(cars.PARTS)).permute(0, 3, 1, 2)[:, 1:].float()
-    turn = torch.stack([torch.ones(n), mirror, torch.ones(n)], 1)[..., None, None]
+    flip = torch.stack([torch.ones(n), mirror, torch.ones(n)], 1)[..., None, None]
     foreground = smooth[:, 3]
-    return View(smooth[:, :3], foreground, turn * smooth[:, 4:7], parts * foreground[:, None])
+    return View(smooth[:, :3], foreground, flip * smooth[:, 4:7], parts * foreground[:, None])
 
 
 def _sample(values: Tensor, grid: Tensor, mode: str) -> Tensor:
