@@ -18,7 +18,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import by_image, create_h5, write_names
 from mirage_steps.files.images import UnreadableImage, read_rgb
 from mirage_steps.files.loading import ahead
-from mirage_steps.sources.folder import find_files, printable
+from mirage_steps.files.photos import find_files, printable
 
 # What the masked sets carry in place of a network's name: nobody removed this background.
 OWN_WHITE = "nothing (rendered on white)"

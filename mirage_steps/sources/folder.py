@@ -8,6 +8,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.images import UnreadableImage, read_rgb
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.manifest import Entry
+from mirage_steps.files.photos import find_files, printable
 from mirage_steps.settings import Folder
 
 
@@ -51,12 +52,6 @@ def check(source: Folder) -> Path:
     return root.resolve()
 
 
-def find_files(root: Path) -> list[Path]:
-    """All files of a folder, however deep, in sorted order; hidden ones are passed over."""
-    root = root.expanduser().resolve()
-    return sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
-
-
 def inspect_images(
     files: list[Path], max_pixels: int, progress
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
@@ -89,18 +84,9 @@ def inspect_images(
     return entries, rejected
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
 def _is_utf8(path: Path) -> bool:
     try:
         str(path).encode()
     except UnicodeEncodeError:
         return False
     return True
-
-
-def printable(path: Path) -> str:
-    """The path with undecodable bytes escaped, so that it can be written down."""
-    return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")
