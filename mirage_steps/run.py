@@ -167,7 +167,6 @@ class Run:
         if side < least:
             reason = "the object is small, so its crop is blurred"
             yield PhotoWarning(reason, "side of the crop in pixels", side, least)
-
         if not estimate.shown.any():
             reason = "the crop shows no foreground, so the pose means nothing"
             yield PhotoWarning(reason, "foreground patches of the crop", 0, 1)

@@ -12,7 +12,7 @@ from mirage_steps import settings
 from mirage_steps.files import tiles
 from mirage_steps.files.command import run
 from mirage_steps.method.device import autocast, choose_device
-from mirage_steps.method.diffusion import keyed_noise, to_pixels
+from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.networks.diffusion_model import load_model
 
@@ -47,8 +47,8 @@ def main(
         chosen = int(np.random.default_rng([views.seed + 1, number, 1]).integers(len(poses)))
         with autocast(where, views.precision):
             images = sample_all_poses(
-                network, noise.to(where), poses[chosen], views.steps, guidance.gamma,
-                views.batch_size,
+                network, noise.to(where), poses[chosen], ddim_timesteps(views.steps),
+                guidance.gamma, views.batch_size,
             )  # fmt: skip
         rows.append(to_pixels(images))
         references.append(chosen)

@@ -27,7 +27,7 @@ from mirage_steps.files.h5 import by_image, create_h5, slices
 from mirage_steps.files.labels import read_circles
 from mirage_steps.files.shards import Shard
 from mirage_steps.method.device import autocast, choose_device
-from mirage_steps.method.diffusion import keyed_noise, to_pixels
+from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet
 from mirage_steps.networks.diffusion_model import load_model
@@ -122,9 +122,8 @@ def _single(
         )
         noise = _noise(network, views.seed, numbers, device)
         with autocast(device, views.precision):
-            images = sample_single(
-                network, noise, torch.from_numpy(chosen).to(device), views.steps, _steps_bar
-            )
+            poses = torch.from_numpy(chosen).to(device)
+            images = sample_single(network, noise, poses, ddim_timesteps(views.steps))
         yield to_pixels(images), chosen, np.array(numbers)
 
 
@@ -149,9 +148,8 @@ def _multi(
         )
         noise = _noise(network, views.seed, numbers, device)
         with autocast(device, views.precision):
-            images = sample_views(
-                network, noise, torch.from_numpy(chosen).to(device), views.steps, gamma, _steps_bar
-            )
+            poses = torch.from_numpy(chosen).to(device)
+            images = sample_views(network, noise, poses, ddim_timesteps(views.steps), gamma)
         novel = to_pixels(images[:, 1:].flatten(0, 1))
         yield novel, chosen[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
 
@@ -183,10 +181,6 @@ def _rng(seed: int, number: int) -> np.random.Generator:
 def _noise(network: UNet, seed: int, numbers: list[int], device: torch.device) -> torch.Tensor:
     side = network.config.image_size
     return keyed_noise(seed, numbers, (3, side, side)).to(device)
-
-
-def _steps_bar(steps: list) -> tqdm:
-    return tqdm(steps, desc="DDIM", leave=False, mininterval=5.0)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from torch import nn
 from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.method.cost import forward_flops, peak_bytes
-from mirage_steps.method.diffusion import squared_error
+from mirage_steps.method.diffusion import ddim_timesteps, squared_error
 from mirage_steps.method.multiview import sample_all_poses, sample_single, sample_views
-from mirage_steps.method.optimizers import KernelMuon, optimizers
+from mirage_steps.method.training import KernelMuon, make_optimizers
 from mirage_steps.method.unet import Frames, UNet, preset
 
 META = torch.device("meta")
@@ -29,6 +29,7 @@ INCEPTION_BYTES = 95e6
 SD_1_5 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD_BYTES = 5.5e9  # with text encoder, decoder and safety checker
 _INCEPTION_SIDE = 299
+_ONE_STEP = ddim_timesteps(1)
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class Generator:
         model = self.model.eval()
 
         def run(count: int) -> None:
-            sample_single(model, self._empty(count), self._poses(count), steps=1)
+            sample_single(model, self._empty(count), self._poses(count), _ONE_STEP)
 
         return _cost(model, run, batch)
 
@@ -230,7 +231,7 @@ class Generator:
         model = self.model.eval()
 
         def run(count: int) -> None:
-            sample_views(model, self._empty(count), self._poses(count, 1 + views), 1, gamma)
+            sample_views(model, self._empty(count), self._poses(count, 1 + views), _ONE_STEP, gamma)
 
         return _cost(model, run, max(1, batch // Frames(views, hard=gamma != 1).count))
 
@@ -246,14 +247,14 @@ class Generator:
         model, noise = self.model.eval(), self._empty(1)
 
         def run(_: int) -> None:
-            sample_all_poses(model, noise, 0, 1, gamma, views.batch_size)
+            sample_all_poses(model, noise, 0, _ONE_STEP, gamma, views.batch_size)
 
         cost = _cost(model, run, 1)
         return Cost(cost.flops * views.steps * sheet.objects, cost.memory, cost.parameters)
 
     def _optimizer_state(self) -> int:
         """Bytes: Muon keeps one mean of every parameter, Adam two."""
-        made = optimizers(self.model, self.training.optimizer, self.training.learning_rate)
+        made = make_optimizers(self.model, self.training.optimizer, self.training.learning_rate)
         return sum(
             4 * parameter.numel() * (1 if isinstance(optimizer, KernelMuon) else 2)
             for optimizer in made
