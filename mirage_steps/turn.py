@@ -17,7 +17,7 @@ from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5, read_names
-from mirage_steps.files.labels import read_circles
+from mirage_steps.files.tables import read_pose_counts
 from mirage_steps.method.device import choose_device
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.run import turn_crop
@@ -51,7 +51,7 @@ def main(
     where = choose_device(device)
     network = load_model(model.parent, where)
     assigned = read_csv(poses)
-    if read_circles(poses) != (network.config.poses, network.config.categories):
+    if read_pose_counts(poses) != (network.config.poses, network.config.categories):
         raise UserError(f"{poses}: has other poses than {model} was trained with; rerun poses")
     with open_h5(crops, "images", "image") as file:
         if read_names(file) != [row["image"] for row in assigned]:
