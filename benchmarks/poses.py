@@ -29,7 +29,7 @@ from mirage_steps.demo.stand_ins.evaluation import iou, patch_masks
 from mirage_steps.files.atomic import read_csv, write_csv
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
-from mirage_steps.files.windows import HEADER, read_windows
+from mirage_steps.files.tables import read_windows
 from mirage_steps.method.circle import shortest_cycle
 from mirage_steps.method.foreground import ForegroundModel, find_objects
 from mirage_steps.method.pca import Moments, Pca

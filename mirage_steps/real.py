@@ -11,7 +11,7 @@ import numpy as np
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import by_image, create_h5, open_h5
-from mirage_steps.files.labels import read_labels
+from mirage_steps.files.tables import read_labels
 
 
 def main(*, crops: Path, poses: Path, out: Path, samples: int, seed: int = 0) -> None:

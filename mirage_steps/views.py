@@ -24,8 +24,8 @@ from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import by_image, create_h5, slices
-from mirage_steps.files.labels import read_circles
 from mirage_steps.files.shards import Shard
+from mirage_steps.files.tables import read_pose_counts
 from mirage_steps.method.device import autocast, choose_device
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single, sample_views
@@ -69,7 +69,7 @@ def main(
     where = choose_device(device)
     network = load_model(model.parent, where, untrained=kind == "untrained")
     labels = np.array([int(row["pose"]) for row in read_csv(poses)])
-    if read_circles(poses) != (network.config.poses, network.config.categories):
+    if read_pose_counts(poses) != (network.config.poses, network.config.categories):
         raise UserError(f"{poses}: has other poses than {model} was trained with; rerun training")
     if kind in ("no-mv", "untrained"):
         rows = part.rows(samples, views.batch_size)

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+from mirage_steps.files.categories import read_categories
 from sklearn.cluster import KMeans
 
 from mirage_steps import categories, pose_eval, pose_space, poses, settings, views
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv, write_csv, write_json
-from mirage_steps.files.categories import read_categories
 from mirage_steps.files.h5 import write_names
 from mirage_steps.files.manifest import Entry, write_manifest
 from mirage_steps.method.categories import CategoryModel

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from mirage_steps import train
 from mirage_steps.errors import UserError
-from mirage_steps.files.labels import read_labels
+from mirage_steps.files.tables import read_labels
 from mirage_steps.method.optimizers import KernelMuon, optimizers
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Trainer
