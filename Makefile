@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 RUN = . .venv/bin/activate &&
 
-.PHONY: demo test test-slurm lint lock clean
+.PHONY: demo test test-slow test-slurm lint lock clean
 .DEFAULT_GOAL := demo
 
 # Everything is installed into .venv; made again when the lock file changes.
@@ -19,7 +19,11 @@ demo: .venv/installed
 	@cat results/demo/overview.txt
 
 test: .venv/installed lint
-	$(RUN) python -m pytest
+	$(RUN) python -m pytest -m "not slow"
+
+# Kills, several processes, whole workflows in variants: about fifteen minutes on two cores.
+test-slow: .venv/installed
+	$(RUN) python -m pytest -m slow
 
 # On a SLURM cluster of one node that they start and stop themselves: root, Debian or its kin.
 test-slurm: .venv/installed

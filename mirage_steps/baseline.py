@@ -1,88 +1,80 @@
-"""Step 7d: a set of another method's images, from a folder, to be scored like the generated ones.
+"""A set of another method's images, from a folder, scored like the generated ones.
 
 Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``image`` (n,) names; ``images.png``, the first
 of them; and ``rejected.csv`` (image, reason).
 """
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.files import tiles
 from mirage_steps.files.atomic import write_csv
 from mirage_steps.files.command import log, run
-from mirage_steps.files.h5 import by_image, create_h5, write_names
-from mirage_steps.files.images import UnreadableImage, read_rgb
+from mirage_steps.files.h5 import write_names
+from mirage_steps.files.image_set import OWN_WHITE, create_image_set, write_preview
+from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb
 from mirage_steps.files.loading import ahead
-from mirage_steps.files.photos import find_files, printable
 
-# What the masked sets carry in place of a network's name: nobody removed this background.
-OWN_WHITE = "nothing (rendered on white)"
-
-_SHOWN, _COLUMNS = 72, 12
+_CHECKED = 72  # images whose border must be white where the background is removed
 _NEARLY_WHITE, _WHITE_SHARE = 240, 0.5
 
 
 def main(
     *,
-    path: Path,
+    baseline: settings.Baseline,
     out: Path,
-    samples: int,
+    fid: settings.Fid = settings.Fid(),
     image_size: int = 64,
-    background: Literal["kept", "removed", "remove"] = "kept",
-    seed: int = 0,
 ) -> None:
     """Take the images of another method into a set.
 
     Args:
-        path: Folder with the images, searched recursively; they must be square.
+        baseline: Folder with the images, searched recursively, and their background; the images
+            must be square.
         out: Folder for images.h5, images.png and rejected.csv.
-        samples: Number of images; of more, as many are drawn.
+        fid: Number of images (of more, as many are drawn), and seed of the choice.
         image_size: Side of an image in the set, in pixels.
-        background: removed where the images are on white already, else kept or remove.
-        seed: Seed of the choice.
     """
-    where = f"baselines.{out.name}.path {path}"
-    if not path.expanduser().is_dir():
+    where = f"baselines.{out.name}.path {baseline.path}"
+    if not baseline.path.expanduser().is_dir():
         raise UserError(f"{where}: no such folder; set it to the folder with the method's images")
-    files = find_files(path)
-    order = np.random.default_rng(seed).permutation(len(files))
+    files = find_files(baseline.path)
+    order = np.random.default_rng(fid.seed).permutation(len(files))
+    white = {"sam": OWN_WHITE} if baseline.background == "removed" else {}
     rejected: list[tuple[str, str]] = []
-    with create_h5(out / "images.h5") as file, tqdm(total=samples, unit="image") as bar:
-        file.attrs["kind"] = f"images of {path}"
-        if background == "removed":
-            file.attrs["sam"] = OWN_WHITE
-        images = by_image(file, "images", samples, (image_size, image_size, 3), np.uint8)
-        count, names = 0, []
+    names: list[str] = []
+    with (
+        create_image_set(out / "images.h5", fid.samples, image_size, **white) as file,
+        tqdm(total=fid.samples, unit="image") as bar,
+    ):
         for name, result in ahead(lambda index: _read(files[index], image_size), order):
             if isinstance(result, str):
                 rejected.append((name, result))
                 continue
-            images[count] = result
+            file["images"][len(names)] = result
             names.append(name)
-            count += 1
             bar.update()
-            if count == samples:
+            if len(names) == fid.samples:
                 break
-        if count < samples:
+        if len(names) < fid.samples:
             first = f"; the first, {rejected[0][0]}: {rejected[0][1]}" if rejected else ""
             raise UserError(
-                f"{where}: {count} usable images of {len(files)} files, fid.samples = {samples}; "
-                f"every row needs as many{first}"
+                f"{where}: {len(names)} usable images of {len(files)} files, fid.samples = "
+                f"{fid.samples}; every row needs as many{first}"
             )
         write_names(file, names)
-        if background == "removed" and (share := _white_share(images[:_SHOWN])) < _WHITE_SHARE:
+        if white and (share := _white_share(file["images"][:_CHECKED])) < _WHITE_SHARE:
             log.warning(
                 "%s: background is removed, but only %.0f %% of the border is white; is it "
                 "background: kept?", where, 100 * share,
             )  # fmt: skip
-        tiles.grid(out / "images.png", images[:_SHOWN], _COLUMNS)
+        write_preview(out / "images.png", file)
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
-    log.info("%d of %d files taken, %d rejected", samples, len(files), len(rejected))
+    log.info("%d of %d files taken, %d rejected", fid.samples, len(files), len(rejected))
 
 
 def _white_share(images: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Step 9b: the table of distances between generated and real images (paper, tables 1 and 2).
+"""The table of distances between generated and real images (paper, tables 1 and 2).
 
 Every row compares two sets of equally many images. Columns: FID where the features are those of
 clean-fid's Inception, and the Frechet and kernel distances of the backbone's features. Writes
@@ -12,26 +12,15 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from mirage_steps.baseline import OWN_WHITE
-from mirage_steps.embed import INCEPTION
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
+from mirage_steps.files.image_set import OWN_WHITE
+from mirage_steps.files.text_table import aligned
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.networks.backbone import STAND_IN
-
-# What the table says of the rows of the paper and of this project.
-MEANING = {
-    "real-vs-real": "other real images: the floor, no model can be expected below it",
-    "no-mv": "single images, without cross-frame attention",
-    "mv-bg-no-hag": "multi-view sets, without hard-attention guidance",
-    "mv-bg-hag": "multi-view sets, with hard-attention guidance",
-    "untrained": "the network before training: the ceiling",
-    "real-vs-real-nobg": "other real images, both sides without background: the floor",
-    "mv-nobg-hag": "multi-view sets with guidance, both sides without background",
-}
-
+from mirage_steps.networks.inception import INCEPTION
 
 @dataclass(frozen=True)
 class Networks:
@@ -83,6 +72,7 @@ class Row:
         networks: what made the backbone's features.
         sam: model that removed both backgrounds, empty where they were kept.
         own_white: whether the scored images came without background.
+        caption: what the row shows, in words.
     """
 
     name: str
@@ -94,12 +84,7 @@ class Row:
     networks: Networks
     sam: str
     own_white: bool = False
-
-    @property
-    def meaning(self) -> str:
-        """What the row is, in words."""
-        both = ", both sides without background" if self.sam else ""
-        return MEANING.get(self.name, f"another method's images{both}")
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +104,7 @@ class Published:
 
 def main(
     *,
-    row: Annotated[tuple[tuple[str, Path, Path], ...], tyro.conf.UseAppendAction] = (),
+    row: Annotated[tuple[tuple[str, Path, Path, str], ...], tyro.conf.UseAppendAction] = (),
     paper: Annotated[tuple[tuple[str, float], ...], tyro.conf.UseAppendAction] = (),
     paper_source: str = "the paper",
     differs: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
@@ -129,7 +114,7 @@ def main(
     """Write the table of distances.
 
     Args:
-        row: Name of a row, features.h5 of the generated set, features.h5 of the real set.
+        row: Name of a row, features.h5 of the scored set and of the real set, and a caption.
         paper: Name of a row and the FID that the paper gives for it.
         paper_source: Where in the paper.
         differs: A setting of this run that is not the paper's.
@@ -137,10 +122,10 @@ def main(
         out: Folder for fid.txt and metrics.json.
     """
     if not row:
-        raise UserError("--row is needed at least once: NAME GENERATED.h5 REAL.h5")
+        raise UserError("--row is needed at least once: NAME SCORED.h5 REAL.h5 CAPTION")
     rows = []
-    for name, generated, real in row:
-        rows.append(compare(name, generated, real))
+    for name, scored, real, caption in row:
+        rows.append(compare(name, scored, real, caption))
         log.info("%s: FD %.3f, KID %.6f", name, rows[-1].frechet, rows[-1].kernel)
     if len({result.networks for result in rows}) > 1:
         found = "; ".join(f"{result.name}: {result.networks}" for result in rows)
@@ -180,8 +165,14 @@ def read_features(path: Path) -> Features:
     )
 
 
-def compare(name: str, generated: Path, real: Path) -> Row:
+def compare(name: str, generated: Path, real: Path, caption: str = "") -> Row:
     """Distances between two sets.
+
+    Args:
+        name: of the row.
+        generated: features.h5 of the scored set.
+        real: features.h5 of the real set.
+        caption: what the row shows, in words.
 
     Raises:
         UserError: the sets do not compare: unequal numbers, networks or backgrounds.
@@ -211,6 +202,7 @@ def compare(name: str, generated: Path, real: Path) -> Row:
         x.networks,
         y.sam,
         x.sam == OWN_WHITE,
+        caption,
     )
 
 
@@ -259,7 +251,7 @@ def as_text(dataset: str, rows: list[Row], published: Published | None = None) -
     for row in rows:
         inception = "-" if row.inception is None else f"{row.inception:.3f}"
         distances = [inception, f"{row.frechet:.3f}", f"{row.kernel:.6f}"]
-        table.append([row.name, str(row.n), *distances, row.meaning])
+        table.append([row.name, str(row.n), *distances, row.caption])
     if published is not None:
         printed = [published.fid.get(row.name) for row in rows]
         cells = ["paper's FID", *("-" if value is None else f"{value:.3f}" for value in printed)]
@@ -270,7 +262,8 @@ def as_text(dataset: str, rows: list[Row], published: Published | None = None) -
         f"{numbers} images a side, {networks.image_size} x {networks.image_size} pixels; "
         f"{networks.backbone} at {networks.resolution} pixels, {networks.token} token",
     ]
-    return "\n".join([*title, "", *_aligned(table), "", *notes(rows, published)]) + "\n"
+    lines = aligned(table, f"<{'>' * (len(table[0]) - 2)}<")
+    return "\n".join([*title, "", *lines, "", *notes(rows, published)]) + "\n"
 
 
 def notes(rows: list[Row], published: Published | None = None) -> list[str]:
@@ -337,18 +330,6 @@ def _inception_column(rows: list[Row]) -> str:
     if len(names) > 1:
         raise UserError(f"rows of different Inception networks: {', '.join(sorted(names))}")
     return f"FD {names.pop()}"
-
-
-def _aligned(table: list[list[str]]) -> list[str]:
-    """Lines of a table: the first and the last column to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for cells in table:
-        first, *numbers, last = cells
-        right = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *right, last]).rstrip())
-    lines.insert(1, "-" * len(lines[0]))
-    return lines
 
 
 if __name__ == "__main__":

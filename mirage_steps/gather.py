@@ -1,4 +1,4 @@
-"""Put together what several jobs made of one step: files, and the records beside them.
+"""Join the shards of a step: the files of several jobs become the file of one.
 
 Reads ``NAME.1-of-N.h5`` ... ``NAME.N-of-N.h5`` and writes ``NAME.h5``, the same as a single job
 would have written, its record, and for generated images ``images.png``.
@@ -7,118 +7,112 @@ would have written, its record, and for generated images ``images.png``.
 import json
 from pathlib import Path
 
-import h5py
 from tqdm import tqdm
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import human_size, require_disk, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
+from mirage_steps.files.image_set import write_preview
 from mirage_steps.files.shards import ROWS, Shard
-from mirage_steps.views import write_picture
 
 _ROWS = 256  # copied at once
 
 
-def main(*, parts: tuple[Path, ...], out: Path) -> None:
-    """Put together what several jobs made of one step.
+def main(*, shards: tuple[Path, ...], out: Path) -> None:
+    """Join the shards of a step.
 
     Args:
-        parts: The jobs' HDF5 files, in order; their records lie beside them.
+        shards: The HDF5 files of all jobs, in order; their records lie beside them.
         out: Folder for the whole.
     """
-    stem = _stem(parts)
-    size = sum(part.stat().st_size for part in parts)
+    stem = _stem(shards)
+    size = sum(shard.stat().st_size for shard in shards)
     require_disk(out, size, f"{stem}.h5")
-    gather(parts, out / f"{stem}.h5")
-    _gather_records(parts, out)
+    _require_one_whole(shards)
+    join(shards, out / f"{stem}.h5")
+    _join_records(shards, out)
     with open_h5(out / f"{stem}.h5") as file:
-        if "kind" in file.attrs:
-            write_picture(out / "images.png", file)
-    log.info("%d parts, %s, put together", len(parts), human_size(size))
+        if "columns" in file.attrs:
+            write_preview(out / "images.png", file)
+    log.info("%d shards, %s, joined", len(shards), human_size(size))
 
 
-def gather(parts: tuple[Path, ...], path: Path) -> None:
+def join(shards: tuple[Path, ...], path: Path) -> None:
     """Join the rows of all datasets; memory does not grow with their number.
 
     Args:
-        parts: HDF5 files with the same datasets, apart from their numbers of rows.
+        shards: HDF5 files with the same datasets, each with its range of rows and their total.
         path: of the new file.
+    """
+    with create_h5(path) as out, tqdm(total=len(shards), unit="shard") as bar:
+        for shard in shards:
+            with open_h5(shard) as file:
+                about = dict(file.attrs)
+                start, stop, total = map(int, about.pop(ROWS))
+                out.attrs.update(about)
+                for name, data in file.items():
+                    if name not in out and stop > start:  # empty shards have no chunks
+                        shape = (total, *data.shape[1:])
+                        out.create_dataset(name, shape, data.dtype, chunks=data.chunks)
+                    for rows in slices(len(data), _ROWS):
+                        out[name][start + rows.start : start + rows.stop] = data[rows]
+            bar.update()
+
+
+def _require_one_whole(shards: tuple[Path, ...]) -> None:
+    """Refuse shards that do not follow one another.
 
     Raises:
-        UserError: a part is missing or does not fit the first.
+        UserError: a shard was made with other settings, or with another batch size.
     """
-    lengths: dict[str, int] = {}
-    chunks: dict[str, tuple[int, ...]] = {}
-    end = 0
-    with open_h5(parts[0]) as first:
-        attributes = {name: value for name, value in first.attrs.items() if name != ROWS}
-        kinds = {name: (data.dtype, data.shape[1:]) for name, data in first.items()}
-    for part in parts:
-        with open_h5(part, *kinds) as file:
-            found = {name: (data.dtype, data.shape[1:]) for name, data in file.items()}
-            own = dict(file.attrs)
-            start, stop, total = map(int, own.pop(ROWS, (-1, -1, -1)))
-            if own != attributes or found != kinds:
-                raise UserError(f"{part}: was not made as {parts[0]}; delete both and rerun")
-            # Another batch size moves the borders, and some parts may be from before its change.
-            if start != end or (part == parts[-1] and stop != total):
-                raise UserError(
-                    f"{part}: has rows {start} to {stop} of {total}, the parts before it end at "
-                    f"{end}: batch_size changed in between; delete all parts and rerun"
-                )
-            end = stop
-            for name, data in file.items():
-                lengths[name] = lengths.get(name, 0) + len(data)
-                chunks[name] = chunks.get(name) or data.chunks  # empty parts have none
-    with create_h5(path) as out, tqdm(total=sum(lengths.values()), unit="row") as bar:
-        out.attrs.update(attributes)
-        for name, (dtype, shape) in kinds.items():
-            out.create_dataset(name, (lengths[name], *shape), dtype, chunks=chunks[name])
-        done = dict.fromkeys(lengths, 0)
-        for part in parts:
-            with open_h5(part) as file:
-                for name, data in file.items():
-                    _copy(data, out[name], done[name], bar)
-                    done[name] += len(data)
+    end, first = 0, None
+    for shard in shards:
+        with open_h5(shard) as file:
+            about = dict(file.attrs)
+            start, stop, total = map(int, about.pop(ROWS, (-1, -1, -1)))
+            found = about, {name: (data.dtype, data.shape[1:]) for name, data in file.items()}
+        first = first or found
+        if found != first:
+            raise UserError(f"{shard}: was not made as {shards[0]}; delete both and rerun")
+        # Another batch size moves the borders, and some shards may be from before its change.
+        if start != end or (shard == shards[-1] and stop != total):
+            raise UserError(
+                f"{shard}: has rows {start} to {stop} of {total}, the shards before it end at "
+                f"{end}: batch_size changed in between; delete all shards and rerun"
+            )
+        end = stop
 
 
-def _copy(source: h5py.Dataset, target: h5py.Dataset, start: int, bar: tqdm) -> None:
-    """Copy all rows of a part."""
-    for rows in slices(len(source), _ROWS):
-        target[start + rows.start : start + rows.stop] = source[rows]
-        bar.update(rows.stop - rows.start)
-
-
-def _stem(parts: tuple[Path, ...]) -> str:
+def _stem(shards: tuple[Path, ...]) -> str:
     """What the whole is called.
 
     Raises:
-        UserError: the parts are not all of one whole, or not in order.
+        UserError: the shards are not all of one whole, or not in order.
     """
-    stem = parts[0].stem.partition(".")[0] if parts else ""
-    for number, part in enumerate(parts, 1):
-        expected = f"{Shard(number, len(parts)).name(stem)}.h5"
-        if part.name != expected:
-            raise UserError(f"--parts: part {number} of {len(parts)} is {part}, not {expected}")
-        if not part.is_file():
-            raise UserError(f"{part}: no such file")
-    if not parts:
-        raise UserError("--parts: give the files of all jobs")
+    if not shards:
+        raise UserError("--shards: give the files of all jobs")
+    stem = shards[0].stem.partition(".")[0]
+    for number, shard in enumerate(shards, 1):
+        expected = f"{Shard(number, len(shards)).name(stem)}.h5"
+        if shard.name != expected:
+            raise UserError(f"--shards: {number} of {len(shards)} is {shard}, not {expected}")
+        if not shard.is_file():
+            raise UserError(f"{shard}: no such file")
     return stem
 
 
-def _gather_records(parts: tuple[Path, ...], out: Path) -> None:
+def _join_records(shards: tuple[Path, ...], out: Path) -> None:
     """Write the step's record: the first job's, with the seconds and the peak memory of all."""
-    folder = parts[0].parent
-    for first in folder.glob(f"*.1-of-{len(parts)}.run.json"):
+    folder = shards[0].parent
+    for first in folder.glob(f"*.1-of-{len(shards)}.run.json"):
         step = first.name.partition(".")[0]
         records = [
-            json.loads((folder / f"{Shard(n, len(parts)).name(step)}.run.json").read_text())
-            for n in range(1, len(parts) + 1)
+            json.loads((folder / f"{Shard(n, len(shards)).name(step)}.run.json").read_text())
+            for n in range(1, len(shards) + 1)
         ]
         whole = records[0]
-        whole["settings"] = {**whole["settings"], "shard": f"all of {len(parts)}"}
+        whole["settings"] = {**whole["settings"], "shard": f"all of {len(shards)}"}
         whole["seconds"] = round(sum(record["seconds"] for record in records), 2)
         whole["peak_memory_mb"] = max(record["peak_memory_mb"] for record in records)
         write_json(out / f"{step}.run.json", whole)

@@ -1,4 +1,4 @@
-"""Step 7c: two disjoint sets of real crops, what the generated images are compared with.
+"""Two disjoint sets of real crops, with which generated images are compared (section 4).
 
 Writes ``real-a/images.h5`` (every row is compared with it) and ``real-b/images.h5`` (its distance
 to the first is the floor that no generator can beat): ``images`` (n, S, S, 3) uint8, ``pose`` (n,).
@@ -8,38 +8,40 @@ from pathlib import Path
 
 import numpy as np
 
+from mirage_steps import settings
 from mirage_steps.errors import UserError
+from mirage_steps.evaluation_sets import EVALUATION_SETS
 from mirage_steps.files.command import run
-from mirage_steps.files.h5 import by_image, create_h5, open_h5
+from mirage_steps.files.h5 import open_h5
+from mirage_steps.files.image_set import create_image_set
 from mirage_steps.files.tables import read_labels
 
 
-def main(*, crops: Path, poses: Path, out: Path, samples: int, seed: int = 0) -> None:
+def main(*, crops: Path, poses: Path, out: Path, fid: settings.Fid = settings.Fid()) -> None:
     """Draw two disjoint sets of real crops.
 
     Args:
         crops: crops.h5.
         poses: poses.csv.
         out: Folder for real-a/images.h5 and real-b/images.h5.
-        samples: Images of each set.
-        seed: Seed of the choice.
+        fid: Images of each set, and seed of the choice.
     """
     labels = read_labels(poses, crops)
+    names = [one.name for one in EVALUATION_SETS if one.source == "real"]
+    needed = len(names) * fid.samples
     with open_h5(crops, "images") as file:
-        count, *shape = file["images"].shape
-        if count < 2 * samples:
+        count, side = file["images"].shape[:2]
+        if count < needed:
             raise UserError(
-                f"fid.samples = {samples} needs {2 * samples} real images (two disjoint sets), "
-                f"there are {count}; set it to at most {count // 2}"
+                f"fid.samples = {fid.samples} needs {needed} real images (two disjoint sets), "
+                f"there are {count}; set it to at most {count // len(names)}"
             )
-        chosen = np.random.default_rng(seed).permutation(count)[: 2 * samples]
-        for name, indices in (("real-a", chosen[:samples]), ("real-b", chosen[samples:])):
-            with create_h5(out / name / "images.h5") as target:
-                target.attrs["kind"] = name
-                images = by_image(target, "images", samples, tuple(shape), np.uint8)
+        chosen = np.random.default_rng(fid.seed).permutation(count)[:needed]
+        for name, indices in zip(names, np.split(chosen, len(names)), strict=True):
+            with create_image_set(out / name / "images.h5", fid.samples, side) as target:
                 target["pose"] = labels[indices].astype(np.int16)
                 for place, index in enumerate(indices):
-                    images[place] = file["images"][int(index)]
+                    target["images"][place] = file["images"][int(index)]
 
 
 if __name__ == "__main__":

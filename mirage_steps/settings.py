@@ -25,13 +25,12 @@ from pydantic import (
 )
 
 from mirage_steps.errors import UserError
+from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_rows
 
 # Folder into which published networks are fetched.
 WEIGHTS = "weights/published"
-# The sets of images that every data set with a model of its own has.
-REAL = ("real-a", "real-b")
-GENERATED = ("no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag")
-MASKED = ("real-a-nobg", "real-b-nobg", "mv-nobg-hag")
+# Keys that a data set with `use` has itself; all others come from the other data set.
+_OWN_KEYS = ("source", "use", "labels", "photos", "sheet")
 
 
 def _path(text: str) -> str:
@@ -413,7 +412,7 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _another_s_model_is_used_whole(self) -> "Dataset":
-        own = self.model_fields_set - {"source", "use", "labels", "photos", "sheet"}
+        own = self.model_fields_set.difference(_OWN_KEYS)
         if self.use is not None and own:
             raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use}, since use names it")
         return self
@@ -421,10 +420,15 @@ class Dataset(Settings):
     @model_validator(mode="after")
     def _baselines_have_names_of_their_own(self) -> "Dataset":
         for name in self.baselines:
-            taken = (*REAL, *GENERATED, *MASKED, "real-vs-real")
-            if name in taken or name.endswith("-nobg"):
+            sets = evaluation_sets({})
+            if name in sets or name in table_rows(sets) or name.endswith("-nobg"):
                 raise ValueError(f"baselines.{name}: is a row of the table already; rename it")
         return self
+
+    @property
+    def sets(self) -> dict[str, EvaluationSet]:
+        """The evaluation sets by name, those of the baselines among them."""
+        return evaluation_sets({name: one.background for name, one in self.baselines.items()})
 
 
 class Configuration(Settings):
@@ -447,6 +451,14 @@ class Configuration(Settings):
         None, description="Data sets that `snakemake` without a target makes; all by default."
     )
     datasets: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Dataset]
+
+    def dataset(self, name: str) -> Dataset:
+        """Settings of a data set; with ``use``, those of the other data set filled in."""
+        dataset = self.datasets[name]
+        if dataset.use is None:
+            return dataset
+        own = {key: getattr(dataset, key) for key in _OWN_KEYS}
+        return self.datasets[dataset.use].model_copy(update=own)
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Configuration":

@@ -1,29 +1,27 @@
-"""Step 7: sets of generated images (paper, section 3.3).
+"""A set of generated images (paper, sections 3.3 and 4).
 
-- ``no-mv``: single images, poses in the clusters' frequencies;
-- ``untrained``: the same, from the network before training;
-- ``mv-bg-no-hag``, ``mv-bg-hag``: for each reference noise a random reference pose and three other
-  distinct poses; the views are kept, the reference is not.
+- ``single``: single images with plain self-attention, in poses as frequent as in the data;
+- ``multi-view``: for each reference noise a random reference pose and three other poses; the views
+  are kept, the reference is not.
 
 Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (n,) the number of
-the noise, and ``images.png``, the first of them.
+the noise; and ``images.png``, the first of them.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.command import run
-from mirage_steps.files.h5 import by_image, create_h5, slices
+from mirage_steps.files.h5 import slices
+from mirage_steps.files.image_set import create_image_set, write_preview
 from mirage_steps.files.shards import Shard
 from mirage_steps.files.tables import read_pose_counts
 from mirage_steps.method.device import autocast, choose_device
@@ -34,15 +32,19 @@ from mirage_steps.networks.diffusion_model import load_model
 
 NOVEL_VIEWS = 3  # of each reference noise, as in the paper's evaluation
 
+# Images (n, S, S, 3) uint8, their poses (n,) and the numbers of their objects (n,).
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+
 
 def main(
     *,
     model: Path,
     poses: Path,
     out: Path,
-    kind: Literal["no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag"],
+    sampler: Literal["single", "multi-view"],
     samples: int,
     gamma: float = 1.0,
+    untrained: bool = False,
     views: settings.Views = settings.Views(),
     shard: str = "1-of-1",
     device: str = "auto",
@@ -51,126 +53,115 @@ def main(
 
     Args:
         model: The training step's model.safetensors; its config.json lies beside it.
-        poses: poses.csv, for the poses' frequencies.
+        poses: poses.csv, for the frequencies of the poses.
         out: Folder for images.h5 and images.png.
-        kind: Which set.
+        sampler: Single images, or three views of every object by cross-frame attention.
         samples: Number of images.
         gamma: Weight of the soft pass in equation 7; 1 is no guidance.
+        untrained: Use the weights that training starts from.
         views: Sampler.
-        shard: Which of several jobs this is, such as 2-of-7; ``gather`` puts them together.
+        shard: Which of several jobs this is, such as 2-of-7; ``gather`` joins them.
         device: auto, cpu or cuda.
 
     Returns:
-        What the record is called.
+        Name of the record.
     """
-    part = Shard.parse(shard)
-    if gamma != 1 and kind != "mv-bg-hag":
-        raise UserError(f"--gamma {gamma}: only --kind mv-bg-hag is guided; leave it at 1")
+    own = Shard.parse(shard)
+    if gamma != 1 and sampler == "single":
+        raise UserError(f"--gamma {gamma}: single images attend to themselves; leave it at 1")
     where = choose_device(device)
-    network = load_model(model.parent, where, untrained=kind == "untrained")
+    network = load_model(model.parent, where, untrained)
     labels = np.array([int(row["pose"]) for row in read_csv(poses)])
     if read_pose_counts(poses) != (network.config.poses, network.config.categories):
         raise UserError(f"{poses}: has other poses than {model} was trained with; rerun training")
-    if kind in ("no-mv", "untrained"):
-        rows = part.rows(samples, views.batch_size)
-        batches = _single(network, labels, rows, views, where)
+    frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
+    if sampler == "single":
+        rows = own.rows(samples, views.batch_size)
+        batches, columns = _single(network, frequencies, rows, views, where), 12
     else:
-        size = _objects_at_once(views, gamma)
-        own = part.rows(-(-samples // NOVEL_VIEWS), size)
-        rows = range(*(min(NOVEL_VIEWS * end, samples) for end in (own.start, own.stop)))
-        batches = _multi(network, labels, own, views, gamma, where)
-    side = network.config.image_size
-    path = out / f"{part.name('images')}.h5"
-    with create_h5(path) as file, tqdm(total=len(rows), unit="image") as bar:
-        file.attrs.update(kind=kind, **part.note(rows, samples))
-        images = by_image(file, "images", len(rows), (side, side, 3), np.uint8)
-        pose = file.create_dataset("pose", (len(rows),), np.int16)
-        objects = file.create_dataset("object", (len(rows),), np.int32)
+        # What is denoised at once are all frames of an object, the guided views twice.
+        at_once = max(1, views.batch_size // Frames(NOVEL_VIEWS, hard=gamma != 1).count)
+        objects = own.rows(-(-samples // NOVEL_VIEWS), at_once)
+        rows = range(*(min(NOVEL_VIEWS * end, samples) for end in (objects.start, objects.stop)))
+        batches = _multi_view(network, frequencies, objects, at_once, views, gamma, where)
+        columns = 4 * NOVEL_VIEWS
+    path, side = out / f"{own.name('images')}.h5", network.config.image_size
+    note = own.note(rows, samples)
+    with create_image_set(path, len(rows), side, columns, sampler=sampler, **note) as file:
+        file.create_dataset("pose", (len(rows),), np.int16)
+        file.create_dataset("object", (len(rows),), np.int32)
         start = 0
-        for pixels, chosen, numbers in batches:
-            count = min(len(pixels), len(rows) - start)
-            images[start : start + count] = pixels[:count]
-            pose[start : start + count] = chosen[:count]
-            objects[start : start + count] = numbers[:count]
-            start += count
-            bar.update(count)
-        if part.of == 1:
-            write_picture(out / "images.png", file)
-    return [part.name("views")]
-
-
-def write_picture(path: Path, file: h5py.File) -> None:
-    """A grid of the first images of a set."""
-    single = file.attrs["kind"] in ("no-mv", "untrained")
-    columns = 12 if single else 4 * NOVEL_VIEWS
-    tiles.grid(path, file["images"][: 6 * columns], columns)
-
-
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+        with tqdm(total=len(rows), unit="image") as bar:
+            for batch in batches:
+                end = min(start + len(batch[0]), len(rows))
+                for name, values in zip(("images", "pose", "object"), batch, strict=True):
+                    file[name][start:end] = values[: end - start]
+                bar.update(end - start)
+                start = end
+        if own.of == 1:
+            write_preview(out / "images.png", file)
+    return [own.name("views")]
 
 
 def _single(
-    network: UNet, labels: np.ndarray, rows: range, views: settings.Views, device: torch.device
+    network: UNet, frequencies: np.ndarray, rows: range, views: settings.Views, device: torch.device
 ) -> Iterator[Batch]:
-    """Batches of single images with their poses and numbers."""
-    frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
+    """Batches of single images."""
     for part in slices(len(rows), views.batch_size):
         numbers = list(rows[part])
         # Keyed by the image, like its noise, so that batches and shards do not matter.
-        chosen = np.array(
+        poses = np.array(
             [_rng(views.seed, number).choice(len(frequencies), p=frequencies) for number in numbers]
         )
-        noise = _noise(network, views.seed, numbers, device)
         with autocast(device, views.precision):
-            poses = torch.from_numpy(chosen).to(device)
-            images = sample_single(network, noise, poses, ddim_timesteps(views.steps))
-        yield to_pixels(images), chosen, np.array(numbers)
+            images = sample_single(
+                network,
+                _noise(network, views.seed, numbers, device),
+                torch.from_numpy(poses).to(device),
+                ddim_timesteps(views.steps),
+                _steps_bar,
+            )
+        yield to_pixels(images), poses, np.array(numbers)
 
 
-def _multi(
+def _multi_view(
     network: UNet,
-    labels: np.ndarray,
+    frequencies: np.ndarray,
     objects: range,
+    at_once: int,
     views: settings.Views,
     gamma: float,
     device: torch.device,
 ) -> Iterator[Batch]:
-    """Batches of novel views with their poses and the numbers of their objects."""
-    frames = 1 + NOVEL_VIEWS
-    frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
-    for part in slices(len(objects), _objects_at_once(views, gamma)):
+    """Batches of the novel views of ``at_once`` objects."""
+    for part in slices(len(objects), at_once):
         numbers = list(objects[part])
-        chosen = np.stack(
-            [
-                _poses_of_object(network, frequencies, frames, _rng(views.seed, number))
-                for number in numbers
-            ]
+        poses = np.stack(
+            [_poses_of_object(network, frequencies, _rng(views.seed, n)) for n in numbers]
         )
-        noise = _noise(network, views.seed, numbers, device)
         with autocast(device, views.precision):
-            poses = torch.from_numpy(chosen).to(device)
-            images = sample_views(network, noise, poses, ddim_timesteps(views.steps), gamma)
+            images = sample_views(
+                network,
+                _noise(network, views.seed, numbers, device),
+                torch.from_numpy(poses).to(device),
+                ddim_timesteps(views.steps),
+                gamma,
+                progress=_steps_bar,
+            )
         novel = to_pixels(images[:, 1:].flatten(0, 1))
-        yield novel, chosen[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
-
-
-def _objects_at_once(views: settings.Views, gamma: float) -> int:
-    """Objects in a batch: what runs at once is all of their frames, the guided views twice."""
-    return max(1, views.batch_size // Frames(NOVEL_VIEWS, hard=gamma != 1).count)
+        yield novel, poses[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
 
 
 def _poses_of_object(
-    network: UNet, frequencies: np.ndarray, frames: int, rng: np.random.Generator
+    network: UNet, frequencies: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Distinct poses of one object, the reference's first; kinds as often as in the data."""
-    config = network.config
-    kind = 0
+    """Distinct poses of one object, the reference's first; categories as often as in the data."""
+    config, category = network.config, 0
     if config.categories > 1:
-        kind = int(
-            rng.choice(config.categories, p=frequencies.reshape(config.categories, -1).sum(1))
-        )
-    poses = config.siblings(kind * (config.poses // config.categories))
-    return poses.start + rng.choice(len(poses), frames, replace=False)
+        shares = frequencies.reshape(config.categories, -1).sum(1)
+        category = int(rng.choice(config.categories, p=shares))
+    poses = config.siblings(category * (config.poses // config.categories))
+    return poses.start + rng.choice(len(poses), 1 + NOVEL_VIEWS, replace=False)
 
 
 def _rng(seed: int, number: int) -> np.random.Generator:
@@ -181,6 +172,10 @@ def _rng(seed: int, number: int) -> np.random.Generator:
 def _noise(network: UNet, seed: int, numbers: list[int], device: torch.device) -> torch.Tensor:
     side = network.config.image_size
     return keyed_noise(seed, numbers, (3, side, side)).to(device)
+
+
+def _steps_bar(steps: list) -> tqdm:
+    return tqdm(steps, desc="DDIM", leave=False, mininterval=5.0)
 
 
 if __name__ == "__main__":

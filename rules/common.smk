@@ -1,5 +1,6 @@
-# The checked configuration, and how settings become flags.
+# The checked configuration, and what all rules share: how a step's command follows from its rule.
 import functools
+import inspect
 import json
 import re
 import shlex
@@ -9,17 +10,14 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from mirage_steps.settings import GENERATED, differences, load
-from mirage_steps.files.code_hash import code_hash
-from mirage_steps.sources import check_source
 from mirage_steps.errors import UserError
-from mirage_steps.files.photos import photos_of
-from mirage_steps.networks.fetching import is_published, item_marker, unknown
+from mirage_steps.evaluation_sets import table_rows
 from mirage_steps.files.command import flag, flags
-
-# Every step's messages go to the terminal and to its log. A scheduler's signal reaches all processes
-# of a job at once; the `tee` of every rule ignores it, because the step still has a checkpoint to save
-# and to report.
+from mirage_steps.files.photos import photos_of
+from mirage_steps.files.step_code import code_hash, signature, version
+from mirage_steps.networks.fetching import is_published, item_marker, unknown
+from mirage_steps.settings import Settings, differences, load, sections
+from mirage_steps.sources import check_source
 
 try:
     configuration = load(config)
@@ -31,52 +29,27 @@ pathvars:
     results=configuration.results,
 
 
-# Each step whose work is divided writes one of these files in every job.
-PART = "" if configuration.shards == 1 else ".{shard}"
+# Of every rule that runs a step. A scheduler's signal reaches all processes of a job at once; `tee`
+# ignores it, because the step still has a checkpoint to save and to report.
+RUN = "{params.command} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+# Data sets that train a model, and those whose photos use another's.
+TRAINED = [name for name, one in configuration.datasets.items() if one.use is None]
+USING = [name for name, one in configuration.datasets.items() if one.use is not None]
+SETS = {name: one for key in TRAINED for name, one in configuration.dataset(key).sets.items()}
+# Features and generated images may be divided among jobs, each of which writes a file of its own.
+SHARD = "" if configuration.shards == 1 else ".{shard}"
 SHARDS = [f"{n}-of-{configuration.shards}" for n in range(1, configuration.shards + 1)]
 
 
-def shard(wildcards):
-    """Which of the jobs that divide a step's work."""
-    return wildcards.get("shard", "1-of-1")
-
-
-def part(path):
-    """An output that is a part of a file, which goes when the whole is there."""
-    stem, _, suffix = path.rpartition(".")
-    return path if not PART else temp(f"{stem}{PART}.{suffix}")
-
-
-def part_record(path):
-    """A job's record; kept with the whole's, as it is small."""
-    return f"{path}{PART}.run.json"
-
-
-def parts(stem, suffix):
-    """Input: what all jobs made of a file."""
-    return [f"{stem}.{shard}{suffix}" for shard in SHARDS]
-
-
-# Row of the table: the set that is scored, and the real set it is compared with.
-ROWS = {
-    "real-vs-real": ("real-b", "real-a"),
-    "no-mv": ("no-mv", "real-a"),
-    "mv-bg-no-hag": ("mv-bg-no-hag", "real-a"),
-    "mv-bg-hag": ("mv-bg-hag", "real-a"),
-    "untrained": ("untrained", "real-a"),
-    "real-vs-real-nobg": ("real-b-nobg", "real-a-nobg"),
-    "mv-nobg-hag": ("mv-nobg-hag", "real-a-nobg"),
-}
-# Real set that a baseline is compared with, by its key `background`.
-COMPARED_WITH = {"kept": "real-a", "removed": "real-a-nobg", "remove": "real-a-nobg"}
-BASELINES = {name for dataset in configuration.datasets.values() for name in dataset.baselines}
-# Data sets with poses and a model of their own, and those whose photos are turned by another's.
-TRAINED = [name for name, dataset in configuration.datasets.items() if dataset.use is None]
-TURNED = [name for name, dataset in configuration.datasets.items() if dataset.use is not None]
+def names(*sources):
+    """Pattern of the names of all evaluation sets from these sources."""
+    found = [re.escape(name) for name, one in SETS.items() if one.source in sources]
+    return "|".join(found) or "(?!)"
 
 
 wildcard_constraints:
     dataset="|".join(map(re.escape, configuration.datasets)),
+    set=names("real", "single", "multi-view", "baseline", "masked"),
     shard="|".join(SHARDS),
 
 
@@ -85,59 +58,190 @@ def refuse(message):
     sys.exit(f"error: {message}")
 
 
+def dataset(wildcards):
+    """Settings of the data set that a rule works on."""
+    return configuration.dataset(wildcards.dataset)
+
+
+def setting(path):
+    """Function of the wildcards: one setting, such as ``fid.samples``."""
+    return lambda wildcards: functools.reduce(getattr, path.split("."), dataset(wildcards))
+
+
+def evaluation_set(wildcards):
+    """Declaration of the set that a rule makes."""
+    return dataset(wildcards).sets[wildcards.set]
+
+
+# --- a step's command -------------------------------------------------------------------------
+
+
+def step(name, launcher="python", code=None, **arguments):
+    """Params of a rule that runs a step: `command` follows from the signature of the step's `main`.
+
+    Each argument of `main` gets its value from the first of these that has one: `arguments` (values
+    or functions of the wildcards), the data set's settings for a section, the rule's input of the
+    same name. `out` is the folder of the record, `weights` that of the published networks.
+
+    The command derives from inputs and outputs, so Snakemake does not compare it. What makes results
+    stale is in `settings`, without the keys that change no result, and in `code`, by default a hash
+    of the step's code.
+    """
+    known = signature(name)
+    classes = {f"settings.{cls.__name__}": key for key, cls in sections().items()}
+
+    def given(key, annotation, wildcards, context):
+        if key in arguments:
+            return call(arguments[key], wildcards, **context)
+        if annotation in classes:
+            return getattr(dataset(wildcards), classes[annotation])
+        return None
+
+    def command(wildcards, input, output, resources, threads):
+        context = {"input": input, "output": output, "resources": resources, "threads": threads}
+        words = [*call(launcher, wildcards).split(), "-m", f"mirage_steps.{name}"]
+        words += [str(input[key]) for key in known.positional]
+        for key, annotation in known.flags.items():
+            value = given(key, annotation, wildcards, context)
+            if key == "out":
+                value = str(Path(output.run).parent)
+            elif key == "weights":
+                value = configuration.weights
+            elif value is None and (files := input.get(key)):
+                value = files if isinstance(files, str) else tuple(files)
+            words += spelled(key, value)
+        return shlex.join(words)
+
+    def tracked(wildcards):
+        words = []
+        for key, annotation in known.flags.items():
+            if not derives(arguments.get(key)):
+                words += spelled(key, given(key, annotation, wildcards, {}), tracked=True)
+        return shlex.join(words)
+
+    return {"command": command, "settings": tracked, "code": code or code_hash(name)}
+
+
+def call(value, wildcards, **context):
+    """A value, or what a function makes of the wildcards and those it asks for of the rest."""
+    if not callable(value):
+        return value
+    asked = inspect.signature(value).parameters
+    return value(wildcards, **{key: context[key] for key in asked if key in context})
+
+
+def derives(value):
+    """Whether an argument follows from inputs, outputs or resources."""
+    return callable(value) and len(inspect.signature(value).parameters) > 1
+
+
+def spelled(key, value, tracked=False):
+    """The words of an argument; of a section those of all its keys."""
+    if not isinstance(value, Settings):
+        return flag(key, value)
+    return flags(value, value.untracked if tracked else ())
+
+
+# --- inputs -----------------------------------------------------------------------------------
+
+
+def stored_estimator(wildcards):
+    """Input function: the pose estimator of the data set whose model this one uses, if any."""
+    used = dataset(wildcards).use
+    return [] if used is None else [f"<results>/{used}/poses/pose_estimator.safetensors"]
+
+
+def model(file):
+    """Input function: a file of the run that has the data set's model, its own or another's."""
+    return lambda wildcards: f"<results>/{dataset(wildcards).use or wildcards.dataset}/{file}"
+
+
+def own(file):
+    """Input function: a file of a data set that trains a model; one that uses another's trains none."""
+
+    def path(wildcards):
+        if used := dataset(wildcards).use:
+            refuse(
+                f"{wildcards.dataset} uses the model of {used} and trains none; its target is "
+                f"{configuration.results}/{wildcards.dataset}/photo_sheet/contact_sheet.png"
+            )
+        return f"<results>/{wildcards.dataset}/{file}"
+
+    return path
+
+
 def final(name):
     """The last file of a data set, for which all others are made."""
-    last = "overview.txt" if name in TRAINED else "turned/contact_sheet.png"
+    last = "overview.txt" if name in TRAINED else "photo_sheet/contact_sheet.png"
     return f"<results>/{name}/{last}"
 
 
-def dataset_settings(wildcards):
-    """Settings of the data set that a rule works on."""
-    return configuration.datasets[wildcards.dataset]
+def estimator(wildcards):
+    """Input function: the pose estimator before its pose space is fitted."""
+    folder = "categories" if dataset(wildcards).categories > 1 else "foreground"
+    return f"<results>/{wildcards.dataset}/{folder}/pose_estimator.safetensors"
 
 
-def model_settings(wildcards):
-    """Settings of the data set whose poses and model a rule works with."""
-    return configuration.datasets[dataset_settings(wildcards).use or wildcards.dataset]
+def categories_table(wildcards):
+    """Input function: the category of each image, where there are several."""
+    several = dataset(wildcards).categories > 1
+    return [f"<results>/{wildcards.dataset}/categories/categories.csv"] if several else []
 
 
-def section(*names):
-    """Parameter function: flags of the named sections, but for the keys that change no result.
-
-    Those are given as resources, by :func:`setting`, of which a change makes nothing stale.
-    """
-
-    def words(wildcards):
-        sections = [getattr(model_settings(wildcards), name) for name in names]
-        return shlex.join(word for part in sections for word in flags(part, part.untracked))
-
-    return words
+def sharded(path, kept=False):
+    """An output that a job makes alone or its shard of; shards go when the whole is there."""
+    stem, _, suffix = path.rpartition(".")
+    return path if kept and not SHARD else temp(f"{stem}{SHARD}.{suffix}")
 
 
-def setting(name, key):
-    """Parameter function: one value of a section of the data set's settings."""
-    return lambda wildcards: getattr(getattr(model_settings(wildcards), name), key)
+def record(path):
+    """The record of a job or of its shard, which stays beside that of the whole."""
+    return f"{path}{SHARD}.run.json"
 
 
-def weights(name, key):
+def shards_of(stem, suffix):
+    """Input: what all jobs made of a file."""
+    return [f"{stem}.{shard}{suffix}" for shard in SHARDS]
+
+
+def shard(wildcards):
+    """Which of the jobs that divide a step's work."""
+    return wildcards.get("shard", "1-of-1")
+
+
+def network(path):
     """Input function: the files of a network, given by a path or fetched by the rule `weights`."""
 
     def files(wildcards):
-        part = dataset_settings(wildcards).source if name == "source" else None
-        value = str(getattr(part, key, "none") if part else setting(name, key)(wildcards))
-        path = Path(value)
-        if path.exists():
-            found = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+        part, _, key = path.partition(".")
+        value = str(getattr(getattr(dataset(wildcards), part), key, "none"))
+        there = Path(value)
+        if there.exists():
+            found = sorted(there.rglob("*.safetensors")) if there.is_dir() else [there]
             return [str(file) for file in found if file.is_file()]
         item = "inception" if value == "auto" else value
         if item == "none":
             return []
         if not is_published(item, hub=key == "model"):
-            refuse(f"datasets.{wildcards.dataset}.{unknown(f'{name}.{key} {item}')}")
+            refuse(f"datasets.{wildcards.dataset}.{unknown(f'{path} {item}')}")
         # Fetched again, it is the same: no reason to work again.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
     return files
+
+
+def network_setting(wildcards):
+    """The config key that names a network, for the line that says what failed."""
+    for one in configuration.datasets.values():
+        named = {
+            "source.model": getattr(one.source, "model", None),
+            "backbone.model": one.backbone.model,
+            "masks.sam": one.masks.sam,
+        }
+        for key, value in named.items():
+            if value == wildcards.network:
+                return key
+    return "embed.inception"
 
 
 def network_state(wildcards):
@@ -147,162 +251,9 @@ def network_state(wildcards):
     return "gone" if fetched and not item_marker(wildcards.network, weights).exists() else "there"
 
 
-def asked_by(wildcards):
-    """The config key that names a network."""
-    for dataset in configuration.datasets.values():
-        named = {
-            "source.model": getattr(dataset.source, "model", None),
-            "backbone.model": dataset.backbone.model,
-            "masks.sam": dataset.masks.sam,
-        }
-        for key, value in named.items():
-            if value == wildcards.network:
-                return key
-    return "embed.inception"
-
-
-def stored(file):
-    """Input function: what another data set found, for the photos that are turned with it."""
-
-    def path(wildcards):
-        used = dataset_settings(wildcards).use
-        return [] if used is None else [f"<results>/{used}/{file}"]
-
-    return path
-
-
-def stored_words(wildcards, input):
-    return shlex.join(["--stored", *input.stored]) if input.stored else ""
-
-
-def categories_input(wildcards):
-    """Input function: which kind of object each image shows, where there are several."""
-    several = model_settings(wildcards).categories > 1
-    return [f"<results>/{wildcards.dataset}/categories/categories.csv"] if several else []
-
-
-def categories_words(wildcards, input):
-    return shlex.join(["--categories", *input.categories]) if input.categories else ""
-
-
-@functools.cache
-def photos(dataset):
-    """Photos to turn of a data set, by the names of their outputs."""
-    folder = configuration.datasets[dataset].photos
-    if folder is None:
-        return {}
-    try:
-        found, rejected = photos_of(Path(folder))
-    except UserError as error:
-        refuse(f"datasets.{dataset}.{error}")
-    for name, reason in rejected:
-        logger.warning(f"datasets.{dataset}.photos: {name} is left out: {reason}")
-    return found
-
-
-def photo(wildcards):
-    """Input function: the photo of a name."""
-    found = photos(wildcards.dataset)
-    key = f"datasets.{wildcards.dataset}.photos"
-    if not found:
-        refuse(f"{key}: holds no photos; set it to the folder with the photos to turn")
-    if wildcards.name not in found:
-        known = ", ".join(list(found)[:5])
-        refuse(f"{key}: has no photo {wildcards.name}; it has {known}")
-    return str(found[wildcards.name])
-
-
-def turned_photos(wildcards):
-    """Input function: the strips of all photos of a data set."""
-    return [
-        f"<results>/{wildcards.dataset}/novel_views/{name}.png"
-        for name in photos(wildcards.dataset)
-    ]
-
-
-def used_run(wildcards):
-    """Folder of the run that turns the photos of a data set."""
-    used = dataset_settings(wildcards).use or wildcards.dataset
-    return f"{configuration.results}/{used}"
-
-
-# What the module `runs` loads.
-STORED = (
-    "training/model.safetensors",
-    "training/config.json",
-    "features/features.run.json",
-    "foreground/pca1.npz",
-    "foreground/foreground.run.json",
-    "pose_space/pca2.npz",
-    "pose_space/pose_space.run.json",
-    "poses/poses.npz",
-    "poses/poses.csv",
-)
-
-
-def stored_run(wildcards):
-    """Input function: the files of a run that turn a photo."""
-    several = model_settings(wildcards).categories > 1
-    kinds = ("categories/categories.npz", "categories/categories.json") if several else ()
-    used = dataset_settings(wildcards).use or wildcards.dataset
-    return [f"<results>/{used}/{file}" for file in (*STORED, *kinds)]
-
-
-def own_model(file):
-    """Input function: a file of a data set that trains a model of its own."""
-
-    def path(wildcards):
-        used = dataset_settings(wildcards).use
-        if used is not None:
-            refuse(
-                f"{wildcards.dataset} uses the model of {used} and trains none; its target is "
-                f"{configuration.results}/{wildcards.dataset}/turned/contact_sheet.png"
-            )
-        return f"<results>/{wildcards.dataset}/{file}"
-
-    return path
-
-
-def rows(dataset):
-    """Rows of a data set's table: the fixed ones, then its baselines."""
-    found = dict(ROWS)
-    for name, baseline in configuration.datasets[dataset].baselines.items():
-        row = f"{name}-nobg" if baseline.background == "remove" else name
-        found[row] = (row, COMPARED_WITH[baseline.background])
-    return found
-
-
-def unmasked(wildcards):
-    """Input function: the set whose background is removed."""
-    name = {"mv-nobg-hag": "mv-bg-hag"}.get(
-        wildcards.masked, wildcards.masked.removesuffix("-nobg")
-    )
-    return f"<results>/{wildcards.dataset}/sets/{name}/images.h5"
-
-
-def source_words(wildcards):
-    source = dataset_settings(wildcards).source
-    words = flags(source, source.untracked)
-    kind = words.index("--kind")
-    return shlex.join([source.kind, *words[:kind], *words[kind + 2 :]])
-
-
-def source_batch(wildcards):
-    """Flags of a source that change no result."""
-    source = dataset_settings(wildcards).source
-    return shlex.join(word for key in source.untracked for word in flag(key, getattr(source, key)))
-
-
-def source_code(wildcards):
-    """Hash of the code that lists or makes a data set's images; other sources do not count."""
-    kind = dataset_settings(wildcards).source.kind.replace("-", "_")
-    others = {f"sources.{path.stem}" for path in Path("mirage_steps/sources").glob("*.py")}
-    return code_hash("dataset", without=others) + code_hash(f"sources.{kind}")
-
-
 def source_there(wildcards):
     """Input function: refuses a source that is not there, before anything starts."""
-    source = dataset_settings(wildcards).source
+    source = dataset(wildcards).source
     record = Path(configuration.results, wildcards.dataset, "dataset.run.json")
     try:
         # Photos may have gone since they were listed; the later steps do without them.
@@ -314,72 +265,103 @@ def source_there(wildcards):
     return []
 
 
-def labels_input(wildcards):
-    labels = dataset_settings(wildcards).labels
-    return [] if labels is None else str(labels)
-
-
-def gamma(wildcards):
-    """Only what is guided depends on gamma: an edit of it leaves the other sets alone."""
-    return setting("guidance", "gamma")(wildcards) if wildcards.kind == "mv-bg-hag" else 1.0
+def source_code(wildcards):
+    """Hash of the code that lists or makes a data set's images; other sources do not count."""
+    kind = dataset(wildcards).source.kind.replace("-", "_")
+    others = {f"sources.{path.stem}" for path in Path("mirage_steps/sources").glob("*.py")}
+    return code_hash("dataset", without=others) + code_hash(f"sources.{kind}")
 
 
 def baseline_there(wildcards):
     """Input function: refuses a baseline that is not there, before anything starts."""
-    made = Path(configuration.results, wildcards.dataset, "sets", wildcards.baseline, "images.h5")
-    path = dataset_settings(wildcards).baselines[wildcards.baseline].path
+    made = Path(configuration.results, wildcards.dataset, "sets", wildcards.set, "images.h5")
+    path = dataset(wildcards).baselines[wildcards.set].path
     if not made.exists() and not path.expanduser().is_dir():
         refuse(
-            f"datasets.{wildcards.dataset}.baselines.{wildcards.baseline}.path {path}: no such "
+            f"datasets.{wildcards.dataset}.baselines.{wildcards.set}.path {path}: no such "
             "folder; set it to the folder with the method's images"
         )
     return []
 
 
-def baseline_words(wildcards):
-    baseline = dataset_settings(wildcards).baselines[wildcards.baseline]
-    return shlex.join(flags(baseline))
+@functools.cache
+def photos(name):
+    """Photos of a data set by the names of their outputs."""
+    folder = configuration.datasets[name].photos
+    if folder is None:
+        return {}
+    try:
+        found, rejected = photos_of(Path(folder))
+    except UserError as error:
+        refuse(f"datasets.{name}.{error}")
+    for photo, reason in rejected:
+        logger.warning(f"datasets.{name}.photos: {photo} is left out: {reason}")
+    return found
+
+
+def photo(wildcards):
+    """Input function: the photo of a name."""
+    found = photos(wildcards.dataset)
+    key = f"datasets.{wildcards.dataset}.photos"
+    if not found:
+        refuse(f"{key}: holds no photos; set it to a folder with photos")
+    if wildcards.name not in found:
+        known = ", ".join(list(found)[:5])
+        refuse(f"{key}: has no photo {wildcards.name}; it has {known}")
+    return str(found[wildcards.name])
+
+
+def photo_strips(wildcards):
+    """Input function: the strips of all photos of a data set."""
+    folder = f"<results>/{wildcards.dataset}/novel_views"
+    return [f"{folder}/{name}.png" for name in photos(wildcards.dataset)]
+
+
+# --- the table --------------------------------------------------------------------------------
 
 
 def features_of_rows(wildcards):
-    names = {name for pair in rows(wildcards.dataset).values() for name in pair}
+    """Input function: features of every set that a row compares."""
+    rows = table_rows(dataset(wildcards).sets).values()
+    compared = {name for one in rows for name in (one.name, one.reference)}
     # Some names, such as `count`, Snakemake has for itself.
     return {
-        f"set_{name}": f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in names
+        f"set_{name}": f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in compared
     }
 
 
-def row_words(wildcards, input):
-    return shlex.join(
-        word
-        for row, (scored, real) in rows(wildcards.dataset).items()
-        for word in ("--row", row, input[f"set_{scored}"], input[f"set_{real}"])
-    )
+def rows(wildcards, input):
+    """Name, both files of features and caption of every row."""
+    return [
+        (row, input[f"set_{one.name}"], input[f"set_{one.reference}"], one.caption)
+        for row, one in table_rows(dataset(wildcards).sets).items()
+    ]
 
 
-def paper_words(wildcards):
-    """Flags for the column of the paper's own figures."""
-    dataset = dataset_settings(wildcards)
-    if dataset.paper is None:
-        return ""
-    words = ["--paper-source", dataset.paper.source]
-    figures = dict(dataset.paper.fid)
-    for name, value in dataset.paper.fid_of_others.items():
-        baseline = dataset.baselines.get(name)
+def published_fid(wildcards):
+    """The paper's figures by the row that they belong to."""
+    chosen = dataset(wildcards)
+    if chosen.paper is None:
+        return []
+    found = dict(chosen.paper.fid)
+    for name, value in chosen.paper.fid_of_others.items():
+        baseline = chosen.baselines.get(name)
         background = "removed" if baseline is None else baseline.background
         # The paper's figure is without background: it belongs to no row with one.
         row = {"removed": name, "remove": f"{name}-nobg", "kept": f"{name} without background"}
-        figures[row[background]] = value
-    for row, value in figures.items():
-        words += ["--paper", row, str(value)]
-    for difference in differences(dataset):
-        words += ["--differs", difference]
-    return shlex.join(words)
+        found[row[background]] = value
+    return list(found.items())
+
+
+def deviations(wildcards):
+    """Settings that are not the paper's, where its figures stand beside ours."""
+    chosen = dataset(wildcards)
+    return [] if chosen.paper is None else differences(chosen)
 
 
 def launcher(wildcards):
     """What starts the training: torchrun where several processes share it."""
-    processes = model_settings(wildcards).training.processes
+    processes = dataset(wildcards).training.processes
     if processes == 1:
         return "python"
     return f"torchrun --standalone --nproc-per-node={processes}"

@@ -1,7 +1,7 @@
 # The README's pictures, copied from the demo that made them: snakemake --cores 2 pictures
 PICTURES = {
     "contact_sheet.png": "sheet/contact_sheet.png",
-    "turn.gif": "sheet/turn.gif",
+    "turntable.gif": "sheet/turntable.gif",
     "foreground.png": "foreground/foreground.png",
     "poses.png": "poses/poses.png",
     "masks.png": "sets/mv-nobg-hag/masks.png",

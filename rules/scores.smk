@@ -2,21 +2,23 @@
 # Before the training, where it can be: a network that is not there shows at once.
 rule masks:
     input:
-        images=unmasked,
-        foreground=rules.foreground.output.model,
-        backbone=weights("backbone", "model"),
-        sam=weights("masks", "sam"),
+        images=lambda wildcards: (
+            f"<results>/{wildcards.dataset}/sets/{evaluation_set(wildcards).unmasked}/images.h5"
+        ),
+        estimator=rules.foreground.output.estimator,
+        network=network("backbone.model"),
+        sam=network("masks.sam"),
     output:
-        images="<results>/{dataset}/sets/{masked}/images.h5",
-        picture="<results>/{dataset}/sets/{masked}/masks.png",
-        summary="<results>/{dataset}/sets/{masked}/masks.json",
-        run="<results>/{dataset}/sets/{masked}/masks.run.json",
+        images="<results>/{dataset}/sets/{set}/images.h5",
+        picture="<results>/{dataset}/sets/{set}/masks.png",
+        summary="<results>/{dataset}/sets/{set}/masks.json",
+        run="<results>/{dataset}/sets/{set}/masks.run.json",
     log:
-        "<results>/{dataset}/logs/masks-{masked}.log",
+        "<results>/{dataset}/logs/masks-{set}.log",
     benchmark:
-        "<results>/{dataset}/benchmarks/masks-{masked}.tsv"
+        "<results>/{dataset}/benchmarks/masks-{set}.tsv"
     wildcard_constraints:
-        masked="mv-nobg-hag|.+-nobg",
+        set=names("masked"),
     priority: 10
     conda:
         "../envs/mirage.yaml"
@@ -24,27 +26,20 @@ rule masks:
     resources:
         gpu=1,
         accelerator=1,
-        batch_size=setting("backbone", "batch_size"),
-        sam_batch_size=setting("masks", "sam_batch_size"),
-        weights=shlex.quote(configuration.weights),
     params:
-        words=section("backbone", "masks"),
-        out=subpath(output.images, parent=True),
-        code=code_hash("masks"),
+        **step("masks"),
     message:
-        "{wildcards.dataset}: removing the background, {wildcards.masked}"
+        "{wildcards.dataset}: removing the background, {wildcards.set}"
     shell:
-        "python -m mirage_steps.masks --images {input.images:q} --foreground {input.foreground:q}"
-        " --out {params.out:q} {params.words} --batch-size {resources.batch_size}"
-        " --sam-batch-size {resources.sam_batch_size} --weights {resources.weights} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 # Before the training, where it can be: a network that is not there shows at once.
 rule embed:
     input:
         images="<results>/{dataset}/sets/{set}/images.h5",
-        backbone=weights("backbone", "model"),
-        inception=weights("embed", "inception"),
+        network=network("backbone.model"),
+        inception=network("embed.inception"),
     output:
         features="<results>/{dataset}/sets/{set}/features.h5",
         run="<results>/{dataset}/sets/{set}/embed.run.json",
@@ -52,8 +47,6 @@ rule embed:
         "<results>/{dataset}/logs/embed-{set}.log",
     benchmark:
         "<results>/{dataset}/benchmarks/embed-{set}.tsv"
-    wildcard_constraints:
-        set="[^/]+",
     priority: 10
     conda:
         "../envs/mirage.yaml"
@@ -61,46 +54,12 @@ rule embed:
     resources:
         gpu=1,
         accelerator=1,
-        batch_size=setting("backbone", "batch_size"),
-        weights=shlex.quote(configuration.weights),
     params:
-        words=section("backbone", "embed"),
-        out=subpath(output.features, parent=True),
-        code=code_hash("embed"),
+        **step("embed"),
     message:
         "{wildcards.dataset}: features of {wildcards.set}"
     shell:
-        "python -m mirage_steps.embed --images {input.images:q} --out {params.out:q}"
-        " {params.words} --batch-size {resources.batch_size} --weights {resources.weights} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
-
-
-# Images of another method, given in a folder.
-rule baseline:
-    input:
-        there=baseline_there,
-    output:
-        images="<results>/{dataset}/sets/{baseline}/images.h5",
-        picture="<results>/{dataset}/sets/{baseline}/images.png",
-        rejected="<results>/{dataset}/sets/{baseline}/rejected.csv",
-        run="<results>/{dataset}/sets/{baseline}/baseline.run.json",
-    log:
-        "<results>/{dataset}/logs/baseline-{baseline}.log",
-    wildcard_constraints:
-        baseline="|".join(map(re.escape, BASELINES)) or "(?!)",
-    priority: 10
-    conda:
-        "../envs/mirage.yaml"
-    params:
-        words=baseline_words,
-        image_size=setting("training", "image_size"),
-        fid=section("fid"),
-        out=subpath(output.images, parent=True),
-        code=code_hash("baseline"),
-    message:
-        "{wildcards.dataset}: images of {wildcards.baseline}"
-    shell:
-        "python -m mirage_steps.baseline --out {params.out:q} --image-size {params.image_size}"
-        " {params.words} {params.fid} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 rule fid:
@@ -118,15 +77,18 @@ rule fid:
         "../envs/mirage.yaml"
     threads: 8
     params:
-        rows=row_words,
-        paper=paper_words,
-        out=subpath(output.table, parent=True),
-        code=code_hash("fid"),
+        **step(
+            "fid",
+            row=rows,
+            paper=published_fid,
+            paper_source=lambda wildcards: getattr(dataset(wildcards).paper, "source", None),
+            differs=deviations,
+            dataset=lambda wildcards: wildcards.dataset,
+        ),
     message:
         "{wildcards.dataset}: the table of distances"
     shell:
-        "python -m mirage_steps.fid --dataset {wildcards.dataset} --out {params.out:q}"
-        " {params.rows} {params.paper} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 rule overview:
@@ -141,9 +103,9 @@ rule overview:
             "<results>/{dataset}/sets/mv-bg-hag/images.png",
             "<results>/{dataset}/sets/mv-nobg-hag/masks.png",
             rules.sheet.output.sheet,
-            rules.sheet.output.turn,
+            rules.sheet.output.turntable,
         ],
-        photos=turned_photos,
+        photos=photo_strips,
     output:
         overview="<results>/{dataset}/overview.txt",
     log:

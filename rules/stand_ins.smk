@@ -17,13 +17,11 @@ rule stand_in_scenes:
         "../envs/mirage.yaml"
     threads: 8
     params:
-        out=subpath(output.scenes, parent=True),
-        code=code_hash("demo.stand_ins.scenes"),
+        **step("demo.stand_ins.scenes", workers=lambda wildcards, threads: threads),
     message:
-        "Rendering the pictures that the stand-in networks learn from"
+        "rendering the images that the stand-in networks learn from"
     shell:
-        "python -m mirage_steps.demo.stand_ins.scenes --out {params.out:q} --workers {threads}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 rule stand_in_backbone:
@@ -44,13 +42,11 @@ rule stand_in_backbone:
         "../envs/mirage.yaml"
     threads: 8
     params:
-        out=subpath(output.weights, parent=True),
-        code=code_hash("demo.stand_ins.backbone"),
+        **step("demo.stand_ins.backbone"),
     message:
-        "Training the stand-in for DINOv2"
+        "training the stand-in for DINOv2"
     shell:
-        "python -m mirage_steps.demo.stand_ins.backbone --scenes {input.scenes:q} --out {params.out:q}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 rule stand_in_sam:
@@ -69,13 +65,11 @@ rule stand_in_sam:
         "../envs/mirage.yaml"
     threads: 8
     params:
-        out=subpath(output.weights, parent=True),
-        code=code_hash("demo.stand_ins.sam"),
+        **step("demo.stand_ins.sam"),
     message:
-        "Training the stand-in for SAM"
+        "training the stand-in for SAM"
     shell:
-        "python -m mirage_steps.demo.stand_ins.sam --scenes {input.scenes:q} --out {params.out:q}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 rule stand_ins:

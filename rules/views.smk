@@ -1,4 +1,4 @@
-# Generated and real sets of images (paper, section 3.3).
+# Real and generated image sets, contact sheets, photos from all sides (paper, section 3.3).
 # Before the training: too few images for the table show at once.
 rule real:
     input:
@@ -14,63 +14,89 @@ rule real:
     conda:
         "../envs/mirage.yaml"
     params:
-        fid=section("fid"),
-        out=subpath(output.a, ancestor=2),
-        code=code_hash("real"),
+        **step("real"),
     message:
         "{wildcards.dataset}: two disjoint sets of real images"
     shell:
-        "python -m mirage_steps.real --crops {input.crops:q} --poses {input.poses:q}"
-        " --out {params.out:q} {params.fid} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 rule views:
     input:
-        model=rules.train.output.weights,
+        model=rules.train.output.model,
         config=rules.train.output.config,
         poses=rules.poses.output.poses,
         counts=rules.poses.output.counts,
     output:
-        # Of the parts there is no picture.
-        **({} if PART else {"picture": "<results>/{dataset}/sets/{kind}/images.png"}),
-        images=part("<results>/{dataset}/sets/{kind}/images.h5"),
-        run=part_record("<results>/{dataset}/sets/{kind}/views"),
+        # Shards have no picture.
+        **({} if SHARD else {"picture": "<results>/{dataset}/sets/{set}/images.png"}),
+        images=sharded("<results>/{dataset}/sets/{set}/images.h5", kept=True),
+        run=record("<results>/{dataset}/sets/{set}/views"),
     log:
-        f"<results>/{{dataset}}/logs/views-{{kind}}{PART}.log",
+        f"<results>/{{dataset}}/logs/views-{{set}}{SHARD}.log",
     benchmark:
-        f"<results>/{{dataset}}/benchmarks/views-{{kind}}{PART}.tsv"
+        f"<results>/{{dataset}}/benchmarks/views-{{set}}{SHARD}.tsv"
     wildcard_constraints:
-        kind="|".join(GENERATED),
+        set=names("single", "multi-view"),
     conda:
         "../envs/mirage.yaml"
     threads: 8
     resources:
         gpu=1,
         accelerator=1,
-        batch_size=setting("views", "batch_size"),
     params:
-        views=section("views"),
-        gamma=gamma,
-        samples=setting("fid", "samples"),
-        shard=shard,
-        out=subpath(output.images, parent=True),
-        code=code_hash("views"),
+        # An edit of gamma leaves the sets alone that are not guided.
+        **step(
+            "views",
+            sampler=lambda wildcards: evaluation_set(wildcards).source,
+            untrained=lambda wildcards: not evaluation_set(wildcards).trained,
+            gamma=lambda wildcards: (
+                dataset(wildcards).guidance.gamma if evaluation_set(wildcards).guided else 1.0
+            ),
+            samples=setting("fid.samples"),
+            shard=shard,
+        ),
     message:
-        "{wildcards.dataset}: generating {wildcards.kind}"
+        "{wildcards.dataset}: generating {wildcards.set}"
     shell:
-        "python -m mirage_steps.views --model {input.model:q} --poses {input.poses:q}"
-        " --out {params.out:q} --kind {wildcards.kind} --samples {params.samples}"
-        " --gamma {params.gamma} {params.views} --batch-size {resources.batch_size}"
-        " --shard {params.shard} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
+
+
+# Images of another method, given in a folder.
+rule baseline:
+    input:
+        there=baseline_there,
+    output:
+        images="<results>/{dataset}/sets/{set}/images.h5",
+        picture="<results>/{dataset}/sets/{set}/images.png",
+        rejected="<results>/{dataset}/sets/{set}/rejected.csv",
+        run="<results>/{dataset}/sets/{set}/baseline.run.json",
+    log:
+        "<results>/{dataset}/logs/baseline-{set}.log",
+    wildcard_constraints:
+        set=names("baseline"),
+    priority: 10
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step(
+            "baseline",
+            baseline=lambda wildcards: dataset(wildcards).baselines[wildcards.set],
+            image_size=setting("training.image_size"),
+        ),
+    message:
+        "{wildcards.dataset}: images of {wildcards.set}"
+    shell:
+        RUN
 
 
 rule sheet:
     input:
-        model=rules.train.output.weights,
+        model=rules.train.output.model,
         config=rules.train.output.config,
     output:
         sheet="<results>/{dataset}/sheet/contact_sheet.png",
-        turn="<results>/{dataset}/sheet/turn.gif",
+        turntable="<results>/{dataset}/sheet/turntable.gif",
         run="<results>/{dataset}/sheet/sheet.run.json",
     log:
         "<results>/{dataset}/logs/sheet.log",
@@ -82,68 +108,59 @@ rule sheet:
     resources:
         gpu=1,
         accelerator=1,
-        batch_size=setting("views", "batch_size"),
     params:
-        words=section("sheet", "views", "guidance"),
-        out=subpath(output.sheet, parent=True),
-        code=code_hash("sheet"),
+        **step("sheet"),
     message:
-        "{wildcards.dataset}: contact sheet and turn"
+        "{wildcards.dataset}: contact sheet and turntable"
     shell:
-        "python -m mirage_steps.sheet --model {input.model:q} --out {params.out:q} {params.words}"
-        " --batch-size {resources.batch_size}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 # Photos of a data set that uses the model of another one.
-rule turn:
+rule photo_sheet:
     input:
-        model=stored("training/model.safetensors"),
-        config=stored("training/config.json"),
+        model=model("training/model.safetensors"),
+        config=model("training/config.json"),
         crops=rules.crops.output.crops,
         poses=rules.poses.output.poses,
         counts=rules.poses.output.counts,
         scores=rules.pose_eval.output.scores,
     output:
-        sheet="<results>/{dataset}/turned/contact_sheet.png",
-        turn="<results>/{dataset}/turned/turn.gif",
-        photos="<results>/{dataset}/turned/turned.json",
-        run="<results>/{dataset}/turned/turn.run.json",
+        sheet="<results>/{dataset}/photo_sheet/contact_sheet.png",
+        turntable="<results>/{dataset}/photo_sheet/turntable.gif",
+        photos="<results>/{dataset}/photo_sheet/photos.json",
+        run="<results>/{dataset}/photo_sheet/photo_sheet.run.json",
     log:
-        "<results>/{dataset}/logs/turn.log",
+        "<results>/{dataset}/logs/photo_sheet.log",
     benchmark:
-        "<results>/{dataset}/benchmarks/turn.tsv"
+        "<results>/{dataset}/benchmarks/photo_sheet.tsv"
     wildcard_constraints:
-        dataset="|".join(map(re.escape, TURNED)) or "(?!)",
+        dataset="|".join(map(re.escape, USING)) or "(?!)",
     conda:
         "../envs/mirage.yaml"
     threads: 8
     resources:
         gpu=1,
         accelerator=1,
-        batch_size=setting("views", "batch_size"),
     params:
-        sheet=lambda wildcards: shlex.join(flags(dataset_settings(wildcards).sheet)),
-        words=section("views", "guidance", "novel_views"),
-        out=subpath(output.sheet, parent=True),
-        code=code_hash("turn"),
+        **step("photo_sheet"),
     message:
-        "{wildcards.dataset}: photos from all sides"
+        "{wildcards.dataset}: novel views of its photos"
     shell:
-        "python -m mirage_steps.turn --model {input.model:q} --crops {input.crops:q}"
-        " --poses {input.poses:q} --out {params.out:q} {params.sheet} {params.words}"
-        " --batch-size {resources.batch_size} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN
 
 
 # A photo of the folder `photos`.
 rule novel_views:
     input:
-        photo=photo,
-        run=stored_run,
-        weights=weights("backbone", "model"),
+        photos=photo,
+        model=model("training/model.safetensors"),
+        config=model("training/config.json"),
+        estimator=model("poses/pose_estimator.safetensors"),
+        network=network("backbone.model"),
     output:
         strip="<results>/{dataset}/novel_views/{name}.png",
-        turn="<results>/{dataset}/novel_views/{name}.gif",
+        turntable="<results>/{dataset}/novel_views/{name}.gif",
         about="<results>/{dataset}/novel_views/{name}.json",
         views=directory("<results>/{dataset}/novel_views/{name}.views"),
         run="<results>/{dataset}/novel_views/{name}.run.json",
@@ -159,16 +176,13 @@ rule novel_views:
     resources:
         gpu=1,
         accelerator=1,
-        batch_size=setting("views", "batch_size"),
     params:
-        words=section("views", "guidance", "novel_views"),
-        run=used_run,
-        out=subpath(output.strip, parent=True),
-        name=subpath(output.strip, basename=True, strip_suffix=".png"),
-        code=code_hash("novel_views"),
+        **step(
+            "novel_views",
+            run=lambda wildcards, input: str(Path(input.model).parents[1]),
+            name=lambda wildcards: Path(wildcards.name).name,
+        ),
     message:
         "{wildcards.dataset}: {wildcards.name} from all sides"
     shell:
-        "python -m mirage_steps.novel_views {input.photo:q} --run {params.run:q} --out {params.out:q}"
-        " --name={params.name:q} {params.words} --batch-size {resources.batch_size}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN

@@ -10,16 +10,15 @@ rule weights:
     localrule: True
     conda:
         "../envs/mirage.yaml"
-    resources:
-        setting=asked_by,
-        weights=shlex.quote(configuration.weights),
     params:
-        out=subpath(output.run, parent=True),
+        **step(
+            "weights",
+            network=lambda wildcards: wildcards.network,
+            setting=lambda wildcards, output: network_setting(wildcards),
+        ),
         # Changes when a network was deleted after it had been fetched.
         state=network_state,
     message:
         "fetching {wildcards.network}"
     shell:
-        "python -m mirage_steps.weights --network {wildcards.network:q}"
-        " --setting {resources.setting} --weights {resources.weights} --out {params.out:q}"
-        " 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+        RUN

@@ -11,6 +11,7 @@ from workflow import Project
 
 from mirage_steps import features, gather, settings, views
 from mirage_steps.errors import UserError
+from mirage_steps.evaluation_sets import evaluation_sets
 from mirage_steps.files.shards import Shard
 
 ROOT = Path(__file__).parents[1]
@@ -58,45 +59,47 @@ def test_features_are_the_same(finished, tmp_path, of, cropped):
     if cropped:
         arguments["windows"] = finished["foreground/foreground.csv"]
     assert features.main(**arguments, out=tmp_path / "one") == ["features"]
-    parts = []
+    shards = []
     for number in range(1, of + 1):
         shard = f"{number}-of-{of}"
         assert features.main(**arguments, out=tmp_path, shard=shard) == [f"features.{shard}"]
-        parts.append(tmp_path / f"tokens.{shard}.h5")
-    gather.gather(tuple(parts), tmp_path / "tokens.h5")
+        shards.append(tmp_path / f"tokens.{shard}.h5")
+    gather.join(tuple(shards), tmp_path / "tokens.h5")
     _require_equal(tmp_path / "tokens.h5", tmp_path / "one/tokens.h5")
     if not cropped:
         _require_equal(tmp_path / "tokens.h5", finished["features/tokens.h5"])
 
 
 @pytest.mark.parametrize("of", [2, 7])
-@pytest.mark.parametrize("kind", ["no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag"])
-def test_generated_images_are_the_same(finished, tmp_path, kind, of):
-    parts = []
+@pytest.mark.parametrize("name", ["no-mv", "untrained", "mv-bg-no-hag", "mv-bg-hag"])
+def test_generated_images_are_the_same(finished, tmp_path, name, of):
+    chosen = evaluation_sets({})[name]
+    shards = []
     for number in range(1, of + 1):
         views.main(
             model=finished["training/model.safetensors"],
             poses=finished["poses/poses.csv"],
             out=tmp_path,
-            kind=kind,
+            sampler=chosen.source,
+            untrained=not chosen.trained,
             samples=12,
-            gamma=1.5 if kind == "mv-bg-hag" else 1.0,
+            gamma=1.5 if chosen.guided else 1.0,
             views=settings.Views(steps=3, batch_size=8),
             shard=f"{number}-of-{of}",
             device="cpu",
         )
-        parts.append(tmp_path / f"images.{number}-of-{of}.h5")
-        record = {"step": "views", "settings": {"kind": kind}, "seconds": 2.0}
+        shards.append(tmp_path / f"images.{number}-of-{of}.h5")
+        record = {"step": "views", "settings": {"seed": 3}, "seconds": 2.0}
         record["peak_memory_mb"] = 100 + number
-        parts[-1].with_name(f"views.{number}-of-{of}.run.json").write_text(json.dumps(record))
+        shards[-1].with_name(f"views.{number}-of-{of}.run.json").write_text(json.dumps(record))
     assert not (tmp_path / "images.png").exists()
-    gather.main(parts=tuple(parts), out=tmp_path)
-    made = finished[f"sets/{kind}"]
+    gather.main(shards=tuple(shards), out=tmp_path)
+    made = finished[f"sets/{name}"]
     _require_equal(tmp_path / "images.h5", made / "images.h5")
     assert (tmp_path / "images.png").read_bytes() == (made / "images.png").read_bytes()
     record = json.loads((tmp_path / "views.run.json").read_text())
     assert (record["seconds"], record["peak_memory_mb"]) == (2.0 * of, 100 + of)
-    assert record["settings"] == {"kind": kind, "shard": f"all of {of}"}
+    assert record["settings"] == {"seed": 3, "shard": f"all of {of}"}
 
 
 @pytest.fixture
@@ -109,33 +112,33 @@ def pieces(tmp_path) -> tuple[Path, ...]:
     return paths
 
 
-def test_parts_that_do_not_fit_are_refused(pieces, tmp_path):
+def test_shards_that_do_not_fit_are_refused(pieces, tmp_path):
     with h5py.File(pieces[1], "a") as file:
         file.attrs["model"] = "another"
     with pytest.raises(UserError, match=r"tokens.2-of-2.h5: was not made as .*1-of-2.h5; delete"):
-        gather.main(parts=pieces, out=tmp_path)
+        gather.main(shards=pieces, out=tmp_path)
     assert not (tmp_path / "tokens.h5").exists()
 
 
 @pytest.mark.parametrize("rows", [(2, 6, 6), (4, 6, 6), (3, 5, 6)])
-def test_parts_of_two_batch_sizes_are_refused(pieces, tmp_path, rows):
+def test_shards_of_two_batch_sizes_are_refused(pieces, tmp_path, rows):
     with h5py.File(pieces[1], "a") as file:
         file.attrs["rows"] = rows
     with pytest.raises(UserError, match=f"2-of-2.h5: has rows {rows[0]} to .*batch_size changed"):
-        gather.main(parts=pieces, out=tmp_path)
+        gather.main(shards=pieces, out=tmp_path)
     assert not (tmp_path / "tokens.h5").exists()
 
 
-def test_missing_or_mixed_up_parts_are_refused(pieces, tmp_path):
-    with pytest.raises(UserError, match="part 1 of 2 is .*, not tokens.1-of-2.h5"):
-        gather.main(parts=pieces[::-1], out=tmp_path)
-    with pytest.raises(UserError, match="part 1 of 1"):
-        gather.main(parts=pieces[:1], out=tmp_path)
+def test_missing_or_mixed_up_shards_are_refused(pieces, tmp_path):
+    with pytest.raises(UserError, match="1 of 2 is .*, not tokens.1-of-2.h5"):
+        gather.main(shards=pieces[::-1], out=tmp_path)
+    with pytest.raises(UserError, match="1 of 1"):
+        gather.main(shards=pieces[:1], out=tmp_path)
     pieces[1].unlink()
     with pytest.raises(UserError, match="tokens.2-of-2.h5: no such file"):
-        gather.main(parts=pieces, out=tmp_path)
-    with pytest.raises(UserError, match="--parts: give the files"):
-        gather.main(parts=(), out=tmp_path)
+        gather.main(shards=pieces, out=tmp_path)
+    with pytest.raises(UserError, match="--shards: give the files"):
+        gather.main(shards=(), out=tmp_path)
 
 
 def test_the_whole_graph_gives_the_same_poses_and_table(finished, tmp_path):
@@ -147,5 +150,5 @@ def test_the_whole_graph_gives_the_same_poses_and_table(finished, tmp_path):
     project.run("--", "results/mini/fid.txt")
     for file in ("poses/poses.csv", "poses/poses.json", "fid.txt"):
         assert project[file].read_bytes() == finished[file].read_bytes(), file
-    assert not list(project["features"].glob("tokens.*-of-*.h5")), "parts go with the whole"
+    assert not list(project["features"].glob("tokens.*-of-*.h5")), "shards go with the whole"
     assert project.planned("results/mini/fid.txt") == {}

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.images import UnreadableImage, read_rgb, upright_rgb
+from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb, upright_rgb
 
 Photo = Path | str | Image.Image | np.ndarray
 _SMALLEST = 16  # pixels a side below which a photo shows nothing
@@ -110,15 +110,3 @@ def _unusable(root: Path, path: Path) -> str | None:
     except Exception:  # Pillow raises nearly anything on damaged data
         return "not an image"
     return None
-
-
-def find_files(root: Path) -> list[Path]:
-    """All files of a folder and its subfolders in sorted order, without hidden ones."""
-    root = root.expanduser().resolve()
-    found = (path for path in root.rglob("*") if path.is_file())
-    return sorted(p for p in found if not f"/{p.relative_to(root)}".count("/."))
-
-
-def printable(path: Path) -> str:
-    """The path with undecodable bytes escaped, so that it can be written down."""
-    return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")

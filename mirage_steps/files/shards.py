@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mirage_steps.errors import UserError
 
-# Attribute of a part: its first row, the one after its last, and the rows of the whole.
+# Attribute of a shard's file: its first row, the one after its last, and the rows of the whole.
 ROWS = "rows"
 
 
@@ -48,7 +48,7 @@ class Shard:
         return range(min(first, count), min(last, count))
 
     def note(self, rows: range, total: int) -> dict[str, list[int]]:
-        """What a part says of itself, for :mod:`mirage_steps.gather`; nothing where it is all."""
+        """Attributes by which :mod:`mirage_steps.gather` joins shards; none for a single job."""
         return {} if self.of == 1 else {ROWS: [rows.start, rows.stop, total]}
 
     def name(self, stem: str) -> str:

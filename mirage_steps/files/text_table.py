@@ -18,4 +18,4 @@ def aligned(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]

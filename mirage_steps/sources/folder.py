@@ -5,10 +5,9 @@ from pathlib import Path
 from PIL import Image
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.images import UnreadableImage, read_rgb
+from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.manifest import Entry
-from mirage_steps.files.photos import find_files, printable
 from mirage_steps.settings import Folder
 
 

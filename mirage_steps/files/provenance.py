@@ -1,0 +1,128 @@
+"""``STEP.run.json``: what made an output. Settings, inputs, networks, versions, commit, time."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import mirage_steps
+from mirage_steps.files.atomic import identity, write_json
+
+_PACKAGES = (
+    "torch", "transformers", "diffusers", "segment-anything", "clean-fid", "scikit-learn", "h5py",
+    "numpy", "pillow", "snakemake",
+)  # fmt: skip
+# Settings that name a network.
+_NETWORKS = ("model", "sam", "inception")
+
+
+def write_provenance(
+    step: str, records: Sequence[str], arguments: dict[str, Any], started: float
+) -> None:
+    """Write the record of a step into its output folder.
+
+    Args:
+        step: full name of its module.
+        records: what the records are called, without ``.run.json``.
+        arguments: of its ``main``, ``out`` among them.
+        started: in unix seconds.
+    """
+    settings: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    for key, value in arguments.items():
+        if isinstance(value, BaseModel):
+            settings.update(value.model_dump(mode="json"))
+        elif key != "out" and (paths := _inputs(value)):
+            inputs[key] = paths
+        elif key != "out":
+            settings[key] = value
+    content = {
+        "step": step,
+        "version": mirage_steps.__version__,
+        "commit": _commit(),
+        "settings": settings,
+        "inputs": inputs,
+        "networks": _networks(settings, arguments["weights"]) if "weights" in arguments else {},
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "device": _device_name(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "seconds": round(time.time() - started, 2),
+        "peak_memory_mb": _peak_memory(),
+    }
+    # Of several processes that work together only the first writes.
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        return
+    for record in records:
+        write_json(Path(arguments["out"]) / f"{record}.run.json", content)
+
+
+def _inputs(value: object) -> object:
+    """What tells the files of an argument apart; None where it is no file.
+
+    Args:
+        value: a path, a tuple of paths, or rows of a table: tuples of names and paths.
+    """
+    if isinstance(value, Path):
+        return identity(value)
+    if isinstance(value, tuple) and any(_inputs(part) for part in value):
+        return [_inputs(part) or part for part in value]
+    return None
+
+
+def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
+    """What tells the networks of a step apart: what was fetched, or the local files."""
+    # Only steps with networks wait for the import.
+    from mirage_steps.networks.fetching import is_published, item_marker
+
+    found: dict[str, object] = {}
+    for key in _NETWORKS:
+        value = str(settings.get(key, "none"))
+        path = Path(value)
+        item = "inception" if value == "auto" else value
+        if path.exists():
+            files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+            found[key] = [identity(file) for file in files]
+        elif is_published(item) and (marker := item_marker(item, weights)).is_file():
+            found[key] = json.loads(marker.read_text(encoding="utf-8"))
+    return found
+
+
+def _version(package: str) -> str | None:
+    """Version of an installed package, None where a step runs without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the code that ran, with ``-dirty`` where it was changed since; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = Path(mirage_steps.__file__).parent
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _peak_memory() -> int:
+    """Largest resident memory of this process or of one of its children, in MB."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) // 1024
+
+
+def _device_name() -> str:
+    """The accelerator that torch saw, or the CPU; does not import torch by itself."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu ({os.cpu_count()} cores)"
