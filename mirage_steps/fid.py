@@ -22,6 +22,7 @@ from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.networks.backbone import STAND_IN
 from mirage_steps.networks.inception import INCEPTION
 
+
 @dataclass(frozen=True)
 class Networks:
     """What made the features of a file; distances compare only where all of it is equal.
