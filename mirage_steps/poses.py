@@ -56,8 +56,8 @@ def main(
         for category, count in enumerate(np.bincount(assigned)):
             if count < _FEW * poses.k:
                 log.warning(
-                    "only %d images of category %d for %d poses: some will hold a few alike by "
-                    "chance", count, category, poses.k,
+                    "only %d images for %d poses (category %d): some will hold a few alike by "
+                    "chance", count, poses.k, category,
                 )  # fmt: skip
     labels, distances = model.assign(values, valid, assigned)
     counts = np.bincount(labels, minlength=model.number_of_poses)

@@ -23,6 +23,8 @@ from mirage_steps.demo.stand_ins.surface_code import code_basis, surface_code
 from mirage_steps.files.atomic import write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.method.device import autocast
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Settings
 
 IMAGE_SIZE = 64
@@ -212,7 +214,8 @@ def main(*, scenes: Path, out: Path, training: BackboneTraining = BackboneTraini
     model, losses = train(truth, training, out)
     log.info("trained in %.0f s, last loss %.3f", time.time() - started, losses[-1])
     save_backbone(model, out)
-    scores = evaluate_backbone(model, normalise)
+    network = BackboneSettings(model=str(out), resolution=IMAGE_SIZE)
+    scores = evaluate_backbone(Backbone.load(network, torch.device("cpu")))
     log.info("%s", scores)
     write_json(out / "evaluation.json", vars(scores))
     (out / "README.md").write_text(model_card(scores, training, len(truth.image)))
