@@ -14,8 +14,8 @@ from mirage_steps.errors import UserError
 from mirage_steps.files import plots as pictures
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
-from mirage_steps.files.labels import read_circles
 from mirage_steps.files.manifest import read_manifest
+from mirage_steps.files.tables import read_pose_counts
 from mirage_steps.method.poses import score_azimuths, score_labels
 
 
@@ -37,7 +37,7 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
     if not rows or not {"image", "pose"} <= rows[0].keys():
         raise UserError(f"{poses}: needs the columns image and pose; rerun the poses step")
     assigned = {row["image"]: int(row["pose"]) for row in rows}
-    k, categories = read_circles(poses)
+    k, categories = read_pose_counts(poses)
     azimuths = _known(truth, assigned)
     views = _known(viewpoints, assigned)
     picture = out / "pose_eval.png"

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
-from mirage_steps.method.foreground import object_maps
+from mirage_steps.method.pose_estimator import object_maps
 from mirage_steps.method.poses import (
     PoseModel,
     fill_padding,
@@ -245,13 +245,3 @@ def test_the_seed_fixes_the_poses():
     np.testing.assert_array_equal(one.centroids, same.centroids)
     assert one.centroids.shape == (6, 12) and one.centroids.dtype == np.float32
     assert not np.array_equal(one.centroids, other.centroids)
-
-
-def test_a_saved_model_assigns_alike(tmp_path):
-    maps = _turning_maps()[0]
-    model = PoseModel.fit(maps.copy(), position_means(maps, np.ones((90, 4), bool)), 5, 2, 0)
-    PoseModel.save_all(tmp_path / "poses.npz", [model])
-    (again,) = PoseModel.load_all(tmp_path / "poses.npz")
-    np.testing.assert_array_equal(again.means, model.means)
-    for one, two in zip(again.assign(maps), model.assign(maps), strict=True):
-        np.testing.assert_array_equal(one, two)

@@ -1,4 +1,4 @@
-"""Reading photos: any mode to RGB, orientation honoured, size bounded before decoding."""
+"""Image files: found in folders and read upright, any mode to RGB, with a bound on their size."""
 
 from pathlib import Path
 
@@ -81,3 +81,15 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     elif values.max() <= 255.0:
         high = 255.0
     return np.round((values - low) / max(high - low, np.finfo(float).tiny) * 255).astype(np.uint8)
+
+
+def find_files(root: Path) -> list[Path]:
+    """All files of a folder and its subfolders in sorted order, without hidden ones."""
+    root = root.expanduser().resolve()
+    found = (path for path in root.rglob("*") if path.is_file())
+    return sorted(p for p in found if not f"/{p.relative_to(root)}".count("/."))
+
+
+def printable(path: Path) -> str:
+    """The path with undecodable bytes escaped, so that it can be written down."""
+    return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")

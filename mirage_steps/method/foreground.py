@@ -1,18 +1,72 @@
 """Which side of which component is the object, and where in the image it is (section 3.1)."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from mirage_steps.method.boxes import valid_patches
 from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.settings import Foreground
 
-# Below this standardised difference between border and inside the sign is a coin toss: Cohen's
+COMPONENTS = 3
+# Below this standardized difference between border and inside the sign is a coin toss: Cohen's
 # "small effect" is 0.2.
 DECIDABLE = 0.2
 # Scores are enlarged by this factor before they are cut, so that a box is finer than a patch.
 UPSAMPLE = 4
+_BINS = 1024
+
+
+class TokenBatch(NamedTuple):
+    """Tokens of consecutive images.
+
+    Attributes:
+        rows: their place in the data set.
+        tokens: (n, T, dim) patch tokens of square grids, float16.
+        cls_tokens: (n, dim) float16.
+        content: (n, 4) the part of the square that is image, not padding, in fractions.
+    """
+
+    rows: slice
+    tokens: np.ndarray
+    cls_tokens: np.ndarray
+    content: np.ndarray
+
+
+@dataclass(frozen=True)
+class ForegroundModel:
+    """PCA 1 with the component, sign and threshold that make it a segmentation.
+
+    Args:
+        pca: fitted on the tokens of whole images.
+        component: index of the component that separates.
+        sign: +1 or -1; signed scores are larger on the object.
+        threshold: signed scores above it are foreground.
+    """
+
+    pca: Pca
+    component: int
+    sign: int
+    threshold: float
+
+    def scores(self, tokens: np.ndarray) -> np.ndarray:
+        """Signed coordinate along the chosen component.
+
+        Args:
+            tokens: (n, T, dim) patch tokens of square grids.
+
+        Returns:
+            (n, g, g) float32, g = sqrt(T).
+        """
+        grid = round(tokens.shape[1] ** 0.5)
+        row = self.pca.components[self.component]
+        values = tokens.astype(np.float32) @ row.astype(np.float32) - np.float32(
+            row @ self.pca.mean
+        )
+        return (self.sign * values).reshape(len(tokens), grid, grid)
 
 
 @dataclass(frozen=True)
@@ -22,14 +76,65 @@ class Choice:
     Args:
         component: index of the principal component.
         sign: +1 or -1, by which the component is multiplied so that the object is positive.
-        contrast: Cohen's d between inside and border along the component, before the sign.
         decided: whether the border decided the sign, or the fallback had to.
+        contrasts: (c,) Cohen's d between inside and border along each component, before the sign.
     """
 
     component: int
     sign: int
-    contrast: float
     decided: bool
+    contrasts: np.ndarray
+
+
+def fit_foreground(
+    batches: Iterable[TokenBatch], settings: Foreground
+) -> tuple[ForegroundModel, Choice]:
+    """PCA 1 with its component, sign and threshold, and how they were found.
+
+    Args:
+        batches: of whole images; iterated twice.
+        settings: the rule, where to cut, and the sign where the border does not decide.
+    """
+    everything, border, inside = token_moments(batches)
+    pca = Pca.fit(everything, COMPONENTS)
+    choice = choose(contrast(pca, border, inside), settings.rule, settings.fallback_sign)
+    model = ForegroundModel(pca, choice.component, choice.sign, 0.0)
+    if settings.threshold == "otsu":
+        model = replace(model, threshold=_fit_threshold(batches, model, everything))
+    return model, choice
+
+
+def token_moments(batches: Iterable[TokenBatch]) -> tuple[Moments, Moments, Moments]:
+    """Moments of all valid patch tokens, of those at the border, and of the others."""
+    border = inside = None
+    for batch in batches:
+        count, patches, dim = batch.tokens.shape
+        if border is None:
+            border, inside = Moments(dim), Moments(dim)
+        values = batch.tokens.astype(np.float32)
+        valid = valid_patches(batch.content, round(patches**0.5))
+        edge = border_patches(valid)
+        border.add(values[edge.reshape(count, -1)])
+        inside.add(values[(valid & ~edge).reshape(count, -1)])
+    everything = Moments(border.dim)
+    everything.merge(border)
+    everything.merge(inside)
+    return everything, border, inside
+
+
+def _fit_threshold(
+    batches: Iterable[TokenBatch], model: ForegroundModel, everything: Moments
+) -> float:
+    """Otsu's threshold over the scores of all valid patches, from a streamed histogram."""
+    row = model.pca.components[model.component]
+    reach = 6 * float(np.sqrt(row @ everything.covariance @ row))
+    edges = np.linspace(-reach, reach, _BINS + 1)
+    counts = np.zeros(_BINS)
+    for batch in batches:
+        scores = model.scores(batch.tokens)
+        valid = valid_patches(batch.content, scores.shape[1])
+        counts += np.histogram(np.clip(scores[valid], -reach, reach), edges)[0]
+    return otsu_threshold(counts, edges)
 
 
 def border_patches(valid: np.ndarray) -> np.ndarray:
@@ -67,10 +172,10 @@ def choose(contrasts: np.ndarray, rule: str, fallback_sign: int) -> Choice:
         fallback_sign: the sign where the contrast is below ``DECIDABLE``.
     """
     component = 0 if rule == "first-component" else int(np.abs(contrasts).argmax())
-    value = float(contrasts[component])
-    decided = abs(value) >= DECIDABLE
+    value = contrasts[component]
+    decided = bool(abs(value) >= DECIDABLE)
     sign = (1 if value > 0 else -1) if decided else fallback_sign
-    return Choice(component, sign, value, decided)
+    return Choice(component, sign, decided, contrasts)
 
 
 def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
@@ -83,11 +188,11 @@ def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
     Returns:
         The upper edge of the last bin of the lower class.
     """
-    centres = (edges[:-1] + edges[1:]) / 2
+    centers = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1].astype(np.float64)
     above = counts.sum() - below
-    sum_below = np.cumsum(counts * centres)[:-1]
-    sum_above = (counts * centres).sum() - sum_below
+    sum_below = np.cumsum(counts * centers)[:-1]
+    sum_above = (counts * centers).sum() - sum_below
     usable = (below > 0) & (above > 0)
     if not usable.any():
         return float(edges[-1])
@@ -115,86 +220,6 @@ def separation(scores: np.ndarray, threshold: float) -> float:
     share = above.mean()
     gap = scores[above].mean(dtype=np.float64) - scores[~above].mean(dtype=np.float64)
     return float(share * (1 - share) * gap**2 / scores.var(dtype=np.float64))
-
-
-@dataclass(frozen=True)
-class ForegroundModel:
-    """PCA 1 with the component, sign and threshold that make it a segmentation.
-
-    Args:
-        pca: fitted on the tokens of whole images.
-        component: index of the component that separates.
-        sign: +1 or -1; signed scores are larger on the object.
-        threshold: signed scores above it are foreground.
-    """
-
-    pca: Pca
-    component: int
-    sign: int
-    threshold: float
-
-    def scores(self, tokens: np.ndarray) -> np.ndarray:
-        """Signed coordinate along the chosen component.
-
-        Args:
-            tokens: (n, T, dim) patch tokens of square grids.
-
-        Returns:
-            (n, g, g) float32, g = sqrt(T).
-        """
-        grid = round(tokens.shape[1] ** 0.5)
-        row = self.pca.components[self.component]
-        values = tokens.astype(np.float32) @ row.astype(np.float32) - np.float32(
-            row @ self.pca.mean
-        )
-        return (self.sign * values).reshape(len(tokens), grid, grid)
-
-    def save(self, path: Path) -> None:
-        """Write the model as an ``.npz`` file of plain arrays."""
-        np.savez(
-            path,
-            **self.pca.arrays(),
-            component=self.component,
-            sign=self.sign,
-            threshold=self.threshold,
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "ForegroundModel":
-        """Read what :meth:`save` wrote."""
-        with np.load(path) as arrays:
-            pca = Pca(
-                *(arrays[key] for key in ("mean", "components", "variance", "variance_ratio"))
-            )
-            return cls(
-                pca, int(arrays["component"]), int(arrays["sign"]), float(arrays["threshold"])
-            )
-
-
-def object_maps(
-    values: np.ndarray, shown: np.ndarray, mask_background: bool = True, normalize: bool = True
-) -> np.ndarray:
-    """Maps by which poses are compared (section 3.1).
-
-    Zero is the mean of all objects. Where the background keeps its own far-off values, as in the
-    paper, outlines weigh more than what they enclose. Where lengths are not normalized, as in the
-    paper, maps that show little of their object lie together near zero, whatever its pose.
-
-    Args:
-        values: (n, T, c) tokens projected by PCA 2.
-        shown: bool (n, T), patches on the image that show the object.
-        mask_background: set all other patches to zero.
-        normalize: scale each map to Euclidean length 1; one that shows nothing stays zero.
-
-    Returns:
-        (n, T, c) float32.
-    """
-    maps = np.where(shown[..., None], values, 0) if mask_background else values
-    maps = maps.astype(np.float32)
-    if not normalize:
-        return maps
-    lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
-    return maps / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Poses as clusters of maps in pose space (paper, section 3.1)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,10 +17,8 @@ def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Returns:
         (T, c) float32; the overall mean where a position is valid in no map.
     """
-    sums = np.zeros(maps.shape[1:])
     counts = valid.sum(0)
-    for one, usable in zip(maps, valid, strict=True):
-        sums[usable] += one[usable]
+    sums = maps.sum(0, dtype=np.float64, where=valid[..., None])
     overall = sums.sum(0) / max(counts.sum(), 1)
     means = sums / np.maximum(counts, 1)[:, None]
     return np.where(counts[:, None] > 0, means, overall).astype(np.float32)
@@ -30,8 +26,7 @@ def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def fill_padding(maps: np.ndarray, valid: np.ndarray, means: np.ndarray) -> None:
     """Set padding to its position's mean, in place, so that it says nothing about the pose."""
-    for one, usable in zip(maps, valid, strict=True):
-        one[~usable] = means[~usable]
+    np.copyto(maps, means, where=~valid[..., None])
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class PoseModel:
 
     Args:
         centroids: (k, T * c) float32 mean maps.
-        means: (T, c) float32, what stands in for padding.
+        means: (T, c) float32, the values of padding.
     """
 
     centroids: np.ndarray
@@ -84,21 +79,6 @@ class PoseModel:
             distances[index] = gaps.min()
         return poses, distances
 
-    @staticmethod
-    def save_all(path: Path, models: Sequence["PoseModel"]) -> None:
-        """Write the models of all categories as an ``.npz`` file of plain arrays."""
-        np.savez(
-            path,
-            centroids=np.stack([model.centroids for model in models]),
-            means=np.stack([model.means for model in models]),
-        )
-
-    @classmethod
-    def load_all(cls, path: Path) -> list["PoseModel"]:
-        """Read what :meth:`save_all` wrote, a model for each category."""
-        with np.load(path) as arrays:
-            return list(map(cls, arrays["centroids"], arrays["means"]))
-
 
 def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: int = 1) -> dict:
     """How well poses agree with true azimuths.
@@ -107,7 +87,7 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: 
         poses: (n,) pose of each image, 0..k-1 in circular order.
         azimuths: (n,) true azimuth in degrees.
         k: number of poses, of all categories together.
-        categories: kinds of object, each with equally many poses in a circle of their own.
+        categories: number of categories, each with equally many poses in a circle of their own.
 
     Returns:
         ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of
