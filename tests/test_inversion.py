@@ -22,11 +22,11 @@ from mirage_steps.method.diffusion import (
     from_pixels,
     to_pixels,
 )
-from mirage_steps.method.foreground import object_maps
 from mirage_steps.method.inversion import randomise_phases
 from mirage_steps.method.inversion import turn as turn_image
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.multiview import denoise_views, invert, sample_single, sample_views
+from mirage_steps.method.poses import object_maps
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)

@@ -389,10 +389,12 @@ def test_padding_of_crops_is_left_out_of_pose_space():
     model = ForegroundModel(Pca.fit(moments, 3), component=0, sign=-1, threshold=0.1)
     batch = TokenBatch(slice(0, 5), tokens, np.zeros((5, DIM), np.float16), content)
     estimator = PoseEstimator({}, model, 0.06)
-    (found,) = estimator.object_moments([batch], np.zeros(5, int))
+    (found,) = estimator.fit_pose_space([batch], np.zeros(5, int), settings.PoseSpace()).pcas
     chosen = seen[(seen - model.pca.mean) @ -model.pca.components[0] > 0.1]
-    assert found.count == len(chosen)
     np.testing.assert_allclose(found.mean, chosen.mean(0), atol=1e-9)
+    covariance = np.cov(chosen.T)
+    expected = [row @ covariance @ row for row in found.components]
+    np.testing.assert_allclose(found.variance, expected, rtol=1e-6)
 
 
 # Poses

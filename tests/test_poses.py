@@ -8,10 +8,10 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
-from mirage_steps.method.pose_estimator import object_maps
 from mirage_steps.method.poses import (
     PoseModel,
     fill_padding,
+    object_maps,
     order_errors,
     position_means,
     score_azimuths,

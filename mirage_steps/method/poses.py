@@ -7,6 +7,32 @@ import numpy as np
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
 
 
+def object_maps(
+    values: np.ndarray, shown: np.ndarray, mask_background: bool = True, normalize: bool = True
+) -> np.ndarray:
+    """Maps by which poses are compared (section 3.1).
+
+    Zero is the mean of all objects. Where the background keeps its own far-off values, as in the
+    paper, outlines weigh more than what they enclose. Where maps are not normalized, as in the
+    paper, those that show little of their object lie together near zero, whatever its pose.
+
+    Args:
+        values: (n, T, c) tokens projected by PCA 2.
+        shown: bool (n, T), patches on the image that show the object.
+        mask_background: set all other patches to zero.
+        normalize: scale each map to Euclidean length 1; one that shows nothing stays zero.
+
+    Returns:
+        (n, T, c) float32.
+    """
+    maps = np.where(shown[..., None], values, 0) if mask_background else values
+    maps = maps.astype(np.float32)
+    if not normalize:
+        return maps
+    lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
+    return maps / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
 def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Mean of the valid entries at each position of the maps.
 
