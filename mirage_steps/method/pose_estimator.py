@@ -28,11 +28,10 @@ from mirage_steps.method.foreground import (
     find_objects,
 )
 from mirage_steps.method.pca import Moments, Pca
-from mirage_steps.method.poses import PoseModel, fill_padding, object_maps, position_means
+from mirage_steps.method.poses import PoseModel, object_maps
 from mirage_steps.settings import Poses, PoseSpace
 
 FAR = 0.99  # quantile of the training images' distances to their poses
-_ASSIGNED = 4096  # maps at once
 
 
 @dataclass(frozen=True)
@@ -203,14 +202,9 @@ class PoseEstimator:
             (n,) int pose, numbered over all categories; (n,) Euclidean distance to its mean map.
         """
         poses, distances = np.empty(len(maps), np.int64), np.empty(len(maps))
-        for category, model in enumerate(self.poses):
-            members = np.flatnonzero(categories == category)
-            for start in range(0, len(members), _ASSIGNED):
-                own = members[start : start + _ASSIGNED]
-                mine = maps[own]
-                fill_padding(mine, valid[own], model.means)
-                poses[own], distances[own] = model.assign(mine)
-                poses[own] += category * self.k
+        for index, category in enumerate(categories):
+            nearest, distances[index] = self.poses[category].nearest(maps[index], valid[index])
+            poses[index] = nearest + category * self.k
         return poses, distances
 
     def estimate(self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray) -> Estimate:
@@ -283,9 +277,7 @@ class PoseEstimator:
                     f"poses.k = {settings.k}, but an object{where} was found in only {len(mine)} "
                     "images; lower poses.k or add images"
                 )
-            means = position_means(mine, valid[own])
-            fill_padding(mine, valid[own], means)
-            models.append(PoseModel.fit(mine, means, settings.k, settings.starts, settings.seed))
+            models.append(PoseModel.fit(mine, valid[own], **settings.model_dump()))
         fitted = replace(self, poses=tuple(models))
         _, distances = fitted.assign(maps, valid, categories)
         return replace(fitted, far=float(np.quantile(distances, FAR)))
