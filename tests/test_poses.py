@@ -103,7 +103,7 @@ def test_a_right_order_in_either_direction_has_no_errors():
         assert order_errors(list(order)) == 0
 
 
-def test_each_swap_of_far_neighbours_is_an_error_and_near_ones_are_not():
+def test_each_swap_of_far_neighbors_is_an_error_and_near_ones_are_not():
     means = list(np.arange(8) * 45.0)
     means[2], means[3] = means[3], means[2]
     assert order_errors(means) == 1

@@ -129,7 +129,7 @@ def border_patches(valid: np.ndarray) -> np.ndarray:
         valid: bool (n, g, g), patches that lie on the image.
 
     Returns:
-        bool (n, g, g): valid patches with a neighbour outside.
+        bool (n, g, g): valid patches with a neighbor outside.
     """
     cross = ndimage.generate_binary_structure(2, 1)[None]
     return valid & ~ndimage.binary_erosion(valid, cross)
