@@ -101,7 +101,8 @@ def step(name, /, launcher="python", code=None, **arguments):
         context = {"input": input, "output": output, "resources": resources, "threads": threads}
         words = [*call(launcher, wildcards).split(), "-m", f"mirage_steps.{name}"]
         words += [str(input[key]) for key in known.positional]
-        for key, annotation in known.flags.items():
+        # A source is a subcommand, which comes after all flags.
+        for key, annotation in sorted(known.flags.items(), key=lambda flag: flag[1] == "Source"):
             value = given(key, annotation, wildcards, context)
             if key == "out":
                 value = str(Path(output.run).parent)
@@ -136,10 +137,11 @@ def derives(value):
 
 
 def spelled(key, value, tracked=False):
-    """The words of an argument; of a section those of all its keys."""
+    """The words of an argument; of a section those of all its keys, of a source its kind first."""
     if not isinstance(value, Settings):
         return flag(key, value)
-    return flags(value, value.untracked if tracked else ())
+    kind = [value.kind] if hasattr(value, "kind") else []
+    return [*kind, *flags(value, {"kind", *(value.untracked if tracked else ())})]
 
 
 # --- inputs -----------------------------------------------------------------------------------
