@@ -276,7 +276,7 @@ def needed(files: Sequence[Artifact]) -> float:
 
 
 def check_disk(results: Path, size: float) -> None:
-    """Refuse where the disk of the results has too little room for ``size`` bytes.
+    """Refuse where the disk of the results, taken for that of the networks too, lacks room.
 
     Raises:
         UserError: too little is free.
