@@ -53,6 +53,7 @@ from mirage_steps.method.poses import PoseModel, fill_padding
 from mirage_steps.method.unet import UNet
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
+from mirage_steps.networks.fetching import is_published
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, PoseSpace, Views
 
@@ -578,8 +579,8 @@ def turn_crop(
     with autocast(device, views.precision):
         made = novel_views(
             model, image, pose, trajectory, timesteps, stride=settings.stride,
-            cutoff=None if settings.phase_cutoff == "none" else settings.phase_cutoff, gamma=guidance.gamma,
-            batch_size=views.batch_size, seed=views.seed,
+            cutoff=None if settings.phase_cutoff == "none" else settings.phase_cutoff,
+            gamma=guidance.gamma, batch_size=views.batch_size, seed=views.seed,
         )  # fmt: skip
     pixels = to_pixels(made)
     clock.append(time.perf_counter())
@@ -710,10 +711,7 @@ def _backbone(
     name = str(used if given is None else given)
     found = _below(folder, Path(name).expanduser())
     if found is None:
-        # Only what may have to be fetched waits for the import.
-        from mirage_steps.networks.fetching import is_published
-
-        if given is not None or not is_published(name):
+        if given is not None or not is_published(name, "backbone.model"):
             raise UserError(
                 f"backbone.model {name}: not here, nor beside {folder}; give its folder by "
                 "--backbone"
