@@ -31,9 +31,9 @@ from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.files.checkpoints import Checkpoints
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
-from mirage_steps.files.labels import read_circles, read_labels
 from mirage_steps.files.lock import Lock
 from mirage_steps.files.records import read_metrics
+from mirage_steps.files.tables import read_labels, read_pose_counts
 from mirage_steps.method.device import autocast
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
@@ -80,7 +80,7 @@ def main(
             f"processes with {training.accumulation} parts each"
         )
     labels = read_labels(poses, crops)
-    k, categories = read_circles(poses)
+    k, categories = read_pose_counts(poses)
     config = preset(training.preset, training.image_size, k, training.dropout, categories)
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(open_h5(crops, "images"))["images"]

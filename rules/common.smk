@@ -76,7 +76,7 @@ def evaluation_set(wildcards):
 # --- a step's command -------------------------------------------------------------------------
 
 
-def step(name, launcher="python", code=None, **arguments):
+def step(name, /, launcher="python", code=None, **arguments):
     """Params of a rule that runs a step: `command` follows from the signature of the step's `main`.
 
     Each argument of `main` gets its value from the first of these that has one: `arguments` (values

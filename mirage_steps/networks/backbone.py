@@ -1,8 +1,10 @@
 """Any vision transformer of ``transformers`` as a source of patch tokens."""
 
+import hashlib
 import inspect
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ class Backbone:
         dim: length of a token.
         mean: of the color channels in [0, 1].
         std: of the color channels in [0, 1].
+        folder: of the model.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Backbone:
     dim: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    folder: Path
 
     @classmethod
     def load(
@@ -89,12 +93,40 @@ class Backbone:
             config["hidden_size"],
             mean,
             std,
+            folder,
         )
 
     @property
     def grid(self) -> int:
         """Patches a side."""
         return self.resolution // self.patch_size
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Its mean color, (r, g, b) in 0..255, for what surrounds an image."""
+        return tuple(round(255 * value) for value in self.mean)
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """Hash of each weight file, by name: what tells this model apart."""
+        hashes = {}
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".safetensors", ".bin"):
+                with open(path, "rb") as content:
+                    hashes[path.name] = hashlib.file_digest(content, "sha256").hexdigest()
+        return hashes
+
+    def half_tokens(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens as poses are estimated from them, rounded to float16.
+
+        Args:
+            images: as in :meth:`tokens`.
+
+        Returns:
+            (n, grid * grid, dim) and (n, dim) float16.
+        """
+        patches, summary = self.tokens(images)
+        return patches.half().cpu().numpy(), summary.half().cpu().numpy()
 
     @torch.inference_mode()
     def tokens(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
