@@ -29,6 +29,7 @@ from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.records import read_json
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
+from mirage_steps.networks.fetching import FILES
 from mirage_steps.settings import Configuration, Dataset
 from mirage_steps.sources import check_source
 
@@ -39,10 +40,9 @@ _DINOV2 = {
     "facebook/dinov2-large": (1024, 24),
     "facebook/dinov2-giant": (1536, 40),
 }
-# Segment-anything: bytes of the checkpoint, operations of the image encoder.
-_SAM = {"vit_b": (375e6, 0.972e12), "vit_l": (1.25e9, 2.986e12), "vit_h": (2.56e9, 5.961e12)}
-_STAND_IN_SAM = (3e6, 0.455e9)
-_INCEPTION = (95e6, 11.4e9)
+# Operations of an image: segment-anything's image encoder, the stand-in's, FID's Inception.
+_SAM = {"vit_b": 0.972e12, "vit_l": 2.986e12, "vit_h": 5.961e12}
+_STAND_IN_SAM, _INCEPTION = 0.455e9, 11.4e9
 # Stable Diffusion 1.5: bytes of all its networks, operations of the U-Net at 512 pixels.
 _STABLE_DIFFUSION = (5.5e9, 803e9)
 _INCEPTION_DIM = 2048
@@ -218,10 +218,9 @@ def artifacts(
     checkpoint = size * (3 if dataset.training.optimizer == "muon" else 4)
     yield Artifact(folder, "training/checkpoints/*.pt", 3 * checkpoint, model)
     yield Artifact(folder, model, size)
-    if dataset.masks.sam in _SAM:
-        yield Artifact(weights, f"sam/sam_{dataset.masks.sam}*", _SAM[dataset.masks.sam][0])
-    if dataset.embed.inception == "auto":
-        yield Artifact(weights, "inception/*", _INCEPTION[0])
+    for item in (dataset.masks.sam, dataset.embed.inception.replace("auto", "inception")):
+        if item in FILES:
+            yield Artifact(weights, FILES[item].path, FILES[item].size)
     masked = sum(one.source == "masked" for one in dataset.sets.values())
     features = 4 * (vit.dim + (_INCEPTION_DIM if dataset.embed.inception != "none" else 0))
     # Images, of some sets with masks, and features.
@@ -260,10 +259,10 @@ def operations(
     masked = sum(one.source == "masked" for one in dataset.sets.values())
     sam = dataset.masks.sam
     if (path := Path(sam)).is_file():  # its size tells which it is
-        sam = min(_SAM, key=lambda name: abs(_SAM[name][0] - path.stat().st_size))
-    flops = _SAM.get(sam, _STAND_IN_SAM)[1] + vit.flops
+        sam = min(_SAM, key=lambda name: abs(FILES[name].size - path.stat().st_size))
+    flops = _SAM.get(sam, _STAND_IN_SAM) + vit.flops
     yield "masks", masked * samples * flops, f"{masked} x {samples} images"
-    flops = vit.flops + (_INCEPTION[1] if dataset.embed.inception != "none" else 0)
+    flops = vit.flops + (_INCEPTION if dataset.embed.inception != "none" else 0)
     number = len(dataset.sets)
     yield "embed", number * samples * flops, f"{number} x {samples} images"
 
@@ -276,7 +275,7 @@ def needed(files: Sequence[Artifact]) -> float:
 
 
 def check_disk(results: Path, size: float) -> None:
-    """Refuse where the disk of the results has too little room for ``size`` bytes.
+    """Refuse where the disk of the results, taken for that of the networks too, lacks room.
 
     Raises:
         UserError: too little is free.
