@@ -119,7 +119,6 @@ def _single(
                 _noise(network, views.seed, numbers, device),
                 torch.from_numpy(poses).to(device),
                 ddim_timesteps(views.steps),
-                _steps_bar,
             )
         yield to_pixels(images), poses, np.array(numbers)
 
@@ -146,7 +145,6 @@ def _multi_view(
                 torch.from_numpy(poses).to(device),
                 ddim_timesteps(views.steps),
                 gamma,
-                progress=_steps_bar,
             )
         novel = to_pixels(images[:, 1:].flatten(0, 1))
         yield novel, poses[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)

@@ -31,27 +31,54 @@ def test_loss_sums_over_an_image_and_averages_over_the_batch():
 
 
 @pytest.mark.parametrize("count", [1, 7, 8])
-def test_antithetic_steps_come_in_pairs(count):
+def test_antithetic_timesteps_come_in_pairs(count):
     torch.manual_seed(0)
-    steps = diffusion.antithetic_steps(count)
+    steps = diffusion.antithetic_timesteps(count)
     half = count // 2 + 1
     assert len(steps) == count and steps.min() >= 0 and steps.max() < 1000
     torch.testing.assert_close(steps[half:], 999 - steps[: count - half])
 
 
-def test_fifty_steps_start_at_980_and_end_at_the_clean_image():
-    steps = diffusion.ddim_steps(50)
-    assert steps[0] == (980, 960) and steps[-1] == (0, -1) and len(steps) == 50
-    assert all(a[1] == b[0] for a, b in zip(steps, steps[1:], strict=False))
+def test_fifty_timesteps_go_from_980_to_0():
+    assert diffusion.ddim_timesteps(50) == list(range(980, -1, -20))
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 50, 600, 1000])
-def test_steps_chain_for_any_count(count):
-    steps = diffusion.ddim_steps(count)
-    assert len(steps) == count and steps[-1][1] == -1
-    assert [t for t, _ in steps[1:]] == [t for _, t in steps[:-1]]
-    # One stride below T at most: noise must not be taken for a half-denoised image.
-    assert 1000 - steps[0][0] <= -(-1000 // count) and min(a - b for a, b in steps) >= 1
+def test_timesteps_fall_to_0_for_any_count(count):
+    timesteps = diffusion.ddim_timesteps(count)
+    assert len(timesteps) == count and timesteps[-1] == 0
+    # One spacing below T at most: noise must not be taken for a half-denoised image.
+    assert 1000 - timesteps[0] <= -(-1000 // count)
+    assert all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("count", "stride", "expected"),
+    [(4, 1, [750, 500, 250, 0]), (4, 2, [500, 0]), (5, 2, [800, 400, 0]), (5, 3, [600, 0]),
+     (3, 9, [0])],
+)  # fmt: skip
+def test_subsampled_timesteps_keep_t_0(count, stride, expected):
+    timesteps = diffusion.ddim_timesteps(count)
+    assert diffusion.subsample(timesteps, stride) == expected
+    aligned = torch.tensor(timesteps)[:, None].expand(-1, 2)
+    assert diffusion.subsample(aligned, stride)[:, 1].tolist() == expected
+
+
+def test_the_sampler_ends_at_the_clean_image():
+    """At the last timestep alpha of the next is 1: the image is what the noise leaves of x."""
+    asked = []
+
+    def denoise(x, t, alpha):
+        asked.append((t, alpha))
+        return torch.full_like(x, 0.1)
+
+    alphas = diffusion.cumulative_alphas()
+    found = diffusion.ddim_sample(denoise, torch.ones(1, 1, dtype=torch.float64), [20, 0])
+    assert asked == [(20, alphas[20].item()), (0, alphas[0].item())]
+    x = diffusion.ddim_step(1.0, 0.1, alphas[20], alphas[0])
+    torch.testing.assert_close(
+        found, (x - (1 - alphas[0]) ** 0.5 * 0.1).view(1, 1) / alphas[0] ** 0.5
+    )
 
 
 def test_step_is_equation_4():
@@ -66,7 +93,7 @@ def test_sampler_recovers_an_image_from_the_true_noise():
     x0, noise = torch.rand(1, 3, 8, 8).double() * 2 - 1, torch.randn(1, 3, 8, 8).double()
     start = diffusion.cumulative_alphas()[980]
     noisy = diffusion.add_noise(x0, noise, start[None])
-    found = diffusion.ddim_sample(lambda x, number, alpha: noise, noisy, 50)
+    found = diffusion.ddim_sample(lambda x, t, alpha: noise, noisy, diffusion.ddim_timesteps(50))
     torch.testing.assert_close(found, x0)
 
 

@@ -1,36 +1,34 @@
-"""Given photos to noise and back, and turned: DDIM inversion against its equations."""
+"""DDIM inversion and novel views of given images, against the equations."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
+from itertools import pairwise
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
-from mirage_steps import settings, turn
-from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import write_csv
-from mirage_steps.files.h5 import write_names
 from mirage_steps.method.diffusion import (
     cumulative_alphas,
     ddim_invert,
     ddim_sample,
-    ddim_steps,
+    ddim_timesteps,
     from_pixels,
+    subsample,
     to_pixels,
 )
-from mirage_steps.method.foreground import object_maps
-from mirage_steps.method.inversion import randomise_phases
-from mirage_steps.method.inversion import turn as turn_image
+from mirage_steps.method.inversion import invert, novel_views, randomize_phases, reconstruct
 from mirage_steps.method.metrics import psnr
-from mirage_steps.method.multiview import denoise_views, invert, sample_single, sample_views
+from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
+from mirage_steps.method.poses import object_maps
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
-STEPS = 5
+THREE, FOUR, FIVE = (ddim_timesteps(count) for count in (3, 4, 5))
+
+
+def _moves(timesteps: list[int]) -> list[tuple[int, int]]:
+    """Pairs of timesteps from noise to image; -1 stands for the clean image."""
+    return list(pairwise([*timesteps, -1]))
 
 
 def _fill_zeros(model: UNet) -> UNet:
@@ -74,23 +72,23 @@ def _literal_move(x, noise, here: float, there: float):
 
 @pytest.mark.parametrize("steps", [1, 3, 50])
 def test_noise_that_does_not_depend_on_the_image_is_inverted_exactly(steps):
-    images = _images(2)
+    images, timesteps = _images(2), ddim_timesteps(steps)
     noise = torch.randn(steps, *images.shape, dtype=torch.float64)
 
-    def denoise(x, number, alpha):
-        return noise[number]
+    def denoise(x, t, alpha):
+        return noise[timesteps.index(t)]
 
-    trajectory = ddim_invert(denoise, images, steps)
+    trajectory = ddim_invert(denoise, images, timesteps)
     assert trajectory.shape == noise.shape and trajectory.dtype == torch.float64
-    restored = ddim_sample(denoise, trajectory[0], steps)
+    restored = ddim_sample(denoise, trajectory[0], timesteps)
     torch.testing.assert_close(restored, images, rtol=0, atol=1e-5)
 
 
-def test_with_constant_noise_the_way_is_that_of_equation_3():
+def test_with_constant_noise_the_trajectory_is_that_of_equation_3():
     images, noise = _images(2), torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    trajectory = ddim_invert(lambda x, number, alpha: noise, images, 50)
-    assert len(trajectory) == len(ddim_steps(50))
-    for (t, _), x in zip(ddim_steps(50), trajectory, strict=True):
+    timesteps = ddim_timesteps(50)
+    trajectory = ddim_invert(lambda x, t, alpha: noise, images, timesteps)
+    for t, x in zip(timesteps, trajectory, strict=True):
         expected = _alpha(t) ** 0.5 * images + (1 - _alpha(t)) ** 0.5 * noise
         torch.testing.assert_close(x, expected)
     # At t = 0 hardly any noise is added, at t = 980 hardly anything else is left.
@@ -98,54 +96,42 @@ def test_with_constant_noise_the_way_is_that_of_equation_3():
     assert (trajectory[0] - noise).abs().max() < 0.05
 
 
-def test_the_sampler_s_number_and_alpha_of_every_step_are_asked_for_once_from_the_last():
+def test_every_timestep_and_its_alpha_are_asked_for_once_from_the_last():
     asked = []
 
-    def denoise(x, number, alpha):
-        asked.append((number, alpha, x.clone()))
+    def denoise(x, t, alpha):
+        asked.append((t, alpha, x.clone()))
         return torch.zeros_like(x)
 
     images = _images(1)
-    trajectory = ddim_invert(denoise, images, 4)
-    steps = ddim_steps(4)
-    assert [number for number, _, _ in asked] == [3, 2, 1, 0]
-    assert [alpha for _, alpha, _ in asked] == [_alpha(steps[number][0]) for number in (3, 2, 1, 0)]
+    trajectory = ddim_invert(denoise, images, ddim_timesteps(4))
+    assert [t for t, _, _ in asked] == [0, 250, 500, 750]
+    assert [alpha for _, alpha, _ in asked] == [_alpha(t) for t in (0, 250, 500, 750)]
     # The noise of a step is predicted at the x before it, the image first.
     for x, expected in zip((x for *_, x in asked), (images, *trajectory.flip(0)), strict=False):
         torch.testing.assert_close(x, expected)
 
 
-def test_half_precision_predictions_do_not_lower_the_precision_of_the_way():
+def test_half_precision_predictions_do_not_lower_the_precision_of_the_trajectory():
     images = _images(1).float()
-    trajectory = ddim_invert(lambda x, number, alpha: x.bfloat16(), images, 3)
+    trajectory = ddim_invert(lambda x, t, alpha: x.bfloat16(), images, ddim_timesteps(3))
     assert trajectory.dtype == torch.float32
-
-
-def test_progress_sees_every_step():
-    seen = []
-
-    def progress(steps):
-        seen.append(len(steps))
-        return steps
-
-    ddim_invert(lambda x, number, alpha: x, _images(1), 7, progress=progress)
-    assert seen == [7]
 
 
 def test_inversion_is_the_literal_loop_of_the_plain_network(network):
     images, poses = _images(3), [4, 0, 4]
-    found = invert(network, images, torch.tensor(poses), STEPS)
-    assert found.shape == (STEPS, 3, 3, 16, 16)
+    found = invert(network, images, torch.tensor(poses), FIVE)
+    assert found.shape == (5, 3, 3, 16, 16)
     for index, pose in enumerate(poses):
         x = images[index]
-        for number, (t, t_next) in reversed(list(enumerate(ddim_steps(STEPS)))):
+        for number, (t, t_next) in reversed(list(enumerate(_moves(FIVE)))):
             x = _literal_move(x, _literal_noise(network, x, t, pose), _alpha(t_next), _alpha(t))
             torch.testing.assert_close(found[number, index], x, rtol=1e-9, atol=1e-9)
 
 
 def test_the_pose_matters_to_inversion(network):
     images = _images(1)
-    one, other = (invert(network, images, torch.tensor([pose]), STEPS) for pose in (0, 3))
+    one, other = (invert(network, images, torch.tensor([pose]), FIVE) for pose in (0, 3))
     assert (one[0] - other[0]).abs().max() > 1e-4
 
 
@@ -153,20 +139,21 @@ def test_more_steps_restore_better():
     """With the exact denoiser of normally distributed images of half the noise's deviation."""
     images, errors = _images(2), []
 
-    def denoise(x, number, alpha):
+    def denoise(x, t, alpha):
         return (1 - alpha) ** 0.5 / (0.25 * alpha + 1 - alpha) * x
 
     for steps in (10, 40, 160):
-        restored = ddim_sample(denoise, ddim_invert(denoise, images, steps)[0], steps)
+        timesteps = ddim_timesteps(steps)
+        restored = ddim_sample(denoise, ddim_invert(denoise, images, timesteps)[0], timesteps)
         errors.append((restored - images).abs().mean().item())
     assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0 and errors[2] < 0.05
 
 
 def test_the_fixed_point_is_iterated_at_every_step(network):
     images, pose = _images(1), 4
-    found = invert(network, images, torch.tensor([pose]), STEPS, iterations=3)
+    found = invert(network, images, torch.tensor([pose]), FIVE, iterations=3)
     x = images[0]
-    for number, (t, t_next) in reversed(list(enumerate(ddim_steps(STEPS)))):
+    for number, (t, t_next) in reversed(list(enumerate(_moves(FIVE)))):
         noisier = x
         for _ in range(3):
             noise = _literal_noise(network, noisier, t, pose)
@@ -177,9 +164,9 @@ def test_the_fixed_point_is_iterated_at_every_step(network):
 
 def test_iterations_come_to_the_exact_inverse_and_are_counted():
     """With the denoiser of normally distributed images, whose step back is known exactly."""
-    images, calls = _images(2), 0
+    images, calls, timesteps = _images(2), 0, ddim_timesteps(20)
 
-    def denoise(x, number, alpha):
+    def denoise(x, t, alpha):
         nonlocal calls
         calls += 1
         return (1 - alpha) ** 0.5 / (0.25 * alpha + 1 - alpha) * x
@@ -187,15 +174,17 @@ def test_iterations_come_to_the_exact_inverse_and_are_counted():
     errors = []
     for iterations in (1, 2, 4, 8):
         calls = 0
-        trajectory = ddim_invert(denoise, images, 20, iterations)
+        trajectory = ddim_invert(denoise, images, timesteps, iterations)
         assert calls == 20 * iterations
-        errors.append((ddim_sample(denoise, trajectory[0], 20) - images).abs().max().item())
+        errors.append((ddim_sample(denoise, trajectory[0], timesteps) - images).abs().max().item())
     assert errors[0] > 3 * errors[1] > 9 * errors[2] and errors[3] < 1e-3 * errors[0]
     x = images
-    for t, t_next in reversed(ddim_steps(20)):
+    for t, t_next in reversed(_moves(timesteps)):
         share = (1 - _alpha(t)) ** 0.5 / (0.25 * _alpha(t) + 1 - _alpha(t))
         x = x / _literal_move(torch.ones(()).double(), share, _alpha(t), _alpha(t_next))
-    torch.testing.assert_close(ddim_invert(denoise, images, 20, 30)[0], x, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        ddim_invert(denoise, images, timesteps, 30)[0], x, rtol=1e-6, atol=1e-6
+    )
 
 
 # Noise without the image's outlines
@@ -205,30 +194,30 @@ def _spectrum(noise: torch.Tensor) -> np.ndarray:
     return np.fft.fft2(noise.numpy().astype(np.float64))
 
 
-def test_random_phases_leave_amplitudes_low_frequencies_and_colours():
+def test_random_phases_leave_amplitudes_low_frequencies_and_colors():
     noise = torch.randn(2, 3, 16, 16, dtype=torch.float64) + 0.3
-    moved = randomise_phases(noise, 3, seed=5)
+    moved = randomize_phases(noise, 3, seed=5)
     before, after = _spectrum(noise), _spectrum(moved)
     np.testing.assert_allclose(np.abs(after), np.abs(before), rtol=1e-6, atol=1e-8)
-    turned = np.angle(after / before)
+    shifts = np.angle(after / before)
     for row in range(16):
         for column in range(16):
             cycles = np.hypot(min(row, 16 - row), min(column, 16 - column))
             if cycles <= 3:
                 np.testing.assert_allclose(after[..., row, column], before[..., row, column])
-            # All channels and images turn alike, so what was grey stays grey.
-            differences = np.exp(1j * turned[..., row, column]) - np.exp(
-                1j * turned[0, 0, row, column]
+            # All channels and images shift alike, so what was gray stays gray.
+            differences = np.exp(1j * shifts[..., row, column]) - np.exp(
+                1j * shifts[0, 0, row, column]
             )
             assert np.abs(differences).max() < 1e-6
-    assert np.abs(turned[0, 0][4:13, 4:13]).mean() > 0.5
+    assert np.abs(shifts[0, 0][4:13, 4:13]).mean() > 0.5
 
 
-def test_random_phases_follow_the_seed_and_may_be_kept_all():
+def test_random_phases_follow_the_seed_and_may_all_stay():
     noise = torch.randn(1, 3, 16, 16)
-    one, again, other = (randomise_phases(noise, 2, seed) for seed in (0, 0, 1))
+    one, again, other = (randomize_phases(noise, 2, seed) for seed in (0, 0, 1))
     assert one.dtype == noise.dtype and torch.equal(one, again) and not torch.equal(one, other)
-    torch.testing.assert_close(randomise_phases(noise, 12, 0), noise)
+    torch.testing.assert_close(randomize_phases(noise, 12, 0), noise)
 
 
 def test_outlines_are_gone():
@@ -236,42 +225,41 @@ def test_outlines_are_gone():
     square = torch.zeros(1, 3, 32, 32)
     square[..., 8:24, 8:24] = 1
     sharp = square.diff(dim=-1).abs().amax()
-    moved = randomise_phases(square, 2, 0)
+    moved = randomize_phases(square, 2, 0)
     assert moved.diff(dim=-1).abs().amax() < 0.7 * sharp
     torch.testing.assert_close(moved.mean(), square.mean())
     torch.testing.assert_close(moved.square().mean(), square.square().mean())
 
 
 def test_only_the_other_poses_start_from_the_changed_noise():
-    model, photo = _fill_zeros(build(CONFIG, 0)), _photos(1)[0]
-    whole, changed = (_turn(model, photo, 4, kept) for kept in (None, 1))
-    np.testing.assert_array_equal(whole.restored, changed.restored)
-    np.testing.assert_array_equal(changed.views[4], photo)
-    assert all((whole.views[p] != changed.views[p]).any() for p in range(6) if p != 4)
-    trajectory = invert(model, from_pixels(photo[None]), torch.tensor([4]), 3)
-    start = randomise_phases(trajectory[0], 1, 0)
+    model, image = _fill_zeros(build(CONFIG, 0)).double(), _images(1)
+    whole, changed = (_novel_views(model, image, 4, cutoff=cutoff) for cutoff in (None, 1))
+    assert torch.equal(changed[4], image[0])
+    assert all((whole[p] != changed[p]).any() for p in range(6) if p != 4)
+    trajectory = invert(model, image, torch.tensor([4]), THREE)
+    start = randomize_phases(trajectory[0], 1, 0)
     for pose in (0, 3):
-        asked = torch.tensor([[4, pose]])
-        expected = sample_views(model, start, asked, 3, 1.5, trajectory=trajectory)[0, 1:]
-        assert np.abs(changed.views[pose].astype(int) - to_pixels(expected)[0]).max() <= 1
+        expected = sample_views(
+            model, start, torch.tensor([[4, pose]]), THREE, 1.5, trajectory
+        )[0, 1]  # fmt: skip
+        torch.testing.assert_close(changed[pose], expected, rtol=1e-7, atol=1e-7)
 
 
 # Views of a given image
 
 
-def _literal_given(model, trajectory, poses, gamma, times=None) -> torch.Tensor:
+def _literal_given(model, trajectory, poses, gamma, timesteps, taken=None) -> torch.Tensor:
     """Views of one object whose reference follows a given trajectory, step by step.
 
-    ``times`` are those at which the views are denoised, by default all of the trajectory.
+    ``taken`` are the timesteps at which the views are denoised, by default all of the trajectory.
     """
-    every = [t for t, _ in ddim_steps(len(trajectory))]
-    times = every if times is None else times
-    reference = dict(zip(every, trajectory, strict=True))
-    views = [reference[times[0]]] * (len(poses) - 1)
-    for now, then in zip(times, [*times[1:], -1], strict=True):
+    taken = taken or timesteps
+    reference = dict(zip(timesteps, trajectory, strict=True))
+    views = [reference[taken[0]]] * (len(poses) - 1)
+    for now, then in _moves(taken):
         t = torch.tensor([now] * 2)
         for place, pose in enumerate(poses[1:]):
-            # One view at a time beside the reference as it was at this very step.
+            # One view at a time beside the reference as it was at this very timestep.
             pair = torch.stack([reference[now], views[place]])[None]
             embedding = model.embed(t, torch.tensor([poses[0], pose]))[None]
             noise = denoise_views(model, pair, embedding, _alpha(now), gamma)[0, 1]
@@ -284,45 +272,28 @@ def test_views_read_the_given_trajectory_at_each_step(network, gamma):
     poses = torch.tensor([[0, 3, 5], [4, 1, 2]])
     # Any trajectory, also one that no sampler would follow.
     trajectory = torch.randn(4, 2, 3, 16, 16, dtype=torch.float64)
-    found = sample_views(network, trajectory[0], poses, 4, gamma, trajectory=trajectory)
+    found = sample_views(network, trajectory[0], poses, FOUR, gamma, trajectory)
     assert found.shape == (2, 3, 3, 16, 16)
     for index in range(2):
-        expected = _literal_given(network, trajectory[:, index], poses[index].tolist(), gamma)
+        chosen = poses[index].tolist()
+        expected = _literal_given(network, trajectory[:, index], chosen, gamma, FOUR)
         torch.testing.assert_close(found[index, 1:], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("steps", "stride", "times"),
+    ("steps", "stride", "taken"),
     [(4, 2, [500, 0]), (5, 2, [800, 400, 0]), (5, 3, [600, 0]), (3, 9, [0])],
 )
-def test_views_may_take_fewer_steps_at_the_times_of_the_trajectory(network, steps, stride, times):
-    assert [t for t, _ in ddim_steps(steps, stride)] == times
-    trajectory = torch.randn(steps, 1, 3, 16, 16, dtype=torch.float64)
-    first = [t for t, _ in ddim_steps(steps)].index(times[0])
-    found = sample_views(
-        network,
-        trajectory[first],
-        torch.tensor([[4, 1, 2]]),
-        steps,
-        1.5,
-        trajectory=trajectory,
-        stride=stride,
-    )
-    expected = _literal_given(network, trajectory[:, 0], [4, 1, 2], 1.5, times)
-    torch.testing.assert_close(found[0, 1:], expected, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(("steps", "times"), [(4, [500, 0]), (5, [800, 400, 0])])
-def test_a_photo_turned_in_fewer_steps_starts_where_they_do(steps, times):
-    model, photo = _fill_zeros(build(CONFIG, 0)), _photos(1)[0]
-    arguments = {"steps": steps, "iterations": 1, "kept": None, "gamma": 1.5, "batch_size": 9}
-    whole, turned = (turn_image(model, photo, 4, stride=n, **arguments) for n in (1, 2))
-    np.testing.assert_array_equal(whole.restored, turned.restored)
-    trajectory = invert(model, from_pixels(photo[None]), torch.tensor([4]), steps)[:, 0]
-    for pose in (0, 3):
-        expected = to_pixels(_literal_given(model, trajectory, [4, pose], 1.5, times))[0]
-        assert np.abs(turned.views[pose].astype(int) - expected).max() <= 1
-        assert (turned.views[pose] != whole.views[pose]).any()
+def test_views_may_take_fewer_timesteps_and_start_at_the_first_of_them(steps, stride, taken):
+    model, image = _fill_zeros(build(CONFIG, 0)).double(), _images(1)
+    timesteps = ddim_timesteps(steps)
+    assert subsample(timesteps, stride) == taken
+    found = _novel_views(model, image, 4, timesteps=timesteps, stride=stride)
+    trajectory = invert(model, image, torch.tensor([4]), timesteps)[:, 0]
+    expected = _literal_given(model, trajectory, [4, 0, 3], 1.5, timesteps, taken)
+    torch.testing.assert_close(found[[0, 3]], expected, rtol=1e-7, atol=1e-7)
+    whole = _novel_views(model, image, 4, timesteps=timesteps)
+    assert all((found[pose] != whole[pose]).any() for pose in (0, 3))
 
 
 def test_every_entry_of_the_trajectory_matters(network):
@@ -331,7 +302,7 @@ def test_every_entry_of_the_trajectory_matters(network):
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
 
     def view(given) -> torch.Tensor:
-        return sample_views(network, noise, poses, 4, 1.5, trajectory=given)[0, 1]
+        return sample_views(network, noise, poses, FOUR, 1.5, given)[0, 1]
 
     base = view(trajectory)
     for number in range(4):
@@ -341,144 +312,54 @@ def test_every_entry_of_the_trajectory_matters(network):
 
 
 def test_a_sampled_reference_given_as_trajectory_changes_nothing(network):
-    """The way that the sampler itself takes is one trajectory among others."""
+    """The trajectory of the sampler itself is one among others."""
     poses = torch.tensor([[0, 3, 5]])
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    way, x = [], noise[0]
-    for t, t_next in ddim_steps(4):
-        way.append(x)
+    trajectory, x = [], noise[0]
+    for t, t_next in _moves(FOUR):
+        trajectory.append(x)
         x = _literal_move(x, _literal_noise(network, x, t, 0), _alpha(t), _alpha(t_next))
-    trajectory = torch.stack(way)[:, None]
-    expected = sample_views(network, noise, poses, 4, 1.5)
-    found = sample_views(network, noise, poses, 4, 1.5, trajectory=trajectory)
+    expected = sample_views(network, noise, poses, FOUR, 1.5)
+    found = sample_views(network, noise, poses, FOUR, 1.5, torch.stack(trajectory)[:, None])
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
-# Turning photos
-
-SETTINGS = settings.Views(steps=3, batch_size=4, precision="float32")
-SIX = [3, 0, 5, 3, 1, 2]
+# Novel views of photos
 
 
 def _photos(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)
 
 
-def _turn(model: UNet, photo: np.ndarray, pose: int, kept: int | None = None):
-    return turn_image(model, photo, pose, steps=3, iterations=1, kept=kept, gamma=1.5, batch_size=4)
-
-
-def _literal_turn(model: UNet, photo: np.ndarray, pose: int, poses) -> np.ndarray:
-    image = from_pixels(photo[None])
-    trajectory = invert(model, image, torch.tensor([pose]), SETTINGS.steps)[:, 0]
-    pixels = []
-    for other in poses:
-        if other == pose:
-            pixels.append(photo)
-        else:
-            view = _literal_given(model, trajectory, [pose, other], 1.5)
-            pixels.append(to_pixels(view)[0])
-    return np.stack(pixels)
+def _novel_views(model, image, pose, timesteps=THREE, stride=1, cutoff=None) -> torch.Tensor:
+    trajectory = invert(model, image, torch.tensor([pose]), timesteps)
+    return novel_views(
+        model, image, pose, trajectory, timesteps, stride=stride, cutoff=cutoff, gamma=1.5,
+        batch_size=4,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("categories", [1, 2])
-def test_a_photo_stands_in_its_own_pose_and_the_views_around_it(categories):
-    model = _fill_zeros(build(replace(CONFIG, categories=categories), 0))
-    photo = _photos(1)[0]
+def test_an_image_stands_in_its_own_pose_and_the_views_around_it(categories):
+    model = _fill_zeros(build(replace(CONFIG, categories=categories), 0)).double()
+    image = _images(1)
     for pose in (0, 4):
-        turned = _turn(model, photo, pose)
-        made, restored = turned.views, turned.restored
-        siblings = model.config.siblings(pose)
-        assert made.shape == (6 // categories, 16, 16, 3) and made.dtype == np.uint8
-        np.testing.assert_array_equal(made[siblings.index(pose)], photo)
-        expected = _literal_turn(model, photo, pose, siblings)
-        # Batches of other sizes round differently.
-        assert np.abs(made.astype(int) - expected).max() <= 1
-        own = torch.tensor([pose])
-        start = invert(model, from_pixels(photo[None]), own, 3)[0]
-        back = to_pixels(sample_single(model, start, own, 3))[0]
-        np.testing.assert_array_equal(restored, back)
-        assert (restored != photo).any()
-        assert turned.psnr_db == psnr(photo, restored) and turned.evaluations == 3
+        found, siblings = _novel_views(model, image, pose), model.config.siblings(pose)
+        assert found.shape == (6 // categories, 3, 16, 16)
+        trajectory = invert(model, image, torch.tensor([pose]), THREE)[:, 0]
+        for other, view in zip(siblings, found, strict=True):
+            expected = _literal_given(model, trajectory, [pose, other], 1.5, THREE)[0]
+            expected = image[0] if other == pose else expected
+            torch.testing.assert_close(view, expected, rtol=1e-7, atol=1e-7)
 
 
-@pytest.fixture
-def photos(tmp_path):
-    """A model's folder, and crops and poses of six photos: the words of the step."""
-    model = _fill_zeros(build(CONFIG, 0))
-    (tmp_path / "training").mkdir()
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()},
-        tmp_path / "training/model.safetensors",
-    )
-    config = {"unet": asdict(CONFIG), "seed": 0}
-    (tmp_path / "training/config.json").write_text(json.dumps(config))
-    names = [f"{number}.jpg" for number in range(6)]
-    with h5py.File(tmp_path / "crops.h5", "w") as file:
-        file["images"] = _photos(6)
-        write_names(file, names)
-    rows = [(name, SIX[index], 0.25 * index, 0) for index, name in enumerate(names)]
-    write_csv(tmp_path / "poses.csv", ("image", "pose", "distance", "category"), rows)
-    (tmp_path / "poses.json").write_text(json.dumps({"k": CONFIG.poses, "categories": 1}))
-    return {
-        "model": tmp_path / "training/model.safetensors",
-        "crops": tmp_path / "crops.h5",
-        "poses": tmp_path / "poses.csv",
-        "out": tmp_path / "turned",
-        "views": SETTINGS,
-        "device": "cpu",
-    }
-
-
-def test_the_step_turns_evenly_spaced_photos_and_writes_how_well(photos):
-    paper = settings.NovelViews(inversion_iterations=1, phase_cutoff="none", stride=1)
-    turn.main(**photos, sheet=settings.Sheet(objects=3), novel_views=paper)
-    out = photos["out"]
-    assert sorted(path.name for path in out.iterdir()) == [
-        "contact_sheet.png",
-        "turn.gif",
-        "turned.json",
-    ]
-    about = json.loads((out / "turned.json").read_text())
-    model = _fill_zeros(build(CONFIG, 0))
-    for record, index in zip(about["photos"], (0, 2, 5), strict=True):
-        photo, pose = _photos(6)[index], SIX[index]
-        quality = psnr(photo, _turn(model, photo, pose).restored)
-        assert record == {
-            "image": f"{index}.jpg",
-            "pose": pose,
-            "distance": 0.25 * index,
-            "reconstruction_psnr_db": pytest.approx(quality, abs=1e-3),
-            "inversion_evaluations": SETTINGS.steps,
-        }
-    with Image.open(out / "turn.gif") as film:
-        assert film.n_frames == CONFIG.poses
-
-
-def test_no_more_photos_are_turned_than_there_are(photos):
-    turn.main(**photos, sheet=settings.Sheet(objects=9))
-    about = json.loads((photos["out"] / "turned.json").read_text())
-    assert [record["image"] for record in about["photos"]] == [f"{i}.jpg" for i in range(6)]
-
-
-def test_photos_of_another_list_or_size_are_refused(photos):
-    rows = photos["poses"].read_text().splitlines(keepends=True)
-    photos["poses"].write_text("".join(rows[:-1]))
-    with pytest.raises(UserError, match="list different images; rerun the poses step"):
-        turn.main(**photos)
-    photos["poses"].write_text("".join(rows))
-    with h5py.File(photos["crops"], "a") as file:
-        del file["images"]
-        file["images"] = np.zeros((6, 24, 24, 3), np.uint8)
-    with pytest.raises(UserError, match="crops of 24 pixels, the model makes 16"):
-        turn.main(**photos)
-    photos["poses"].with_suffix(".json").write_text('{"k": 3, "categories": 2}')
-    with pytest.raises(UserError, match="has other poses than"):
-        turn.main(**photos)
-    photos["poses"].with_suffix(".json").unlink()
-    with pytest.raises(UserError, match="poses.json: not readable"):
-        turn.main(**photos)
-    assert not photos["out"].exists()
+def test_the_reconstruction_is_sampled_from_the_end_of_the_trajectory():
+    model, images = _fill_zeros(build(CONFIG, 0)), from_pixels(_photos(2))
+    own = torch.tensor([4, 0])
+    trajectory = invert(model, images, own, THREE)
+    found = reconstruct(model, trajectory, own, THREE)
+    assert torch.equal(found, sample_single(model, trajectory[0], own, THREE))
+    assert (to_pixels(found) != _photos(2)).any()
 
 
 # How alike two images are

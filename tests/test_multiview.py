@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from mirage_steps.method import unet
-from mirage_steps.method.diffusion import cumulative_alphas, ddim_steps, noise_from_output
+from mirage_steps.method.diffusion import cumulative_alphas, ddim_timesteps, noise_from_output
 from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet, UNetConfig, hard_attention, preset
 
@@ -80,43 +80,43 @@ class LiteralUNet:
     def __call__(self, x, t, pose, mode):
         model = self.model
         embedding = model.embed(torch.tensor([t]), torch.tensor([pose]))
-        h = model.conv_in(model.stem_in(x))
+        h = model.conv_in(model.unshuffle(x))
         skips = [h]
-        for layer in model.down:
-            h = self.stage(layer, h, embedding, "encoder")
-            if model.config.layout == "ddpm" or isinstance(layer, unet._Stage):
+        for layer in model.encoder.values():
+            h = self.run(layer, h, embedding, "encoder")
+            if model.config.layout == "ddpm" or isinstance(layer, unet.Block):
                 skips.append(h)
-        h = model.middle_in(h, embedding)
+        h = model.middle_block0(h, embedding)
         h = self.attention[model.middle_attention](h, mode)
-        h = model.middle_out(h, embedding)
-        for layer in model.up:
-            if isinstance(layer, unet._Stage):
+        h = model.middle_block1(h, embedding)
+        for layer in model.decoder.values():
+            if isinstance(layer, unet.Block):
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = self.stage(layer, h, embedding, mode)
+            h = self.run(layer, h, embedding, mode)
         assert not skips
         out = model.conv_out(functional.silu(model.norm_out(h)))
-        if model.gain is not None:
-            out = out + model.gain(embedding)[:, :, None, None] * model.stem_in(x)
-        return model.stem_out(out)
+        if model.input_gain is not None:
+            out = out + model.input_gain(embedding)[:, :, None, None] * model.unshuffle(x)
+        return model.shuffle(out)
 
-    def stage(self, layer, h, embedding, mode):
-        if not isinstance(layer, unet._Stage):
+    def run(self, layer, h, embedding, mode):
+        if not isinstance(layer, unet.Block):
             return layer(h, embedding)
-        h = layer.block(h, embedding)
+        h = layer.residual(h, embedding)
         return h if layer.attention is None else self.attention[layer.attention](h, mode)
 
 
-def literal_views(model, noise, poses, steps, gamma):
+def literal_views(model, noise, poses, timesteps, gamma):
     """Equations 4, 6 and 7 for one object: poses[0] is the reference."""
     literal, alphas = LiteralUNet(model), cumulative_alphas().tolist()
     xs = [noise.clone() for _ in poses]
-    for t, t_next in ddim_steps(steps):
+    for t, t_next in itertools.pairwise([*timesteps, None]):
         predictions = [literal(xs[0], t, poses[0], "self")]
         for x, pose in zip(xs[1:], poses[1:], strict=True):
             soft = literal(x, t, pose, "soft")
             hard = literal(x, t, pose, "hard")
             predictions.append((1 - gamma) * hard + gamma * soft)
-        a, b = alphas[t], alphas[t_next] if t_next >= 0 else 1.0
+        a, b = alphas[t], 1.0 if t_next is None else alphas[t_next]
         if model.config.prediction == "velocity":
             predictions = [
                 a**0.5 * v + (1 - a) ** 0.5 * x for x, v in zip(xs, predictions, strict=True)
@@ -128,14 +128,17 @@ def literal_views(model, noise, poses, steps, gamma):
     return torch.cat(xs)
 
 
+FOUR, THREE = ddim_timesteps(4), ddim_timesteps(3)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5])
 def test_views_equal_the_literal_equations(network, gamma):
     noise = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.manual_seed(1))
     poses = torch.tensor([[0, 3, 5, 2], [4, 4, 1, 0]])
-    found = sample_views(network, noise, poses, 4, gamma)
+    found = sample_views(network, noise, poses, FOUR, gamma)
     for number in range(2):
         expected = literal_views(
-            network, noise[number : number + 1], poses[number].tolist(), 4, gamma
+            network, noise[number : number + 1], poses[number].tolist(), FOUR, gamma
         )
         torch.testing.assert_close(found[number], expected, rtol=1e-9, atol=1e-9)
 
@@ -144,8 +147,8 @@ def test_guidance_and_reference_matter(network):
     """The tests above would prove little if the passes gave the same."""
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
     poses = torch.tensor([[0, 3]])
-    off, on = (sample_views(network, noise, poses, 4, gamma) for gamma in (1.0, 1.5))
-    single = sample_single(network, noise, torch.tensor([3]), 4)
+    off, on = (sample_views(network, noise, poses, FOUR, gamma) for gamma in (1.0, 1.5))
+    single = sample_single(network, noise, torch.tensor([3]), FOUR)
     assert (off[0, 1] - on[0, 1]).abs().max() > 1e-4
     assert (off[0, 1] - single[0]).abs().max() > 1e-4
     torch.testing.assert_close(off[0, 0], on[0, 0])
@@ -154,29 +157,29 @@ def test_guidance_and_reference_matter(network):
 def test_reference_is_generated_as_if_alone(network):
     noise = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     poses = torch.tensor([[0, 3, 1], [5, 2, 4]])
-    found = sample_views(network, noise, poses, 4, 1.5)[:, 0]
-    torch.testing.assert_close(found, sample_single(network, noise, poses[:, 0], 4))
+    found = sample_views(network, noise, poses, FOUR, 1.5)[:, 0]
+    torch.testing.assert_close(found, sample_single(network, noise, poses[:, 0], FOUR))
 
 
 def test_a_view_does_not_depend_on_the_other_poses_asked_for(network):
     """Equation 1: views are independent given the reference."""
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    alone = sample_views(network, noise, torch.tensor([[0, 3]]), 3, 1.5)[0, 1]
+    alone = sample_views(network, noise, torch.tensor([[0, 3]]), THREE, 1.5)[0, 1]
     for others in itertools.permutations([1, 2, 5], 2):
-        together = sample_views(network, noise, torch.tensor([[0, *others, 3]]), 3, 1.5)
+        together = sample_views(network, noise, torch.tensor([[0, *others, 3]]), THREE, 1.5)
         torch.testing.assert_close(together[0, -1], alone)
 
 
 def test_a_view_in_the_reference_pose_without_guidance_is_the_reference(network):
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    found = sample_views(network, noise, torch.tensor([[2, 2]]), 4, 1.0)
+    found = sample_views(network, noise, torch.tensor([[2, 2]]), FOUR, 1.0)
     torch.testing.assert_close(found[0, 0], found[0, 1])
 
 
 def test_reference_alone_needs_no_views(network):
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    found = sample_views(network, noise, torch.tensor([[2]]), 3, 1.5)
-    torch.testing.assert_close(found[:, 0], sample_single(network, noise, torch.tensor([2]), 3))
+    found = sample_views(network, noise, torch.tensor([[2]]), THREE, 1.5)
+    torch.testing.assert_close(found[:, 0], sample_single(network, noise, torch.tensor([2]), THREE))
 
 
 def test_hard_attention_in_chunks_equals_one_hot(monkeypatch):
@@ -252,7 +255,7 @@ def test_paper_preset_is_the_published_network_but_for_what_is_documented():
 def test_paper_preset_has_the_published_resolutions():
     model = UNet(preset("paper", 64, 4, 0.0)).eval()
     seen = []
-    for layer in [*model.down, model.middle_attention, *model.up]:
+    for layer in [*model.encoder.values(), model.middle_attention, *model.decoder.values()]:
         layer.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:3])))
     with torch.inference_mode():
         model(torch.zeros(1, 3, 64, 64), torch.tensor([3]), torch.tensor([1]))
@@ -261,3 +264,21 @@ def test_paper_preset_has_the_published_resolutions():
     assert seen[9] == (512, 16)
     up = [(512, 16), (512, 16), (256, 32), (256, 32), (256, 32), (128, 64)]
     assert seen[10:] == [*up, (128, 64), (128, 64), (64, 64), (64, 64)]
+
+
+@pytest.mark.parametrize("name", ["paper", "small"])
+def test_layers_are_named_by_the_resolution_of_their_output(name):
+    model = UNet(preset(name, 64, 4, 0.0)).eval()
+    seen = {}
+    for key, layer in [*model.encoder.items(), *model.decoder.items()]:
+        layer.register_forward_hook(lambda _, __, out, key=key: seen.update({key: out.shape}))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 64, 64), torch.tensor([3]), torch.tensor([1]))
+    assert seen.keys() == {*model.encoder, *model.decoder}
+    for key, shape in seen.items():
+        assert key.startswith(f"{shape[2]}x{shape[3]}_")
+
+
+def test_an_unknown_preset_is_refused_with_the_valid_choices():
+    with pytest.raises(ValueError, match="preset large: unknown; valid choices are paper, small"):
+        preset("large", 64, 4, 0.0)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from train_together import train
 
-from mirage_steps import train as train_step
+from mirage_steps.files.records import read_metrics
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import share
 
@@ -87,7 +87,7 @@ def test_another_batch_makes_a_difference():
 
 SMALL = (
     "--preset small --image-size 32 --batch-size 5 --dropout 0 --precision float32"
-    " --record-every 1 --checkpoint-every 2 --sample-every 1000 --schedule cosine"
+    " --log-every 1 --checkpoint-every 2 --sample-every 1000 --schedule cosine"
 ).split()  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def test_the_step_trains_with_two_processes_and_goes_on_with_one(data, tmp_path)
         float((two[key] - value).norm() / value.norm().clamp(1e-12)) for key, value in alone.items()
     ) < 1e-4  # fmt: skip
     losses = [
-        [record["loss"] for record in train_step.read_metrics(tmp_path / name / "checkpoints")]
+        [record["loss"] for record in read_metrics(tmp_path / name / "checkpoints")]
         for name in ("alone", "two")
     ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and len(losses[0]) == 6
@@ -145,13 +145,13 @@ def test_sigterm_to_torchrun_saves_once_and_leaves(data, tmp_path):
         stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(train_step.read_metrics(tmp_path / "checkpoints")) < 3:
+    while len(read_metrics(tmp_path / "checkpoints")) < 3:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    last = train_step.read_metrics(tmp_path / "checkpoints")[-1]["step"]
+    last = read_metrics(tmp_path / "checkpoints")[-1]["step"]
     saved = [path.name for path in (tmp_path / "checkpoints").glob("step-*.pt")]
     assert saved == [f"step-{last:07d}.pt"], output
     assert not (tmp_path / "checkpoints/lock.json").exists()

@@ -4,7 +4,6 @@ import inspect
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -13,14 +12,19 @@ from segment_anything import SamPredictor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
-from mirage_steps import features, foreground, pose_space, settings
+from mirage_steps import features, foreground, settings
 from mirage_steps.demo.renderer import cars
 from mirage_steps.demo.stand_ins import backbone, evaluation, prompts, sam, scenes
 from mirage_steps.demo.stand_ins.augment import random_colors, random_view
 from mirage_steps.demo.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
 from mirage_steps.demo.stand_ins.training import StandInTraining
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.manifest import Entry, write_manifest
-from mirage_steps.method.poses import PoseModel, fill_padding, position_means, score_azimuths
+from mirage_steps.files.tokens import open_tokens
+from mirage_steps.method.foreground import fit_foreground
+from mirage_steps.method.pose_estimator import PoseEstimator
+from mirage_steps.method.poses import score_azimuths
+from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -52,14 +56,26 @@ def test_backbone_loads_as_dinov2_does():
     assert found.last_hidden_state.shape == (2, 1 + 16 * 16, 128)
 
 
+def _backbone() -> Backbone:
+    return Backbone.load(settings.Backbone(model=str(DINO), resolution=64), torch.device("cpu"))
+
+
 def test_first_component_of_the_backbone_is_foreground():
-    model = Dinov2Model.from_pretrained(DINO).eval()
     found = _fresh_cars(32)
-    pictures = np.stack([car.image for car in found])
-    tokens = evaluation.patch_tokens(model, backbone.normalize, pictures)
-    scores, threshold, _ = evaluation.foreground_scores(tokens)
-    truth = evaluation.patch_masks(np.stack([car.mask for car in found]), 16)
-    assert evaluation.iou(scores > threshold, truth).mean() >= 0.6
+    network = _backbone()
+    batches = evaluation.whole_images(network, [Image.fromarray(car.image) for car in found])
+    model, _ = fit_foreground(batches, evaluation.FOREGROUND)
+    estimator = PoseEstimator({}, model, 0.06)
+    shown = np.concatenate([estimator.shown(batch.tokens, batch.content) for batch in batches])
+    truth = evaluation.patch_masks(np.stack([car.mask for car in found]), network.grid)
+    assert evaluation.iou(shown.reshape(truth.shape), truth).mean() >= 0.6
+
+
+def test_the_evaluation_finds_poses_as_the_paper_does():
+    scores = evaluation.evaluate_backbone(_backbone(), images=150, k=6)
+    assert (scores.images, scores.k) == (150, 6)
+    assert scores.foreground_iou > 0.9 and 0.6 < scores.first_variance < 1
+    assert scores.median_error < 25 and scores.within_30 > 0.6
 
 
 def test_poses_of_fresh_cars_are_found(tmp_path):
@@ -74,12 +90,14 @@ def test_poses_of_fresh_cars_are_found(tmp_path):
     features.main(manifest=manifest, out=tmp_path / "whole", backbone=network)
     foreground.main(manifest=manifest, tokens=tmp_path / "whole" / "tokens.h5", out=tmp_path)
     features.main(manifest=manifest, windows=windows, out=tmp_path, backbone=network)
-    pose_space.main(tokens=tmp_path / "tokens.h5", foreground=tmp_path / "pca1.npz", out=tmp_path)
-    with h5py.File(tmp_path / "maps.h5") as file:
-        maps, valid = file["maps"][:], file["valid"][:]
-    means = position_means(maps, valid)
-    fill_padding(maps, valid, means)
-    labels, _ = PoseModel.fit(maps, means, k, starts=10, seed=0).assign(maps)
+    estimator = load_estimator(tmp_path / ESTIMATOR)
+    with open_tokens(tmp_path / "tokens.h5") as tokens:
+        one = np.zeros(256, int)
+        estimator = estimator.fit_pose_space(tokens, one, settings.PoseSpace())
+        made = [estimator.maps(b.tokens, b.content, one[b.rows]) for b in tokens]
+    maps, valid, _ = (np.concatenate(part) for part in zip(*made, strict=True))
+    estimator = estimator.fit_poses(maps, valid, one, settings.Poses(k=k))
+    labels, _ = estimator.assign(maps, valid, one)
     scores = score_azimuths(labels, np.array([entry.azimuth_deg for entry in entries]), k)
     assert scores["median_error_deg"] <= 15 and scores["share_within_30_deg"] >= 0.8
     assert scores["order_errors"] == 0

@@ -1,12 +1,15 @@
 """The diffusion process: schedule, training objective, deterministic sampler (section 3.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 T = 1000
+
+# From images (n, ...), a timestep and its alpha to predicted noise of the images' shape.
+Denoiser = Callable[[Tensor, int, float], Tensor]
 
 
 def cumulative_alphas() -> Tensor:
@@ -30,8 +33,8 @@ def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
 
-def antithetic_steps(count: int) -> Tensor:
-    """Random time steps in pairs t, T - 1 - t, as DDIM draws them, (count,) on the CPU."""
+def antithetic_timesteps(count: int) -> Tensor:
+    """Random timesteps in pairs t, T - 1 - t, as DDIM draws them, (count,) on the CPU."""
     half = torch.randint(0, T, (count // 2 + 1,))
     return torch.cat([half, T - 1 - half])[:count]
 
@@ -53,11 +56,11 @@ def velocity(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
 
 
 def noise_from_output(output: Tensor, x: Tensor, alpha: float, prediction: str) -> Tensor:
-    """Predicted noise from a network's output at x_t.
+    """Predicted noise from a network's output at its input x_t, both of one shape.
 
     Args:
         output: of the network.
-        x: its input, of the same shape.
+        x: its input.
         alpha: alpha_t.
         prediction: ``noise`` or ``velocity``.
     """
@@ -66,95 +69,80 @@ def noise_from_output(output: Tensor, x: Tensor, alpha: float, prediction: str) 
     return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
 
 
-def ddim_steps(count: int, stride: int = 1) -> list[tuple[int, int]]:
-    """Pairs (t, next t) of a sampler with evenly spaced steps, from noise to image.
+def ddim_timesteps(count: int) -> list[int]:
+    """Evenly spaced timesteps from noise to image: 980, 960, ..., 0 for 50 (DDIM's "uniform")."""
+    return [number * T // count for number in reversed(range(count))]
 
-    DDIM's "uniform" spacing: for 50 steps t = 980, 960, ..., 0. After the last comes -1, the clean
-    image, at which alpha is 1. A stride takes every so many-th of these t, the last 0 as ever.
-    """
-    times = [number * T // count for number in range(0, count, stride)]
-    return list(zip(reversed(times), reversed([-1, *times[:-1]]), strict=True))
+
+def subsample(sequence: Sequence | Tensor, stride: int) -> Sequence | Tensor:
+    """Every ``stride``-th of some timesteps, or of what is aligned with them; t = 0 is kept."""
+    return sequence[(len(sequence) - 1) % stride :: stride]
 
 
 def ddim_step(x: Tensor, noise: Tensor, alpha: float, alpha_next: float) -> Tensor:
-    """Equation 4: from x_t to x at the next step, given the predicted noise.
+    """Equation 4: from x_t to x at the next timestep, given the predicted noise.
 
     Args:
-        x: images at the present step.
+        x: images at the present timestep.
         noise: predicted, of the same shape.
         alpha: alpha_t, in (0, 1).
-        alpha_next: alpha of the next step, 1 for the clean image.
+        alpha_next: alpha of the next timestep, 1 for the clean image.
     """
     x0 = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
     return alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * noise
 
 
-def ddim_sample(
-    denoise: Callable[[Tensor, int, float], Tensor],
-    noise: Tensor,
-    steps: int,
-    progress: Callable = lambda steps: steps,
-    stride: int = 1,
-) -> Tensor:
+def ddim_sample(denoise: Denoiser, noise: Tensor, timesteps: list[int]) -> Tensor:
     """Deterministic DDIM from noise to images.
 
     Args:
-        denoise: from images (n, ...), the number of the step taken, from 0, and its alpha to
-            predicted noise.
-        noise: x_T, standard normal.
-        steps: number of steps.
-        progress: wraps the list of steps, such as ``tqdm``.
-        stride: as of :func:`ddim_steps`.
+        denoise: predicts the noise.
+        noise: x at the first timestep.
+        timesteps: from noise to image.
 
     Returns:
         Images of the same shape, not clamped.
     """
-    alphas = cumulative_alphas().tolist()
     x = noise
-    for number, (t, t_next) in enumerate(progress(ddim_steps(steps, stride))):
-        alpha_next = alphas[t_next] if t_next >= 0 else 1.0
-        noise = denoise(x, number, alphas[t]).to(x.dtype)
-        x = ddim_step(x, noise, alphas[t], alpha_next)
+    for t, alpha, alpha_next in _steps(timesteps):
+        x = ddim_step(x, denoise(x, t, alpha).to(x.dtype), alpha, alpha_next)
     return x
 
 
 def ddim_invert(
-    denoise: Callable[[Tensor, int, float], Tensor],
-    images: Tensor,
-    steps: int,
-    iterations: int = 1,
-    progress: Callable = lambda steps: steps,
+    denoise: Denoiser, images: Tensor, timesteps: list[int], iterations: int = 1
 ) -> Tensor:
     """Equation 4 backwards: the noise from which :func:`ddim_sample` makes given images, nearly.
 
-    Going up from x to the x' of the next noisier step would take the noise predicted at x', which
-    is not known yet: x' solves x' = step(x, denoise(x')). Plain DDIM inversion, the paper's, puts
-    the prediction at x in its place. That is the first iterate of a fixed-point iteration from
-    x' = x, and more iterates come as close to the solution as the arithmetic allows (the
-    iterations of ReNoise, Garibi et al. 2024, without its averaging).
+    Going up from x to the noisier x' would take the noise predicted at x', which is not known yet:
+    x' solves x' = step(x, denoise(x')). Plain DDIM inversion, the paper's, puts the prediction at
+    x in its place. That is the first iterate of a fixed-point iteration from x' = x, and more
+    iterates come as close to the solution as the arithmetic allows (the iterations of ReNoise,
+    Garibi et al. 2024, without its averaging).
 
     Args:
-        denoise: as of :func:`ddim_sample`.
+        denoise: predicts the noise; called ``len(timesteps) * iterations`` times.
         images: (n, ...) in [-1, 1].
-        steps: number of steps.
-        iterations: of the fixed point at every step, 1 for plain DDIM inversion; ``denoise`` is
-            called ``steps * iterations`` times.
-        progress: wraps the list of steps, such as ``tqdm``.
+        timesteps: of the sampler, from noise to image.
+        iterations: of the fixed point at every timestep, 1 for plain DDIM inversion.
 
     Returns:
-        The trajectory (steps, n, ...): x at the start of every step of the sampler, x_T first.
+        The trajectory (len(timesteps), n, ...): x at each of the timesteps, the noise first.
     """
-    alphas = cumulative_alphas().tolist()
     x, trajectory = images, []
-    for number, (t, t_next) in progress(list(enumerate(ddim_steps(steps)))[::-1]):
-        alpha_next = alphas[t_next] if t_next >= 0 else 1.0
+    for t, alpha, alpha_next in reversed(_steps(timesteps)):
         noisier = x
         for _ in range(iterations):
-            noise = denoise(noisier, number, alphas[t]).to(x.dtype)
-            noisier = ddim_step(x, noise, alpha_next, alphas[t])
+            noisier = ddim_step(x, denoise(noisier, t, alpha).to(x.dtype), alpha_next, alpha)
         x = noisier
         trajectory.append(x)
     return torch.stack(trajectory[::-1])
+
+
+def _steps(timesteps: list[int]) -> list[tuple[int, float, float]]:
+    """(t, alpha at t, alpha at the next timestep) of every step; 1 for the clean image."""
+    alphas = cumulative_alphas()[timesteps].tolist()
+    return list(zip(timesteps, alphas, [*alphas[1:], 1.0], strict=True))
 
 
 def keyed_noise(seed: int, indices: list[int], shape: tuple[int, ...]) -> Tensor:

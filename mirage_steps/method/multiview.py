@@ -6,35 +6,28 @@ Written for speed, with the literal equations as its test:
   view attends to it, so it needs no pass of its own;
 - the soft and the hard pass of equation 7 differ only from the first cross-frame attention on;
   what lies before it is computed once, what lies behind it runs as one batch;
-- embeddings of all steps and poses are computed before the loop.
+- embeddings of all timesteps and poses are computed before the loop.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mirage_steps.method.diffusion import (
-    ddim_invert,
-    ddim_sample,
-    ddim_steps,
-    noise_from_output,
-)
+from mirage_steps.method.diffusion import Denoiser, ddim_sample, noise_from_output
 from mirage_steps.method.unet import Frames, UNet
 
 
 def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Predicted noise of references and their views at one step.
+    """Predicted noise of references and their views at one timestep.
 
     The reference runs plain self-attention, unguided. Every view attends to the reference's keys
-    and values of the same step and layer, in bottleneck and decoder (equation 6); its soft and hard
-    predictions combine as in equation 7.
+    and values of the same timestep and layer, in the middle and the decoder (equation 6); its soft
+    and hard predictions combine as in equation 7.
 
     Args:
         model: the network, in evaluation mode.
         x: (objects, 1 + views, 3, S, S), the reference first.
         embedding: (objects, 1 + views, embedding).
-        alpha: alpha_t of the step.
+        alpha: alpha_t.
         gamma: weight of the soft pass; at 1 the hard pass is left out.
 
     Returns:
@@ -43,11 +36,9 @@ def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma
     views = x.shape[1] - 1
     frames = Frames(views, hard=gamma != 1 and views > 0)
     embedding = embedding.flatten(0, 1)
-    h, skips = model.encode(x.flatten(0, 1), embedding)
-    output = model.decode(
-        frames.spread(h), [frames.spread(skip) for skip in skips], frames.spread(embedding), frames
-    ).unflatten(0, (-1, frames.count))
-    output = output.to(x.dtype)  # equation 7 enlarges small differences: not for bfloat16
+    encoded = model.encode(x.flatten(0, 1), embedding).map(frames.spread)
+    output = model.decode(encoded, frames.spread(embedding), frames)
+    output = output.unflatten(0, (-1, frames.count)).to(x.dtype)  # bfloat16 is too coarse below
     if frames.hard:
         reference, soft, hard = output.split([1, views, views], dim=1)
         # Equation 7. Soft and hard pass have the same input, and the weights add up to one, so the
@@ -61,40 +52,34 @@ def sample_views(
     model: UNet,
     noise: Tensor,
     poses: Tensor,
-    steps: int,
+    timesteps: list[int],
     gamma: float,
-    progress: Callable = lambda steps: steps,
     trajectory: Tensor | None = None,
-    stride: int = 1,
 ) -> Tensor:
     """Generate objects, each in its reference pose and in other poses, from shared noise.
 
     Args:
         model: the network, in evaluation mode.
-        noise: (objects, 3, S, S), the same x_T for all frames of an object.
+        noise: (objects, 3, S, S), the same x at the first timestep for all frames of an object.
         poses: (objects, 1 + views) int, the reference's first.
-        steps: DDIM steps.
+        timesteps: from noise to image.
         gamma: as in :func:`denoise_views`.
-        progress: wraps the list of steps.
-        trajectory: (steps, objects, 3, S, S) of :func:`invert`, where the references are given
-            images: their keys and values are those of their own way to noise.
-        stride: as of :func:`mirage_steps.method.diffusion.ddim_steps`.
+        trajectory: (len(timesteps), objects, 3, S, S), the references at each of the timesteps
+            where they are given images: their keys and values are read along it.
 
     Returns:
         (objects, 1 + views, 3, S, S), not clamped.
     """
-    embeddings = step_embeddings(model, poses.flatten(), steps, stride)
-    embeddings = embeddings.unflatten(1, tuple(poses.shape))
+    embeddings = _embeddings(model, poses, timesteps)
+    references = {} if trajectory is None else dict(zip(timesteps, trajectory, strict=True))
     x = noise[:, None].expand(-1, poses.shape[1], -1, -1, -1)
 
-    def denoise(x: Tensor, number: int, alpha: float) -> Tensor:
-        if trajectory is not None:
-            # Counted from the last step, at t = 0, where any stride arrives.
-            there = trajectory[stride * (number - len(embeddings)) + stride - 1]
-            x = torch.cat([there[:, None], x[:, 1:]], dim=1)
-        return denoise_views(model, x, embeddings[number], alpha, gamma)
+    def denoise(x: Tensor, t: int, alpha: float) -> Tensor:
+        if references:
+            x = torch.cat([references[t][:, None], x[:, 1:]], dim=1)
+        return denoise_views(model, x, embeddings[t], alpha, gamma)
 
-    return ddim_sample(denoise, x, steps, progress, stride)
+    return ddim_sample(denoise, x, timesteps)
 
 
 @torch.inference_mode()
@@ -102,11 +87,10 @@ def sample_all_poses(
     model: UNet,
     noise: Tensor,
     reference: int,
-    steps: int,
+    timesteps: list[int],
     gamma: float,
     batch_size: int,
     trajectory: Tensor | None = None,
-    stride: int = 1,
 ) -> Tensor:
     """One object in every pose of its category, the reference in its own.
 
@@ -116,11 +100,10 @@ def sample_all_poses(
         model: the network, in evaluation mode.
         noise: (1, 3, S, S).
         reference: pose of the reference.
-        steps: DDIM steps.
+        timesteps: from noise to image.
         gamma: as in :func:`denoise_views`.
         batch_size: images denoised at once, the reference and guided views among them.
-        trajectory: (steps, 1, 3, S, S) where the reference is a given image.
-        stride: as of :func:`mirage_steps.method.diffusion.ddim_steps`.
+        trajectory: (len(timesteps), 1, 3, S, S) where the reference is a given image.
 
     Returns:
         (k, 3, S, S) in circular order, not clamped.
@@ -132,77 +115,37 @@ def sample_all_poses(
     for start in range(0, len(others), size):
         chosen = [reference, *others[start : start + size]]
         asked = torch.tensor([chosen], device=noise.device)
-        made = sample_views(
-            model, noise, asked, steps, gamma, trajectory=trajectory, stride=stride
-        )[0]
+        made = sample_views(model, noise, asked, timesteps, gamma, trajectory)[0]
         images[[poses.index(pose) for pose in chosen]] = made.to(images.dtype)
     return images
 
 
 @torch.inference_mode()
-def sample_single(
-    model: UNet,
-    noise: Tensor,
-    poses: Tensor,
-    steps: int,
-    progress: Callable = lambda steps: steps,
-) -> Tensor:
-    """Generate single images with plain self-attention.
+def sample_single(model: UNet, noise: Tensor, poses: Tensor, timesteps: list[int]) -> Tensor:
+    """Generate single images (n, 3, S, S), not clamped, with plain self-attention.
 
     Args:
         model: the network, in evaluation mode.
         noise: (n, 3, S, S).
         poses: (n,) int.
-        steps: DDIM steps.
-        progress: wraps the list of steps.
-
-    Returns:
-        (n, 3, S, S), not clamped.
+        timesteps: from noise to image.
     """
-    return ddim_sample(_single(model, poses, steps), noise, steps, progress)
+    return ddim_sample(single_denoiser(model, poses, timesteps), noise, timesteps)
 
 
-@torch.inference_mode()
-def invert(
-    model: UNet,
-    images: Tensor,
-    poses: Tensor,
-    steps: int,
-    iterations: int = 1,
-    progress: Callable = lambda steps: steps,
-) -> Tensor:
-    """The way of given images to noise, by DDIM inversion with plain self-attention.
+def single_denoiser(model: UNet, poses: Tensor, timesteps: list[int]) -> Denoiser:
+    """Predicted noise of single images (n, 3, S, S) in poses (n,) at any of the timesteps."""
+    embeddings = _embeddings(model, poses, timesteps)
 
-    Args:
-        model: the network, in evaluation mode.
-        images: (n, 3, S, S) in [-1, 1].
-        poses: (n,) int.
-        steps: DDIM steps.
-        iterations: of the fixed point at every step, 1 for plain DDIM inversion; the network is
-            evaluated ``steps * iterations`` times.
-        progress: wraps the list of steps.
-
-    Returns:
-        (steps, n, 3, S, S), the noise first.
-    """
-    return ddim_invert(_single(model, poses, steps), images, steps, iterations, progress)
-
-
-def _single(model: UNet, poses: Tensor, steps: int) -> Callable[[Tensor, int, float], Tensor]:
-    """Predicted noise of single images in poses (n,), as the sampler asks for it."""
-    embeddings = step_embeddings(model, poses, steps)
-
-    def denoise(x: Tensor, number: int, alpha: float) -> Tensor:
-        embedding = embeddings[number]
-        output = model.decode(*model.encode(x, embedding), embedding)
+    def denoise(x: Tensor, t: int, alpha: float) -> Tensor:
+        output = model.decode(model.encode(x, embeddings[t]), embeddings[t])
         return noise_from_output(output, x, alpha, model.config.prediction)
 
     return denoise
 
 
-def step_embeddings(model: UNet, poses: Tensor, steps: int, stride: int = 1) -> Tensor:
-    """Embeddings of all DDIM steps taken, (steps, n, embedding), for poses (n,)."""
-    times = torch.tensor([t for t, _ in ddim_steps(steps, stride)], device=poses.device)
-    count = len(poses)
-    flat = model.embed(times.repeat_interleave(count), poses.repeat(len(times)))
-    return flat.unflatten(0, (len(times), count))
+def _embeddings(model: UNet, poses: Tensor, timesteps: list[int]) -> dict[int, Tensor]:
+    """Embeddings (*poses.shape, embedding) at every timestep."""
+    times = torch.tensor(timesteps, device=poses.device).repeat_interleave(poses.numel())
+    flat = model.embed(times, poses.flatten().repeat(len(timesteps)))
+    return dict(zip(timesteps, flat.unflatten(0, (len(timesteps), *poses.shape)), strict=True))

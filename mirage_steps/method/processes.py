@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, first_line
 from mirage_steps.method.device import choose_device
 
 
@@ -42,7 +42,7 @@ class Processes:
         if where.type == "cuda":
             where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(where)
-        # What tensors on the CPU are reduced for must not wait for the card.
+        # Sums of tensors on the CPU must not wait for the card.
         dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")
         rank = dist.get_rank()
         try:
@@ -50,8 +50,8 @@ class Processes:
         except RuntimeError as error:
             if "gloo" not in str(error) and "NCCL" not in str(error):
                 raise
-            reason = str(error).splitlines()[0]
-            raise UserError(f"process {rank}: another process has ended ({reason})") from None
+            reason = f"another process has ended ({first_line(error)})"
+            raise UserError(f"process {rank}: {reason}") from None
         finally:
             dist.destroy_process_group()
 
@@ -60,16 +60,11 @@ class Processes:
         """Whether this process writes and reports."""
         return self.rank == 0
 
-    def any(self, value: bool) -> bool:
-        """Whether the value is true in any process."""
-        return bool(self.largest(int(value)))
-
     def largest(self, value: int) -> int:
         """The largest of all processes' values."""
-        if self.count == 1:
-            return value
         found = torch.tensor(value)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
+        if self.count > 1:
+            dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
     def total(self, values: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
-"""The training of the diffusion model: objective, optimisers, averaged weights (section 3.2).
+"""The training of the diffusion model: data order, optimizers, EMA, loop (paper, section 3.2).
 
-A step is the same whether one process makes it at once, in parts, or several together: all draw
-what is random for the whole batch and take their share of it.
+A step is the same whether one process makes it at once, accumulates it, or shares it with others:
+all draw what is random for the whole batch and take their share of it. All randomness depends on
+the seed and the step's number alone, so a resumed run needs no generator states to equal an
+uninterrupted one to the bit.
 """
 
 import contextlib
 import copy
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,22 +18,79 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from mirage_steps import settings
+from mirage_steps.errors import UserError
 from mirage_steps.method import diffusion
 from mirage_steps.method.device import autocast
-from mirage_steps.method.optimizers import optimizers
 from mirage_steps.method.processes import Processes
-from mirage_steps.method.unet import UNetConfig, build
+from mirage_steps.method.unet import UNet, UNetConfig, build
+
+
+class Hooks:
+    """What the loop calls beside its steps, in every process; by default nothing happens."""
+
+    def stop_requested(self) -> bool:
+        """Whether to save and leave after this step."""
+        return False
+
+    def log(self, record: dict[str, float]) -> None:
+        """Take a record: step, mean loss, gradient norm and learning rate."""
+
+    def save(self) -> None:
+        """Save a checkpoint."""
+
+    def sample(self) -> None:
+        """Draw samples from the EMA weights."""
+
+    def stepped(self) -> None:
+        """Show progress, after everything of the step but the samples."""
+
+
+def train(trainer: "Trainer", batches: "Batches", hooks: Hooks) -> bool:
+    """Train to the last step, or until a hook requests a stop.
+
+    Returns:
+        Whether all steps are done.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    training, processes, recent = trainer.training, trainer.processes, []
+    while trainer.done < training.iterations:
+        recent.append(trainer.step(*batches.batch(trainer.done, trainer.share)))
+        last = trainer.done == training.iterations
+        stop = processes.largest(hooks.stop_requested()) and not last
+        save = last or stop or trainer.done % training.checkpoint_every == 0
+        if save or trainer.done % training.log_every == 0:
+            # Only here the figures leave the device, and the step waits for them.
+            means = torch.stack(recent).mean(0).cpu()
+            loss, norm = processes.total(means[:1]).item(), means[1].item()
+            if not math.isfinite(loss + norm):  # never checkpoint NaNs
+                raise UserError(
+                    f"the loss is not finite at step {trainer.done}; the last checkpoint is kept: "
+                    "try precision: float32 or a lower learning_rate"
+                )
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            hooks.log(
+                {"step": trainer.done, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+            )
+            recent.clear()
+        if save:
+            hooks.save()
+        hooks.stepped()
+        if stop:
+            processes.largest(0)  # wait: torchrun kills a process that still saves
+            return False
+        if last or trainer.done % training.sample_every == 0:
+            hooks.sample()
+    return True
 
 
 class Trainer:
-    """Network, averaged network, optimiser and schedule; one :meth:`step` an iteration.
-
-    All randomness of a step is drawn from the seed and the step's number, so a resumed run needs no
-    generator states to equal an uninterrupted one.
+    """Network, EMA network, optimizers and schedule; one :meth:`step` an iteration.
 
     Args:
         config: shape of the network.
-        training: batch, optimiser, arithmetic.
+        training: batch, optimizer, arithmetic.
         processes: this one among those that train together.
     """
 
@@ -39,8 +99,8 @@ class Trainer:
         self.processes, self.device = processes, processes.device
         self.model = build(config, training.seed).to(self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizers = optimizers(self.model, training.optimizer, training.learning_rate)
-        self.schedules = [LambdaLR(one, _rate(training)) for one in self.optimizers]
+        self.optimizers = make_optimizers(self.model, training.optimizer, training.learning_rate)
+        self.schedules = [LambdaLR(one, _rate_factor(training)) for one in self.optimizers]
         self.alphas = diffusion.cumulative_alphas().to(self.device)
         self.done = 0
         # Gradients are exchanged while the backward pass still goes on.
@@ -53,11 +113,11 @@ class Trainer:
 
     @property
     def share(self) -> slice:
-        """What of every batch is this process's."""
+        """The rows of every batch that are this process's."""
         return share(self.training.batch_size, self.processes.rank, self.processes.count)
 
     def step(self, images: Tensor, poses: Tensor) -> Tensor:
-        """One optimiser step on a batch.
+        """One optimizer step on a batch.
 
         Args:
             images: (b, 3, S, S) in [-1, 1], the :attr:`share` of this process.
@@ -67,35 +127,39 @@ class Trainer:
             (2,), on the device: loss per value, summed over the processes that of the whole batch;
             norm of the gradient, the same in all.
         """
-        seed, own = self.training.seed, self.share
         images, poses = images.to(self.device), poses.to(self.device)
-        torch.manual_seed(_step_seed(seed, self.done))
-        times = diffusion.antithetic_steps(self.training.batch_size)[own].to(self.device)
-        # In the order of the images' memory, in which the noise is drawn.
-        whole = images.new_empty(self.training.batch_size, *images.shape[2:], images.shape[1])
-        noise = torch.randn_like(whole.permute(0, 3, 1, 2))[own]
-        if self.processes.rank:
-            torch.manual_seed(_step_seed(seed, self.done, self.processes.rank))  # of the dropout
+        times, noise = self._draw(images)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.model.train()
-        loss = images.new_zeros(())
-        count = self.training.accumulation
-        parts = [share(len(images), number, count) for number in range(count)]
-        for part in parts:
-            last = self.processes.count == 1 or part is parts[-1]
-            with contextlib.nullcontext() if last else self._parallel.no_sync():
-                loss += self._backward(images[part], poses[part], times[part], noise[part])
+        loss, count = images.new_zeros(()), self.training.accumulation
+        for number in range(count):
+            rows = share(len(images), number, count)
+            exchange = self.processes.count == 1 or number == count - 1
+            with contextlib.nullcontext() if exchange else self._parallel.no_sync():
+                loss += self._backward(images[rows], poses[rows], times[rows], noise[rows])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
             schedule.step()
-        self._average()
+        self._update_ema()
         self.done += 1
         return torch.stack([loss / images[0].numel(), norm])
 
+    def _draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's share of the timesteps (b,) and the noise (b, 3, S, S) of a batch."""
+        size, seed = self.training.batch_size, self.training.seed
+        torch.manual_seed(_step_seed(seed, self.done))
+        times = diffusion.antithetic_timesteps(size)[self.share].to(self.device)
+        # Drawn in the order of the images' memory, which is channels last.
+        whole = images.new_empty(size, *images.shape[2:], images.shape[1]).permute(0, 3, 1, 2)
+        noise = torch.randn_like(whole)[self.share]
+        if self.processes.rank:
+            torch.manual_seed(_step_seed(seed, self.done, self.processes.rank))  # of the dropout
+        return times, noise
+
     def _backward(self, images: Tensor, poses: Tensor, times: Tensor, noise: Tensor) -> Tensor:
-        """Gradients of a part of the batch, added to those before; its share of the loss."""
+        """Add the gradients of some rows to those before; returns their share of the loss."""
         with autocast(self.device, self.training.precision):
             noisy = diffusion.add_noise(images, noise, self.alphas[times])
             predicted = self._parallel(noisy, times, poses)
@@ -105,14 +169,14 @@ class Trainer:
             target = noise
         weight = len(images) / self.training.batch_size
         loss = diffusion.squared_error(predicted, target) * weight
-        # The mean over the processes, that DistributedDataParallel takes, is of their shares' sums.
+        # DistributedDataParallel takes the mean over the processes; the batch needs their sum.
         (loss * self.processes.count).backward()
         return loss.detach()
 
-    def _average(self) -> None:
-        """Exponential moving average whose window grows with the run until it is ``ema`` long.
+    def _update_ema(self) -> None:
+        """Move the EMA weights; their window grows with the run until it is ``ema`` long.
 
-        At the start the averaged weights would otherwise be dominated by the untrained ones.
+        At the start the EMA weights would otherwise be dominated by the untrained ones.
         """
         decay = min(self.training.ema, (1 + self.done) / (10 + self.done))
         averaged, current = list(self.ema.parameters()), list(self.model.parameters())
@@ -128,7 +192,7 @@ class Trainer:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Continue from what :meth:`state` returned."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
@@ -138,8 +202,106 @@ class Trainer:
             schedule.last_epoch = self.done
 
 
-def _rate(training: settings.Training):
-    """Factor of the learning rate at each step."""
+class Batches:
+    """Batches of images and poses that depend on the seed and the step alone.
+
+    Args:
+        images: (n, S, S, 3) uint8, an array or an HDF5 dataset.
+        labels: (n,) poses.
+        training: batch size and seed.
+    """
+
+    def __init__(self, images: Sequence, labels: np.ndarray, training: settings.Training):
+        self.images, self.labels, self.training = images, labels, training
+        self._orders: dict[int, np.ndarray] = {}
+
+    def batch(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Some rows of the batch of a step; every epoch has a new order.
+
+        Returns:
+            Images (b, 3, S, S) in [-1, 1] and poses (b,).
+        """
+        size, count = self.training.batch_size, len(self.labels)
+        places = range(step * size, (step + 1) * size)[share]
+        self._orders = {
+            epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch)
+            for epoch in {place // count for place in places}
+        }
+        chosen = [int(self._orders[place // count][place % count]) for place in places]
+        # HDF5 reads one chunk an image; its fancy indexing would be slower and wants sorted rows.
+        pixels = np.stack([self.images[index] for index in chosen])
+        return diffusion.from_pixels(pixels), torch.from_numpy(self.labels[chosen])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.training.seed, epoch]).permutation(len(self.labels))
+
+
+class KernelMuon(torch.optim.Muon):
+    """Muon (Jordan 2024) for kernels of convolutions as well as for matrices.
+
+    Muon makes the rows of every update orthonormal. A kernel (out, in, h, w) is taken as the matrix
+    (out, in * h * w) of the linear map that the convolution applies at every place. Steps are
+    scaled to Adam's usual size, so that one learning rate serves both.
+
+    Args:
+        parameters: of two or four dimensions, whose ``grad`` each step reads.
+        rate: learning rate.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], rate: float):
+        self.kernels = parameters
+        self._matrices = [nn.Parameter(_as_matrix(p.detach(), like=p)) for p in parameters]
+        for kernel, matrix in zip(self.kernels, self._matrices, strict=True):
+            if kernel.data_ptr() != matrix.data_ptr():
+                raise ValueError("a kernel is neither contiguous nor channels_last")
+        super().__init__(self._matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Change the parameters by the gradients they hold."""
+        for kernel, matrix in zip(self.kernels, self._matrices, strict=True):
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, like=kernel)
+        super().step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the kernels and of the matrices that share their memory."""
+        for parameter in (*self.kernels, *self._matrices):
+            parameter.grad = None
+
+
+def _as_matrix(kernel: Tensor, like: Tensor) -> Tensor:
+    """A kernel (out, in, h, w) as (out, in * h * w), in the order of the memory of ``like``.
+
+    The columns' order does not matter to Muon, and only in the memory's order both share memory.
+    """
+    if kernel.ndim == 2:
+        return kernel
+    if like.is_contiguous(memory_format=torch.channels_last):
+        kernel = kernel.permute(0, 2, 3, 1)
+    return kernel.reshape(len(kernel), -1)
+
+
+def make_optimizers(model: UNet, name: str, rate: float) -> list[torch.optim.Optimizer]:
+    """The optimizers of ``training.optimizer``; every parameter is in exactly one of them.
+
+    Args:
+        model: to be trained.
+        name: ``adam`` (DDIM), or ``muon``: for the matrices and kernels of the hidden layers, and
+            Adam for what comes first or last, the embeddings, and all vectors.
+        rate: learning rate of all.
+    """
+    if name == "adam":
+        return [torch.optim.Adam(model.parameters(), lr=rate, fused=True)]
+    middle = (model.middle_block0, model.middle_attention, model.middle_block1)
+    layers = (model.encoder, *middle, model.decoder)
+    hidden = [p for layer in layers for p in layer.parameters() if p.ndim > 1]
+    chosen = {id(parameter) for parameter in hidden}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [KernelMuon(hidden, rate), torch.optim.Adam(others, lr=rate, fused=True)]
+
+
+def _rate_factor(training: settings.Training) -> Callable[[int], float]:
+    """Factor of the learning rate at each step: linear warmup, then constant or cosine to zero."""
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
@@ -151,7 +313,7 @@ def _rate(training: settings.Training):
 
 
 def share(count: int, number: int, of: int) -> slice:
-    """The part of ``count`` rows, numbered from 0, when they are divided as evenly as can be."""
+    """Rows of share ``number``, from 0, when ``count`` rows are divided as evenly as can be."""
     return slice(number * count // of, (number + 1) * count // of)
 
 

@@ -1,18 +1,22 @@
 """The denoising U-Net, conditioned on time and pose (paper, section 3.2 and appendix A).
 
 The paper names the U-Net of simple-diffusion and adds "learnable pose embeddings into the time
-embedding": residual blocks, space-to-depth on the way down, nearest-neighbour on the way up,
-attention at low resolution and in the middle. The embedding scales and shifts the normalised
+embedding": residual blocks, space-to-depth on the way down, nearest-neighbor on the way up,
+attention at low resolution and in the middle. The embedding scales and shifts the normalized
 features of every residual block, as in AdaIN. ``docs/paper.md`` compares the two networks.
 
-The network is split at the first attention of the bottleneck: :meth:`UNet.encode` runs up to it,
-:meth:`UNet.decode` from it on. Cross-frame attention (equation 6) acts only in the second half.
+Layers are named by the resolution of their output: ``encoder["16x16_block0"]``,
+``encoder["8x8_down"]``, ``decoder["8x8_block1"]``. The network is split at the first attention of
+the middle: :meth:`UNet.encode` runs up to it, :meth:`UNet.decode` from it on. Cross-frame attention
+(equation 6) acts only in the second half.
 """
 
 import contextlib
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +33,21 @@ class UNetConfig:
     Args:
         image_size: side of the images in pixels.
         poses: number of poses, of all categories together.
-        widths: channels of each level; all but the last end in a halving of the resolution.
-        blocks: residual blocks a level (one more on the way up).
-        attention_below: attention after each residual block at resolutions up to this.
+        widths: channels of each level.
+        blocks: residual blocks of a level of the encoder.
+        attention_below: resolutions up to this have attention.
         head_dim: channels of an attention head.
         heads: attention heads; their channels together need not equal the level's.
         stem: factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none. With
             a stem, the input also goes straight to the output with a gain that depends on time and
-            pose: most of a block's values are noise that the network would else have to carry
-            through all its layers only to give it back.
+            pose: most of an unshuffled pixel's values are noise that the network would otherwise
+            have to carry through all its layers.
         dropout: in residual blocks, while training.
         prediction: what the network's output means: ``noise`` (paper), or ``velocity``, from which
             the noise follows (:func:`mirage_steps.method.diffusion.noise_from_output`).
-        categories: kinds of object, each with equally many poses in a row.
+        categories: number of categories, each with equally many consecutive poses.
         layout: ``ddpm`` (Ho et al. 2020), or ``simple-diffusion``, the network that the paper's
-            appendix A names, in which the last width is the middle's alone.
+            appendix A names, in which only the middle has the last width.
     """
 
     image_size: int
@@ -70,46 +74,34 @@ class UNetConfig:
         """Length of the joint embedding of time and pose."""
         return 4 * self.widths[0]
 
-    def as_dict(self) -> dict:
-        """Plain values, for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: dict) -> "UNetConfig":
-        """From what :meth:`as_dict` gave."""
+        """The configuration that ``dataclasses.asdict`` and JSON made plain values of."""
         return cls(**{**values, "widths": tuple(values["widths"])})
+
+
+# The small network works on blocks of 4 x 4 pixels and predicts the velocity, from which shapes
+# appear in the few hundred steps that two cores can afford (docs/training.md compares).
+_PRESETS = {
+    "paper": {"widths": (64, 128, 256, 512), "layout": "simple-diffusion"},
+    "small": {
+        "widths": (96, 192, 192), "blocks": 1, "attention_below": 8, "stem": 4,
+        "prediction": "velocity",
+    },
+}  # fmt: skip
 
 
 def preset(
     name: str, image_size: int, poses: int, dropout: float, categories: int = 1
 ) -> UNetConfig:
-    """The two networks on offer.
+    """The network of appendix A (``paper``), or one for two cores without accelerator (``small``).
 
-    ``paper``: the layout that appendix A names, levels 64 to 512, attention up to 32 x 32.
-    ``small``: for two cores without an accelerator; works on blocks of 4 x 4 pixels and predicts
-    the velocity, from which shapes appear in the few hundred steps that such a machine can afford
-    (``docs/training.md`` has what was compared).
+    Raises:
+        ValueError: no preset has this name.
     """
-    if name == "paper":
-        return UNetConfig(
-            image_size,
-            poses,
-            (64, 128, 256, 512),
-            dropout=dropout,
-            categories=categories,
-            layout="simple-diffusion",
-        )
-    return UNetConfig(
-        image_size,
-        poses,
-        (96, 192, 192),
-        blocks=1,
-        attention_below=8,
-        stem=4,
-        dropout=dropout,
-        prediction="velocity",
-        categories=categories,
-    )
+    if name not in _PRESETS:
+        raise ValueError(f"preset {name}: unknown; valid choices are {', '.join(_PRESETS)}")
+    return UNetConfig(image_size, poses, dropout=dropout, categories=categories, **_PRESETS[name])
 
 
 @dataclass(frozen=True)
@@ -117,8 +109,8 @@ class Frames:
     """How a batch divides into objects, each a row of frames: reference, views, hard views.
 
     Args:
-        views: views of each object beside the reference.
-        hard: whether the views follow once more, to be attended to with arg-max.
+        views: views of each object besides the reference.
+        hard: whether the views follow once more, to attend with arg-max.
     """
 
     views: int
@@ -138,33 +130,52 @@ class Frames:
         return spread.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else spread
 
 
+class Encoded(NamedTuple):
+    """What the first half of the network passes to the second.
+
+    Args:
+        features: (n, channels, H, W) in front of the first attention of the middle.
+        skips: skip connections, first to last.
+        inputs: (n, 3 * stem^2, S / stem, S / stem), the unshuffled input.
+    """
+
+    features: Tensor
+    skips: tuple[Tensor, ...]
+    inputs: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Encoded":
+        """The same with the function applied to every tensor."""
+        return Encoded(
+            function(self.features), tuple(map(function, self.skips)), function(self.inputs)
+        )
+
+
 class UNet(nn.Module):
-    """Predicts the noise in an image, or the velocity, given the time step and the pose."""
+    """Predicts the noise in an image, or the velocity, given the timestep and the pose."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
         widths, embedding = config.widths, config.embedding
-        self.time = nn.Sequential(
+        self.time_embedding = nn.Sequential(
             nn.Linear(widths[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
-        self.pose = nn.Embedding(config.poses, embedding)
+        self.pose_embedding = nn.Embedding(config.poses, embedding)
         pixels = 3 * config.stem**2
-        self.stem_in = nn.PixelUnshuffle(config.stem)
+        self.unshuffle = nn.PixelUnshuffle(config.stem)
         self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
 
-        path = _simple_diffusion_path if config.layout == "simple-diffusion" else _ddpm_path
-        self.down, self.up = map(nn.ModuleList, path(config))
-        self.middle_in = ResidualBlock(config, widths[-1], widths[-1])
+        self.encoder, self.decoder = map(nn.ModuleDict, _LAYOUTS[config.layout](config))
+        self.middle_block0 = ResidualBlock(config, widths[-1], widths[-1])
         self.middle_attention = SelfAttention(config, widths[-1])
-        self.middle_out = ResidualBlock(config, widths[-1], widths[-1])
+        self.middle_block1 = ResidualBlock(config, widths[-1], widths[-1])
 
         self.norm_out = GroupNorm(32, widths[0])
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
-        self.stem_out = nn.PixelShuffle(config.stem)
-        self.gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
+        self.shuffle = nn.PixelShuffle(config.stem)
+        self.input_gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
         # The untrained network puts out zero, the usual start of such networks.
-        for layer in filter(None, (self.conv_out, self.gain)):
+        for layer in filter(None, (self.conv_out, self.input_gain)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -172,48 +183,41 @@ class UNet(nn.Module):
         """Joint embedding of time and pose.
 
         Args:
-            t: (n,) time steps in [0, T).
+            t: (n,) timesteps in [0, T).
             pose: (n,) poses in [0, poses).
 
         Returns:
             (n, embedding).
         """
-        waves = sinusoidal(t, self.config.widths[0]).to(self.pose.weight.dtype)
-        return functional.silu(self.time(waves) + self.pose(pose))
+        waves = sinusoidal(t, self.config.widths[0]).to(self.pose_embedding.weight.dtype)
+        return functional.silu(self.time_embedding(waves) + self.pose_embedding(pose))
 
     def forward(self, x: Tensor, t: Tensor, pose: Tensor) -> Tensor:
-        """Output (n, 3, S, S) for images (n, 3, S, S) at time steps (n,) in poses (n,)."""
+        """Output (n, 3, S, S) for images (n, 3, S, S) at timesteps (n,) in poses (n,)."""
         embedding = self.embed(t, pose)
-        return self.decode(*self.encode(x, embedding), embedding)
+        return self.decode(self.encode(x, embedding), embedding)
 
-    def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Everything up to the first attention of the bottleneck.
+    def encode(self, x: Tensor, embedding: Tensor) -> Encoded:
+        """Everything up to the first attention of the middle.
 
         Args:
             x: (n, 3, S, S).
             embedding: (n, embedding).
-
-        Returns:
-            The bottleneck's features and the skip connections, first to last, before them all the
-            input's blocks.
         """
-        blocks = self.stem_in(x).contiguous(memory_format=torch.channels_last)
-        h = self.conv_in(blocks)
-        skips = [blocks, h]
-        for layer in self.down:
+        inputs = self.unshuffle(x).contiguous(memory_format=torch.channels_last)
+        h = self.conv_in(inputs)
+        skips = [h]
+        for layer in self.encoder.values():
             h = layer(h, embedding)
-            if self.config.layout == "ddpm" or isinstance(layer, _Stage):
+            if layer.skip:
                 skips.append(h)
-        return self.middle_in(h, embedding), skips
+        return Encoded(self.middle_block0(h, embedding), tuple(skips), inputs)
 
-    def decode(
-        self, h: Tensor, skips: list[Tensor], embedding: Tensor, frames: Frames | None = None
-    ) -> Tensor:
-        """From the first attention of the bottleneck to the network's output.
+    def decode(self, encoded: Encoded, embedding: Tensor, frames: Frames | None = None) -> Tensor:
+        """From the first attention of the middle to the network's output.
 
         Args:
-            h: features of the bottleneck.
-            skips: the input's blocks and the skip connections, first to last.
+            encoded: what :meth:`encode` returned.
             embedding: (n, embedding).
             frames: how the batch divides into objects, for cross-frame attention (equation 6);
                 None for plain self-attention (equation 5).
@@ -221,16 +225,16 @@ class UNet(nn.Module):
         Returns:
             (n, 3, S, S).
         """
-        h = self.middle_out(self.middle_attention(h, frames), embedding)
-        blocks, *skips = skips
-        for layer in self.up:
-            if isinstance(layer, _Stage):
+        h = self.middle_block1(self.middle_attention(encoded.features, frames), embedding)
+        skips = list(encoded.skips)
+        for layer in self.decoder.values():
+            if layer.skip:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, embedding, frames)
         h = self.conv_out(functional.silu(self.norm_out(h)))
-        if self.gain is not None:
-            h = torch.addcmul(h, self.gain(embedding)[:, :, None, None], blocks)
-        return self.stem_out(h)
+        if self.input_gain is not None:
+            h = torch.addcmul(h, self.input_gain(embedding)[:, :, None, None], encoded.inputs)
+        return self.shuffle(h)
 
 
 def build(config: UNetConfig, seed: int) -> UNet:
@@ -240,7 +244,7 @@ def build(config: UNetConfig, seed: int) -> UNet:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation computed in at least float32, as autocast does it on CUDA.
+    """Group normalization computed in at least float32, as autocast does it on CUDA.
 
     On the CPU autocast leaves it in bfloat16, where torch takes longer for it than in float32 with
     both conversions (``benchmarks/views.py --precision bfloat16``).
@@ -253,7 +257,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions; the embedding scales and shifts the features normalised in between."""
+    """Two convolutions; the embedding scales and shifts the features normalized in between."""
 
     def __init__(self, config: UNetConfig, channels: int, width: int):
         super().__init__()
@@ -263,7 +267,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = GroupNorm(32, width)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.skip = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
+        self.shortcut = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
@@ -272,7 +276,7 @@ class ResidualBlock(nn.Module):
         h = self.conv1(functional.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
-        return self.skip(x) + self.conv2(self.dropout(h))
+        return self.shortcut(x) + self.conv2(self.dropout(h))
 
 
 class SelfAttention(nn.Module):
@@ -348,21 +352,21 @@ def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Arithmetic as the tensors have it; not every device knows another."""
+    """No autocast, on devices that have one (meta has none)."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of time steps at geometric frequencies (Vaswani et al. 2017).
+    """Sines and cosines of timesteps at geometric frequencies (Vaswani et al. 2017).
 
     Args:
         t: (n,).
         dim: even length of the result.
 
     Returns:
-        (n, dim) in [-1, 1], float32 (float64 for float64 time steps).
+        (n, dim) in [-1, 1], float32 (float64 for float64 timesteps).
     """
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
     steps = torch.arange(dim // 2, device=t.device, dtype=dtype)
@@ -370,96 +374,113 @@ def sinusoidal(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class _Stage(nn.Module):
-    """A residual block, followed by attention at low resolution."""
+class Block(nn.Module):
+    """A residual block, with attention behind it or without.
+
+    Args:
+        config: shape of the network.
+        channels: of the input, that of a skip connection included.
+        width: channels of the output.
+        attention: whether attention follows.
+    """
+
+    skip = True  # in the encoder the output is a skip connection, in the decoder one is an input
 
     def __init__(self, config: UNetConfig, channels: int, width: int, attention: bool):
         super().__init__()
-        self.block = ResidualBlock(config, channels, width)
+        self.residual = ResidualBlock(config, channels, width)
         self.attention = SelfAttention(config, width) if attention else None
 
     def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
-        h = self.block(x, embedding)
+        """(n, channels, H, W) and (n, embedding) to (n, width, H, W)."""
+        h = self.residual(x, embedding)
         return h if self.attention is None else self.attention(h, frames)
 
 
-class _Resample(nn.Module):
-    """Change resolution and channels: down by space to depth and 1 x 1, up by nearest neighbour.
+class Resample(nn.Module):
+    """A change of resolution and channels: down by space-to-depth, up by nearest neighbor.
 
     Args:
         channels: of the input.
         width: channels of the output.
-        factor: 0.5, 2, or 1 for a mere 3 x 3 convolution.
+        direction: ``down``, ``up``, or ``conv``, which leaves the resolution as it is.
+        skip: whether the output is a skip connection.
     """
 
-    def __init__(self, channels: int, width: int, factor: float):
+    def __init__(self, channels: int, width: int, direction: str, skip: bool = False):
         super().__init__()
-        self.factor = factor
-        if factor < 1:
-            self.conv = nn.Conv2d(4 * channels, width, 1)
+        self.skip = skip
+        if direction == "down":
+            self.resize, self.conv = nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 1)
         else:
+            up = nn.Upsample(scale_factor=2, mode="nearest")
+            self.resize = up if direction == "up" else nn.Identity()
             self.conv = nn.Conv2d(channels, width, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
-        if self.factor < 1:
-            x = functional.pixel_unshuffle(x, 2)
-        elif self.factor > 1:
-            x = functional.interpolate(x, scale_factor=self.factor, mode="nearest")
-        return self.conv(x)
+        """(n, channels, H, W) to (n, width, H', W'); embedding and frames are not used."""
+        return self.conv(self.resize(x))
 
 
-_Layers = tuple[list[nn.Module], list[nn.Module]]
+_Layers = tuple[dict[str, nn.Module], dict[str, nn.Module]]
 
 
-def _ddpm_path(config: UNetConfig) -> _Layers:
-    """Layers down and up: a level is entered by its first block and left by a halving.
+def _ddpm(config: UNetConfig) -> _Layers:
+    """Encoder and decoder of DDPM: a level's first block has its width, a halving ends it.
 
-    The outputs of all layers down are skip connections, so there is a block more on the way up.
+    All outputs of the encoder are skip connections, so a level of the decoder has a block more.
     """
-    resolution, channels = config.image_size // config.stem, config.widths[0]
-    down, up, skips = [], [], [channels]
+    size, channels = config.image_size // config.stem, config.widths[0]
+    encoder, decoder, skips = {}, {}, [channels]
     for level, width in enumerate(config.widths):
-        attention = resolution <= config.attention_below
-        for _ in range(config.blocks):
-            down.append(_Stage(config, channels, width, attention))
+        if level > 0:
+            size //= 2
+            encoder[f"{size}x{size}_down"] = Resample(channels, channels, "down", skip=True)
+            skips.append(channels)
+        for number in range(config.blocks):
+            block = Block(config, channels, width, size <= config.attention_below)
+            encoder[f"{size}x{size}_block{number}"] = block
             channels = width
             skips.append(channels)
-        if level < len(config.widths) - 1:
-            down.append(_Resample(channels, channels, 0.5))
-            skips.append(channels)
-            resolution //= 2
     for level, width in reversed(list(enumerate(config.widths))):
-        attention = resolution <= config.attention_below
-        for _ in range(config.blocks + 1):
-            up.append(_Stage(config, channels + skips.pop(), width, attention))
+        for number in range(config.blocks + 1):
+            block = Block(config, channels + skips.pop(), width, size <= config.attention_below)
+            decoder[f"{size}x{size}_block{number}"] = block
             channels = width
         if level > 0:
-            up.append(_Resample(channels, channels, 2))
-            resolution *= 2
-    return down, up
+            size *= 2
+            decoder[f"{size}x{size}_up"] = Resample(channels, channels, "up")
+    return encoder, decoder
 
 
-def _simple_diffusion_path(config: UNetConfig) -> _Layers:
-    """Layers down and up as in github.com/filipbasara0/simple-diffusion, model/unet.py.
+def _simple_diffusion(config: UNetConfig) -> _Layers:
+    """Encoder and decoder as in github.com/filipbasara0/simple-diffusion, model/unet.py.
 
-    A level's blocks keep its width, the layer behind them leads to the next; the last does not
-    halve the resolution. Attention follows the last block of a level. Skip connections come from
-    the blocks, and from the first convolution to a block at the end.
+    A level's blocks keep its width, the layer behind them leads to the next width; the last does
+    not halve the resolution. Attention follows the last block of a level. Skip connections come
+    from the blocks, and from the first convolution to one more block at the end.
     """
-    resolution, last = config.image_size // config.stem, len(config.widths) - 2
-    down, up = [], []
-    # The way up is laid from its end.
-    up.append(_Stage(config, 2 * config.widths[0], config.widths[0], attention=False))
-    for level, (width, wider) in enumerate(pairwise(config.widths)):
-        attention = resolution <= config.attention_below
-        up.insert(0, _Resample(wider, width, 1 if level == 0 else 2))
-        for block in reversed(range(config.blocks)):
-            final = attention and block == config.blocks - 1
-            up.insert(0, _Stage(config, wider + width, wider, final))
-        down += [
-            _Stage(config, width, width, attention and block == config.blocks - 1)
-            for block in range(config.blocks)
-        ]
-        down.append(_Resample(width, wider, 1 if level == last else 0.5))
-        resolution //= 1 if level == last else 2
-    return down, up
+    size, levels = config.image_size // config.stem, list(pairwise(config.widths))
+    encoder, decoder, sizes = {}, {}, []
+    last = config.blocks - 1
+    for width, wider in levels:
+        sizes.append(size)
+        for number in range(config.blocks):
+            attention = size <= config.attention_below and number == last
+            encoder[f"{size}x{size}_block{number}"] = Block(config, width, width, attention)
+        direction = "conv" if len(sizes) == len(levels) else "down"
+        size //= 2 if direction == "down" else 1
+        encoder[f"{size}x{size}_{direction}"] = Resample(width, wider, direction)
+    for (width, wider), size in reversed(list(zip(levels, sizes, strict=True))):
+        for number in range(config.blocks):
+            attention = size <= config.attention_below and number == last
+            decoder[f"{size}x{size}_block{number}"] = Block(config, wider + width, wider, attention)
+        direction = "conv" if size == sizes[0] else "up"
+        size *= 2 if direction == "up" else 1
+        decoder[f"{size}x{size}_{direction}"] = Resample(wider, width, direction)
+    first = config.widths[0]
+    decoder[f"{size}x{size}_block{config.blocks}"] = Block(config, 2 * first, first, False)
+    return encoder, decoder
+
+
+_LAYOUTS = {"ddpm": _ddpm, "simple-diffusion": _simple_diffusion}

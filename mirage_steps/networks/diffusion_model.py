@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, first_line
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 
@@ -16,20 +16,23 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
 
     Args:
         folder: with config.json and model.safetensors.
-        device: where it shall run.
+        device: of the network.
         untrained: draw the weights that training started from instead of loading the trained ones.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing, damaged, or of another version.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
         model = build(UNetConfig.from_dict(config["unet"]), config["seed"])
-        if not untrained:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+        weights = model.state_dict() if untrained else load_file(folder / "model.safetensors")
+        if weights.keys() != model.state_dict().keys():
+            raise UserError(f"{folder}: made by another version; rerun the training")
+        model.load_state_dict(weights)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; run the training step first") from None
+        path = error.filename or folder / "model.safetensors"  # safetensors names none
+        raise UserError(f"{path}: no such file; run the training step first") from None
     except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: not a trained model ({reason}); rerun training") from None
+        reason = f"not a trained model ({first_line(error)}); rerun the training"
+        raise UserError(f"{folder}: {reason}") from None
     return model.to(device).eval().requires_grad_(False)

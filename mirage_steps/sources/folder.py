@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.images import UnreadableImage, read_rgb
+from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.manifest import Entry
 from mirage_steps.settings import Folder
@@ -40,12 +40,6 @@ def require_folder(path: Path, remedy: str) -> Path:
     if not root.is_dir():
         raise UserError(f"source.path {path}: no such folder; {remedy}")
     return root
-
-
-def find_files(root: Path) -> list[Path]:
-    """All files of a folder, however deep, in sorted order; hidden ones are passed over."""
-    root = root.expanduser().resolve()
-    return sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
 
 
 def inspect_images(files: Sequence[Path], max_pixels: int, progress) -> Listing:
@@ -88,10 +82,9 @@ def select_boxes(entries: list[Entry], boxes: bool) -> Listing:
     return [entry for entry in entries if entry.box is not None], rejected
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
-
-
-def printable(path: Path) -> str:
-    """The path with undecodable bytes escaped, so that it can be written down."""
-    return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

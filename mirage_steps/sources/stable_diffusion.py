@@ -14,7 +14,7 @@ from mirage_steps.errors import UserError, first_line
 from mirage_steps.files.atomic import atomic, require_disk, write_json
 from mirage_steps.files.command import log
 from mirage_steps.files.manifest import Entry
-from mirage_steps.networks.fetching import local
+from mirage_steps.networks.fetching import resolve
 from mirage_steps.settings import WEIGHTS, StableDiffusion
 from mirage_steps.sources import Listing
 
@@ -72,7 +72,7 @@ def list_images(
         log.info("%d of %d images are there: %s", len(done), source.images, folder)
         size = int(len(missing) * side**2 * _PNG_BYTES_PER_PIXEL)
         require_disk(out, size, f"generating {len(missing)} images")
-        model = local(source.model, f"source.model {source.model}", weights)
+        model = resolve(source.model, "source.model", weights)
         pipeline = load_pipeline(model, device)
         _require_short(pipeline.tokenizer, source.category)
         if not done:

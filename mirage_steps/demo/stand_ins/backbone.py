@@ -19,6 +19,8 @@ from mirage_steps.demo.stand_ins.surface_code import code_basis, surface_code
 from mirage_steps.demo.stand_ins.training import StandInTraining, fit, write_scores
 from mirage_steps.files.command import run
 from mirage_steps.method.device import autocast
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.settings import Backbone as BackboneSettings
 
 IMAGE_SIZE = 64
 PATCH_SIZE = 4
@@ -140,7 +142,8 @@ def main(
     truth = load_scenes(scenes)
     model, _ = train(truth, training)
     save_backbone(model, out)
-    scores = evaluate_backbone(model, normalize)
+    network = BackboneSettings(model=str(out), resolution=IMAGE_SIZE)
+    scores = evaluate_backbone(Backbone.load(network, torch.device("cpu")))
     write_scores(out, scores, model_card(scores, training, len(truth.image)))
 
 

@@ -1,0 +1,21 @@
+"""The training step with a tiny network in place of every preset, as a command for tests."""
+
+import os
+
+from mirage_steps import train
+from mirage_steps.files.command import run
+from mirage_steps.method.unet import UNetConfig
+
+
+def tiny(name: str, image_size: int, poses: int, dropout: float, categories: int = 1) -> UNetConfig:
+    """Two levels with attention, of a size that trains in milliseconds."""
+    return UNetConfig(
+        image_size, poses, (32, 64), blocks=1, attention_below=4, head_dim=8, heads=2, stem=4,
+        dropout=dropout, prediction="velocity", categories=categories,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    train.preset = tiny
+    os.fsync = lambda file: None  # tests wait for no disk
+    run(train.main)
