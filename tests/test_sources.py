@@ -10,8 +10,9 @@ from mirage_steps import dataset, foreground
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
-from mirage_steps.method.boxes import from_letterbox, padded_share, square_window
+from mirage_steps.method.boxes import padded_share, square_window
 from mirage_steps.method.foreground import Region
+from mirage_steps.method.pose_estimator import Detection
 from mirage_steps.settings import CompCars, Epfl, Folder, Procedural
 from mirage_steps.sources import check_source, compcars, epfl
 
@@ -366,24 +367,18 @@ def test_a_damaged_table_is_one_line(tmp_path, name, text):
     assert "\n" not in message and str(root) in message and epfl.HOME in message
 
 
-# Which box makes the crop
+# What foreground.csv says of a box
 
 
-def _row(box, region, size=SIZE) -> tuple:
-    entry = Entry("a.jpg", None, *size, box=box)
-    return foreground._row(entry, region, 0.1)
-
-
-def test_the_box_of_the_manifest_takes_precedence():
+def test_a_row_of_the_foreground_table_has_box_window_and_covered_share():
+    entry, box = Entry("a.jpg", None, *SIZE), (5.0, 6.0, 50.0, 30.0)
+    window = square_window(box, *SIZE, 0.1)
     mask = np.zeros((4, 4), bool)
     mask[1, 1:3] = True
     region = Region((0.25, 0.25, 0.75, 0.5), mask)
-    box = (5.0, 6.0, 50.0, 30.0)
-    window = square_window(box, *SIZE, 0.1)
-    padded = padded_share(window, *SIZE)
+    known = ("a.jpg", 1, *box, *window, padded_share(window, *SIZE))
     # Two of 16 patches of a letterbox of 60 x 60, of which 60 x 40 are image.
-    assert _row(box, region) == ("a.jpg", 1, *box, *window, padded, pytest.approx(2 / 16 * 1.5))
-    assert _row(box, None) == ("a.jpg", 1, *box, *window, padded, 0.0)
-    own = from_letterbox(region.box, *SIZE)
-    assert _row(None, region)[1:6] == (1, *own) and own != box
-    assert _row(None, None) == ("a.jpg", 0, *[""] * 10)
+    row = foreground._row(entry, Detection(box, window, region, mask))
+    assert row == (*known, pytest.approx(2 / 16 * 1.5))
+    assert foreground._row(entry, Detection(box, window, None, mask)) == (*known, 0.0)
+    assert foreground._row(entry, Detection(None, None, None, mask)) == ("a.jpg", 0, *[""] * 10)

@@ -149,7 +149,7 @@ def fake(monkeypatch):
 
     def use(**options) -> _Fake:
         pipeline = _Fake(**options)
-        monkeypatch.setattr(module, "local", lambda name, setting, weights: Path(name))
+        monkeypatch.setattr(module, "resolve", lambda name, key, weights: Path(name))
         monkeypatch.setattr(module, "load_pipeline", lambda folder, device: pipeline)
         return pipeline
 
@@ -157,7 +157,7 @@ def fake(monkeypatch):
 
 
 def _no_loading(monkeypatch) -> None:
-    monkeypatch.setattr(module, "local", lambda *_: pytest.fail("looks for the model"))
+    monkeypatch.setattr(module, "resolve", lambda *_: pytest.fail("looks for the model"))
 
 
 # Prompts
@@ -418,7 +418,7 @@ def _write_index(folder: Path, text: str) -> None:
 )
 def test_an_unusable_folder_is_named_in_one_line(damage, reason, copy, tmp_path, monkeypatch):
     damage(copy)
-    monkeypatch.setattr(module, "local", lambda *_: copy)
+    monkeypatch.setattr(module, "resolve", lambda *_: copy)
     with pytest.raises(UserError) as caught:
         _generate(_source("hub/name"), tmp_path / "out")
     message = str(caught.value)
