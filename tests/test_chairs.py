@@ -56,7 +56,7 @@ def test_at_90_degrees_the_front_is_at_image_left(many, azimuth, towards_left):
 
 def test_from_the_front_the_back_is_behind_the_seat(many):
     for chair in _near(many, 0):
-        # Both are in view, the back higher up in the picture and further away.
+        # Both are in view, the back higher up in the image and further away.
         (seat_row, seat_x), (back_row, back_x) = (
             (np.nonzero(chair.part == part)[0].mean(), chair.position[chair.part == part, 0].mean())
             for part in (SEAT, BACK)
@@ -121,15 +121,15 @@ def test_sides_of_boxes_face_outwards():
         mesh = build_mesh(draw_shape(np.random.default_rng(seed)))
         # Each box has six sides of four corners, its own.
         boxes = mesh.vertices.reshape(-1, 24, 3)
-        centres = boxes.mean(1).repeat(12, axis=0)
+        centers = boxes.mean(1).repeat(12, axis=0)
         corners = mesh.vertices[mesh.faces]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        assert (np.sum(normals * (corners.mean(1) - centres), axis=1) > 0).all()
+        assert (np.sum(normals * (corners.mean(1) - centers), axis=1) > 0).all()
         assert (np.sum(normals[:, None] * mesh.normals[mesh.faces], axis=2) > 0).all()
         assert mesh.vertices[:, 2].min() == 0
 
 
-def test_cars_and_chairs_take_turns(tmp_path):
+def test_cars_and_chairs_alternate(tmp_path):
     source = Procedural(objects="cars-and-chairs", images=6, size=32, seed=9)
     entries, rejected = procedural.list_images(source, tmp_path, lambda items, total: items)
     assert not rejected

@@ -98,6 +98,12 @@ def _pixels(entries) -> np.ndarray:
     return np.stack([np.asarray(Image.open(entry.path)) for entry in entries]).astype(int)
 
 
+def _set_part(folder: Path, part: str, library: str, name: str) -> None:
+    """State the class of a part in ``model_index.json``."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {part: [library, name]}))
+
+
 def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
@@ -107,7 +113,7 @@ def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 class _Fake:
-    """Stands for a pipeline: pictures of noise, and whatever else a test wants."""
+    """A pipeline that makes images of noise, and fails, flags or blanks what a test asks for."""
 
     safety_checker = None
     Tokens = namedtuple("Tokens", "input_ids")
@@ -139,11 +145,11 @@ class _Fake:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Puts a fake in the place of the loader."""
+    """Replaces the pipeline by a fake one."""
 
     def use(**options) -> _Fake:
         pipeline = _Fake(**options)
-        monkeypatch.setattr(module, "local", lambda name, setting, weights: Path(name))
+        monkeypatch.setattr(module, "resolve", lambda name, key, weights: Path(name))
         monkeypatch.setattr(module, "load_pipeline", lambda folder, device: pipeline)
         return pipeline
 
@@ -151,7 +157,7 @@ def fake(monkeypatch):
 
 
 def _no_loading(monkeypatch) -> None:
-    monkeypatch.setattr(module, "local", lambda *_: pytest.fail("looks for the model"))
+    monkeypatch.setattr(module, "resolve", lambda *_: pytest.fail("looks for the model"))
 
 
 # Prompts
@@ -191,7 +197,7 @@ def test_every_image_gets_its_prompts_settings_and_viewpoint(fake, tmp_path):
     assert not rejected
 
 
-def test_noise_is_every_images_own(fake, tmp_path):
+def test_every_image_has_noise_of_its_own(fake, tmp_path):
     pipeline = fake()
     _generate(_source("m"), tmp_path / "a")
     _generate(_source("m", seed=1), tmp_path / "b")
@@ -199,7 +205,7 @@ def test_noise_is_every_images_own(fake, tmp_path):
     assert len(set(seeds)) == 10
 
 
-def test_a_prompt_that_hides_the_view_is_refused(fake, tmp_path):
+def test_a_category_too_long_for_the_text_encoder_is_refused(fake, tmp_path):
     fake()
     with pytest.raises(UserError, match=r"^source\.category: its prompt has 87 tokens, .*77"):
         _generate(_source("m", category="very " * 80), tmp_path)
@@ -227,9 +233,7 @@ def test_a_scheduler_that_draws_noise_takes_each_images_own(copy, tmp_path):
     from diffusers import EulerAncestralDiscreteScheduler
 
     EulerAncestralDiscreteScheduler(steps_offset=1).save_pretrained(copy / "scheduler")
-    index = json.loads((copy / "model_index.json").read_text())
-    index["scheduler"][1] = "EulerAncestralDiscreteScheduler"
-    (copy / "model_index.json").write_text(json.dumps(index))
+    _set_part(copy, "scheduler", "diffusers", "EulerAncestralDiscreteScheduler")
     whole, _ = _generate(_source(copy, images=3, batch_size=3), tmp_path / "whole")
     single, _ = _generate(_source(copy, images=3, batch_size=1), tmp_path / "single")
     assert abs(_pixels(whole) - _pixels(single)).max() <= 1
@@ -370,10 +374,8 @@ def test_the_models_own_safety_checker_is_used(flags, copy, tmp_path):
     CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(copy / "feature_extractor")
-    index = json.loads((copy / "model_index.json").read_text())
-    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    (copy / "model_index.json").write_text(json.dumps(index))
+    _set_part(copy, "safety_checker", "stable_diffusion", "StableDiffusionSafetyChecker")
+    _set_part(copy, "feature_extractor", "transformers", "CLIPImageProcessor")
     entries, rejected = _generate(_source(copy, images=2), tmp_path)
     assert (len(entries), len(rejected)) == ((0, 2) if flags else (2, 0))
     assert {reason for _, reason in rejected} <= {module.FLAGGED}
@@ -392,16 +394,16 @@ def _drop_weight(path: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def _set_kind(folder: Path, kind: str) -> None:
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+def _write_index(folder: Path, text: str) -> None:
+    (folder / "model_index.json").write_text(text)
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
         (lambda folder: (folder / "model_index.json").unlink(), "no file named model_index.json"),
-        (lambda folder: (folder / "model_index.json").write_text("{"), "not a valid JSON file"),
-        (lambda folder: _set_kind(folder, "FluxPipeline"), "holds a FluxPipeline, not"),
+        (lambda folder: _write_index(folder, "{"), "not a valid JSON file"),
+        (lambda folder: _write_index(folder, '{"_class_name": "Flux"}'), "holds a Flux, not"),
         (lambda folder: _truncate(folder / UNET), "cannot be loaded (Unable to load weights"),
         (lambda folder: (folder / UNET).unlink(), "cannot be loaded (Error no file named"),
         (lambda folder: _truncate(folder / "text_encoder/model.safetensors"), "cannot be loaded ("),
@@ -416,7 +418,7 @@ def _set_kind(folder: Path, kind: str) -> None:
 )
 def test_an_unusable_folder_is_named_in_one_line(damage, reason, copy, tmp_path, monkeypatch):
     damage(copy)
-    monkeypatch.setattr(module, "local", lambda *_: copy)
+    monkeypatch.setattr(module, "resolve", lambda *_: copy)
     with pytest.raises(UserError) as caught:
         _generate(_source("hub/name"), tmp_path / "out")
     message = str(caught.value)
@@ -426,11 +428,11 @@ def test_an_unusable_folder_is_named_in_one_line(damage, reason, copy, tmp_path,
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"^source.model {tmp_path / 'gone'}: no such file or fold"):
+    with pytest.raises(UserError, match=r"^source\.model .*: no such file or folder"):
         _generate(_source(tmp_path / "gone"), tmp_path / "out")
 
 
-def test_weights_in_pickles_are_not_read(copy, tmp_path):
+def test_pickled_weights_are_not_read(copy, tmp_path):
     import torch
 
     torch.save(load_file(copy / UNET), (copy / UNET).with_suffix(".bin"))
@@ -451,7 +453,7 @@ def test_too_little_memory_names_the_batch_size(fake, tmp_path, monkeypatch):
         _generate(_source("m"), tmp_path)
 
 
-def test_too_little_room_is_found_before_the_model_is_loaded(tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_the_model_is_loaded(tmp_path, monkeypatch):
     _no_loading(monkeypatch)
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)

@@ -57,9 +57,6 @@ def check(source: Epfl) -> Path:
 def read_sequences(folder: Path) -> dict[Path, tuple[float, Box]]:
     """Azimuth (degrees in [0, 360)) and box (x0, y0, x1, y1 in pixels) of every listed photo.
 
-    Args:
-        folder: holds ``tripod-seq.txt``, ``times.txt`` and the boxes.
-
     Raises:
         UserError: a table is missing or damaged.
     """
