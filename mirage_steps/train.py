@@ -99,7 +99,10 @@ def main(
         trainer = Trainer(config, training, processes)
         store = Checkpoints(checkpoints, _fingerprint(training, crops, poses))
         _resume(trainer, store)
-        hooks = Outputs(runtime, trainer, store, lock) if processes.first else Stop(runtime)
+        hooks = Stop(runtime)
+        if processes.first:
+            bar = tqdm(total=training.iterations, initial=trainer.done, unit="step", mininterval=5)
+            hooks = Outputs(runtime, trainer, store, lock, stack.enter_context(bar))
         if not train(trainer, Batches(images, labels, training), hooks):
             raise SystemExit(hooks.code)
         if processes.first:
@@ -138,11 +141,9 @@ class Stop(Hooks):
 class Outputs(Stop):
     """Of the first process: also writes metrics, checkpoints and samples, and shows progress."""
 
-    def __init__(self, runtime: float, trainer: Trainer, store: Checkpoints, lock: Lock):
+    def __init__(self, runtime: float, trainer: Trainer, store: Checkpoints, lock: Lock, bar: tqdm):
         super().__init__(runtime)
-        self.trainer, self.store, self.lock = trainer, store, lock
-        steps = trainer.training.iterations
-        self.bar = tqdm(total=steps, initial=trainer.done, unit="step", mininterval=5.0)
+        self.trainer, self.store, self.lock, self.bar = trainer, store, lock, bar
 
     def log(self, record: dict[str, float]) -> None:
         """Append a line to ``metrics.jsonl``."""

@@ -299,7 +299,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
     def full(state, file):
         """With a limit of the size of files, which fails in the middle as a full disk does."""
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        size = 1_000_000 if state["done"] == 4 else limits[0]
+        size = 3_000_000 if state["done"] == 4 else limits[0]
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
         try:
             save(state, file)
