@@ -27,10 +27,10 @@ from mirage_steps.demo.renderer import cars, chairs
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.masks import segment
 from mirage_steps.method.circle import circular_distance, circular_mean
-from mirage_steps.method.diffusion import from_pixels, to_pixels
+from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
 from mirage_steps.method.foreground import find_objects
+from mirage_steps.method.inversion import invert, reconstruct
 from mirage_steps.method.metrics import psnr
-from mirage_steps.method.multiview import invert, sample_single
 from mirage_steps.networks.sam import load_sam
 from mirage_steps.run import Run
 from mirage_steps.settings import NovelViews, Views
@@ -93,8 +93,9 @@ def inversion(run: Run, located: list) -> None:
             part = located[start : start + _BATCH]
             crops = np.stack([one.crop for one in part])
             own = torch.tensor([one.pose for one in part])
-            noise = invert(run.model, from_pixels(crops), own, _STEPS, iterations)[0]
-            back = to_pixels(sample_single(run.model, noise, own, _STEPS))
+            timesteps = ddim_timesteps(_STEPS)
+            trajectory = invert(run.model, from_pixels(crops), own, timesteps, iterations)
+            back = to_pixels(reconstruct(run.model, trajectory, own, timesteps))
             ratios += [min(psnr(*pair), 99.0) for pair in zip(crops, back, strict=True)]
         name = "plain" if iterations == 1 else f"refined, {iterations} iterations"
         print(f"{name}: {_STEPS * iterations} evaluations, reconstruction {np.median(ratios):.1f} "

@@ -63,7 +63,7 @@ class Variant:
 
 
 def middle_times(count: int) -> torch.Tensor:
-    """Time steps from a logit-normal around t = 310: more of those at which shapes are decided."""
+    """Timesteps from a logit-normal around t = 310: more of those at which shapes are decided."""
     return (torch.sigmoid(1.2 * torch.randn(count) - 0.8) * diffusion.T).long()
 
 
@@ -71,7 +71,7 @@ _STEM_2 = {"stem": 2, "widths": (32, 96, 192, 192)}
 VARIANTS = {
     "base": Variant("the demo, as config/config.yaml has it"),
     "adam": Variant("Adam, rate 1e-3", {"optimizer": "adam", "learning_rate": 1e-3}),
-    "middle": Variant("more time steps of middle noise (logit-normal)", times=middle_times),
+    "middle": Variant("more timesteps of middle noise (logit-normal)", times=middle_times),
     "stem 2": Variant("2 x 2 blocks, a level of width 32 more", network=_STEM_2),
     "batch 16": Variant("16 images a step", {"batch_size": 16}),
 }  # fmt: skip
@@ -157,14 +157,14 @@ def one_step(trainer: Trainer, variant: Variant, known: tuple) -> None:
     images, labels = known
     rng = np.random.default_rng([trainer.training.seed, trainer.done])
     chosen = rng.integers(len(images), size=trainer.training.batch_size)
-    replaced = patch.object(diffusion, "antithetic_steps", variant.times)
+    replaced = patch.object(diffusion, "antithetic_timesteps", variant.times)
     with replaced if variant.times else nullcontext():
         trainer.step(diffusion.from_pixels(images[chosen]), torch.from_numpy(labels[chosen]))
 
 
 @torch.inference_mode()
 def measure(trainer: Trainer, held_out: tuple, samples: int, network: Backbone) -> dict:
-    """Error and distances of the averaged weights."""
+    """Error and distances of the EMA weights."""
     images, poses = diffusion.from_pixels(held_out[0]), torch.from_numpy(held_out[1])
     generator = torch.Generator().manual_seed(0)
     errors = []
@@ -180,7 +180,7 @@ def measure(trainer: Trainer, held_out: tuple, samples: int, network: Backbone) 
         noise = diffusion.keyed_noise(0, list(range(samples)), (3, SIZE, SIZE))
         asked = poses[torch.arange(samples) % len(poses)]
         made = np.concatenate([
-            diffusion.to_pixels(sample_single(trainer.ema, x, p, 25))
+            diffusion.to_pixels(sample_single(trainer.ema, x, p, diffusion.ddim_timesteps(25)))
             for x, p in zip(noise.split(50), asked.split(50), strict=True)
         ])  # fmt: skip
     real = backbone_features(network, held_out[0], "mean-patch")

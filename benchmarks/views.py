@@ -6,7 +6,7 @@
 The literal version runs every view by itself, soft and hard pass from the first layer to the last,
 and stores the reference's keys and values; it is the one the tests compare with. Both get the same
 noise and weights; the figure is the ratio of their times, and the largest difference of the images
-is printed beside it. A second ratio is that of group normalisation left to autocast to ours.
+is printed beside it. A second ratio is that of group normalization left to autocast to ours.
 """
 
 import argparse
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_multiview import literal_views
 
 from mirage_steps.method.device import autocast
+from mirage_steps.method.diffusion import ddim_timesteps
 from mirage_steps.method.multiview import sample_views
 from mirage_steps.method.unet import GroupNorm, UNet, preset
 
@@ -43,16 +44,17 @@ def main() -> None:
     for parameter in model.parameters():
         if not parameter.any():  # zero at the start, which would hide differences
             parameter.copy_(torch.randn_like(parameter) * 0.02)
+    timesteps = ddim_timesteps(words.steps)
     noise = torch.randn(words.objects, 3, 64, 64)
     poses = torch.arange(1 + words.views).repeat(words.objects, 1)
 
     def fast():
-        return sample_views(model, noise, poses, words.steps, words.gamma)
+        return sample_views(model, noise, poses, timesteps, words.gamma)
 
     def literal():
         with torch.inference_mode():
             rows = [
-                literal_views(model, one[None], poses[0].tolist(), words.steps, words.gamma)
+                literal_views(model, one[None], poses[0].tolist(), timesteps, words.gamma)
                 for one in noise
             ]
         return torch.stack(rows)
@@ -78,7 +80,7 @@ def main() -> None:
     ratio = times["literal"][0] / times["batched"][0]
     print(f"literal to batched: {ratio:.2f}, largest difference {difference:.1e}")
     ratio = times["native norm"][0] / times["batched"][0]
-    print(f"native group normalisation to ours: {ratio:.2f}")
+    print(f"native group normalization to ours: {ratio:.2f}")
 
 
 if __name__ == "__main__":

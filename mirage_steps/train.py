@@ -16,18 +16,15 @@ import json
 import math
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots, tiles
-from mirage_steps.files.atomic import atomic, write_json
+from mirage_steps.files.atomic import atomic
 from mirage_steps.files.checkpoints import Checkpoints
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
@@ -38,8 +35,9 @@ from mirage_steps.method.device import autocast
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.processes import Processes
-from mirage_steps.method.training import Batches, Hooks, Trainer, train
+from mirage_steps.method.training import Batches, Trainer, train
 from mirage_steps.method.unet import preset
+from mirage_steps.networks.diffusion_model import save_model
 
 # Raised by hand when a change makes old checkpoints or models wrong; an edit that does not, such
 # as a reformatting, must never cost days of training.
@@ -99,16 +97,18 @@ def main(
         trainer = Trainer(config, training, processes)
         store = Checkpoints(checkpoints, _fingerprint(training, crops, poses))
         _resume(trainer, store)
-        hooks = Outputs(runtime, trainer, store, lock) if processes.first else Stop(runtime)
+        hooks = Outputs(trainer, store, lock, Stop(runtime))
+        stack.enter_context(hooks.bar)
         if not train(trainer, Batches(images, labels, training), hooks):
-            raise SystemExit(hooks.code)
+            raise SystemExit(hooks.stop.code)
         if processes.first:
             lock.require()
-            _write_model(trainer, out)
+            about = {"seed": training.seed, "iterations": training.iterations}
+            save_model(out, trainer.ema, {**about, "parameters": trainer.parameters})
             plots.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
 
-class Stop(Hooks):
+class Stop:
     """Requests a stop at SIGTERM, Ctrl-C and the end of the job's time.
 
     Args:
@@ -123,7 +123,7 @@ class Stop(Hooks):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
 
-    def stop_requested(self) -> bool:
+    def requested(self) -> bool:
         """Whether to save and leave, with exit code :attr:`code`."""
         if not self._stop and time.monotonic() - _STARTED > self._limit:
             self._stop, self.code = True, TIME_IS_UP
@@ -135,14 +135,16 @@ class Stop(Hooks):
         log.warning("%s: saving a checkpoint, then leaving", signal.Signals(number).name)
 
 
-class Outputs(Stop):
-    """Of the first process: also writes metrics, checkpoints and samples, and shows progress."""
+class Outputs:
+    """The hooks of the loop: metrics, checkpoints, samples and a progress bar."""
 
-    def __init__(self, runtime: float, trainer: Trainer, store: Checkpoints, lock: Lock):
-        super().__init__(runtime)
-        self.trainer, self.store, self.lock = trainer, store, lock
-        steps = trainer.training.iterations
-        self.bar = tqdm(total=steps, initial=trainer.done, unit="step", mininterval=5.0)
+    def __init__(self, trainer: Trainer, store: Checkpoints, lock: Lock | None, stop: Stop):
+        self.trainer, self.store, self.lock, self.stop = trainer, store, lock, stop
+        self.stop_requested = stop.requested
+        self.bar = tqdm(
+            total=trainer.training.iterations, initial=trainer.done, unit="step", mininterval=5,
+            disable=not trainer.processes.first,
+        )  # fmt: skip
 
     def log(self, record: dict[str, float]) -> None:
         """Append a line to ``metrics.jsonl``."""
@@ -201,23 +203,6 @@ def _resume(trainer: Trainer, store: Checkpoints) -> None:
         )  # fmt: skip
         if done:
             log.info("resuming after step %d", done)
-
-
-def _write_model(trainer: Trainer, out: Path) -> None:
-    weights = {key: value.contiguous() for key, value in trainer.ema.state_dict().items()}
-    about = {
-        "unet": asdict(trainer.config),
-        "seed": trainer.training.seed,
-        "iterations": trainer.training.iterations,
-        "parameters": trainer.parameters,
-    }
-    write_json(out / "config.json", about)
-    path = out / "model.safetensors"
-    try:
-        with atomic(path) as temporary:
-            save_file(weights, temporary)
-    except SafetensorError as error:
-        raise UserError(f"{path}: {error}; the checkpoint is kept: run again") from None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from mirage_steps.settings import Training
 CONFIG = UNetConfig(
     16, 6, (64, 96), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2, prediction="velocity"
 )
-STEPS = 20
+STEPS = 8
 
 
 def train(processes: Processes, dtype: torch.dtype, **changed) -> dict:

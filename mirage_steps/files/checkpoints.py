@@ -74,19 +74,19 @@ class Checkpoints:
                 damaged.append(path)
                 log.warning("%s", error)
                 continue
-            before = state.pop("fingerprint")
-            keys = sorted({*before, *self.fingerprint})
-            changed = [key for key in keys if before.get(key) != self.fingerprint.get(key)]
+            before, now = state.pop("fingerprint"), self.fingerprint
+            changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
             changed += ["iterations"] if state["done"] > last else []
             if not changed:
-                self._keep_one(damaged, "damaged.pt")
+                for other in damaged:
+                    other.replace(self.folder / "damaged.pt")
                 return state
-            name = f"previous-{path.name}"
-            self._keep_one([*(file for file in files if file != path), path], name)
-            log.warning(
-                "starting anew: %s changed; the old checkpoint is kept as %s",
-                ", ".join(changed), self.folder / name,
-            )  # fmt: skip
+            for other in files:
+                if other != path:
+                    other.unlink()
+            kept = path.replace(self.folder / f"previous-{path.name}")
+            what = ", ".join(changed)
+            log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
             return None
         if damaged:
             raise UserError(
@@ -101,14 +101,8 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         """Newest first."""
-        return sorted(self.folder.glob("step-*.pt"), key=_step, reverse=True)
-
-    def _keep_one(self, files: list[Path], name: str) -> None:
-        """Rename the last of some files, and delete the others."""
-        for path in files[:-1]:
-            path.unlink()
-        for path in files[-1:]:
-            path.replace(self.folder / name)
+        found = self.folder.glob("step-[0-9]*[0-9].pt")
+        return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
 def _load(path: Path) -> dict:
@@ -128,8 +122,3 @@ def _load(path: Path) -> dict:
         raise  # of the machine, not of the file
     except Exception as error:  # torch raises many types on a damaged file
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {first_line(error)})") from None
-
-
-def _step(path: Path) -> int:
-    digits = path.stem.removeprefix("step-")
-    return int(digits) if digits.isdecimal() else -1

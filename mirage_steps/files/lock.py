@@ -79,6 +79,7 @@ class Lock:
         Raises:
             UserError: the owner beats.
         """
+        log.info("%s: waiting for a beat of %s", self.path, _name(read_json(self.path)))
         started, first = time.monotonic(), None
         with contextlib.suppress(FileNotFoundError):
             while (touched := self.path.stat().st_mtime_ns) == (first := first or touched):

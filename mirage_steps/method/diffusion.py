@@ -22,13 +22,7 @@ def cumulative_alphas() -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-    """Equation 3.
-
-    Args:
-        x0: (n, ...) clean images.
-        noise: of the same shape, standard normal.
-        alpha: (n,) alpha_t of each image.
-    """
+    """Equation 3, for clean images and standard normal noise (n, ...) and alpha_t (n,)."""
     alpha = alpha.to(x0.dtype).view(-1, *[1] * (x0.ndim - 1))
     return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
 
@@ -58,11 +52,7 @@ def velocity(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
 def noise_from_output(output: Tensor, x: Tensor, alpha: float, prediction: str) -> Tensor:
     """Predicted noise from a network's output at its input x_t, both of one shape.
 
-    Args:
-        output: of the network.
-        x: its input.
-        alpha: alpha_t.
-        prediction: ``noise`` or ``velocity``.
+    ``prediction`` is what the output means: ``noise`` or ``velocity``.
     """
     if prediction == "noise":
         return output
@@ -82,27 +72,14 @@ def subsample(sequence: Sequence | Tensor, stride: int) -> Sequence | Tensor:
 def ddim_step(x: Tensor, noise: Tensor, alpha: float, alpha_next: float) -> Tensor:
     """Equation 4: from x_t to x at the next timestep, given the predicted noise.
 
-    Args:
-        x: images at the present timestep.
-        noise: predicted, of the same shape.
-        alpha: alpha_t, in (0, 1).
-        alpha_next: alpha of the next timestep, 1 for the clean image.
+    ``alpha_next`` is 1 where the next x is the clean image.
     """
     x0 = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
     return alpha_next**0.5 * x0 + (1 - alpha_next) ** 0.5 * noise
 
 
 def ddim_sample(denoise: Denoiser, noise: Tensor, timesteps: list[int]) -> Tensor:
-    """Deterministic DDIM from noise to images.
-
-    Args:
-        denoise: predicts the noise.
-        noise: x at the first timestep.
-        timesteps: from noise to image.
-
-    Returns:
-        Images of the same shape, not clamped.
-    """
+    """Deterministic DDIM from x at the first timestep to images, not clamped."""
     x = noise
     for t, alpha, alpha_next in _steps(timesteps):
         x = ddim_step(x, denoise(x, t, alpha).to(x.dtype), alpha, alpha_next)
@@ -146,10 +123,9 @@ def _steps(timesteps: list[int]) -> list[tuple[int, float, float]]:
 
 
 def keyed_noise(seed: int, indices: list[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise that depends on the seed and each object's index alone.
+    """Standard normal noise, keyed by the seed and each object's index alone.
 
-    Returns:
-        (len(indices), *shape) float32 on the CPU.
+    (len(indices), *shape) float32 on the CPU.
     """
     rows = [np.random.default_rng([seed, index]).standard_normal(shape) for index in indices]
     return torch.from_numpy(np.stack(rows).astype(np.float32))

@@ -55,11 +55,11 @@ def novel_views(
     batch_size: int,
     seed: int = 0,
 ) -> Tensor:
-    """An image in all poses of its category.
+    """An image in all poses of its category, (k, 3, S, S) in circular order, not clamped.
 
     Args:
         model: the network, in evaluation mode.
-        image: (1, 3, S, S) in [-1, 1].
+        image: (1, 3, S, S) in [-1, 1], which stands in its own pose.
         pose: of the image.
         trajectory: (len(timesteps), 1, 3, S, S) of :func:`invert`.
         timesteps: that the image was inverted at.
@@ -68,9 +68,6 @@ def novel_views(
         gamma: weight of the soft pass in equation 7.
         batch_size: images denoised at once.
         seed: of the phases.
-
-    Returns:
-        (k, 3, S, S) in circular order, not clamped; in its own pose the image itself.
     """
     timesteps, trajectory = subsample(timesteps, stride), subsample(trajectory, stride)
     # The views start at the first timestep that they take, with the noise of just that.

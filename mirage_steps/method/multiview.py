@@ -7,6 +7,9 @@ Written for speed, with the literal equations as its test:
 - the soft and the hard pass of equation 7 differ only from the first cross-frame attention on;
   what lies before it is computed once, what lies behind it runs as one batch;
 - embeddings of all timesteps and poses are computed before the loop.
+
+In all functions ``model`` is the network in evaluation mode, ``timesteps`` go from noise to image,
+and ``gamma`` weighs the soft pass; at 1 the hard pass is left out. Images come out not clamped.
 """
 
 import torch
@@ -17,27 +20,21 @@ from mirage_steps.method.unet import Frames, UNet
 
 
 def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Predicted noise of references and their views at one timestep.
+    """Predicted noise of references and their views at one timestep, of the shape of ``x``.
 
     The reference runs plain self-attention, unguided. Every view attends to the reference's keys
     and values of the same timestep and layer, in the middle and the decoder (equation 6); its soft
     and hard predictions combine as in equation 7.
 
     Args:
-        model: the network, in evaluation mode.
         x: (objects, 1 + views, 3, S, S), the reference first.
         embedding: (objects, 1 + views, embedding).
         alpha: alpha_t.
-        gamma: weight of the soft pass; at 1 the hard pass is left out.
-
-    Returns:
-        Of the shape of ``x``.
     """
     views = x.shape[1] - 1
     frames = Frames(views, hard=gamma != 1 and views > 0)
     embedding = embedding.flatten(0, 1)
-    encoded = model.encode(x.flatten(0, 1), embedding).map(frames.spread)
-    output = model.decode(encoded, frames.spread(embedding), frames)
+    output = model.decode(model.encode(x.flatten(0, 1), embedding), embedding, frames)
     output = output.unflatten(0, (-1, frames.count)).to(x.dtype)  # bfloat16 is too coarse below
     if frames.hard:
         reference, soft, hard = output.split([1, views, views], dim=1)
@@ -56,19 +53,13 @@ def sample_views(
     gamma: float,
     trajectory: Tensor | None = None,
 ) -> Tensor:
-    """Generate objects, each in its reference pose and in other poses, from shared noise.
+    """Objects (objects, 1 + views, 3, S, S) in their reference pose and other poses.
 
     Args:
-        model: the network, in evaluation mode.
-        noise: (objects, 3, S, S), the same x at the first timestep for all frames of an object.
+        noise: (objects, 3, S, S), shared by all frames of an object.
         poses: (objects, 1 + views) int, the reference's first.
-        timesteps: from noise to image.
-        gamma: as in :func:`denoise_views`.
         trajectory: (len(timesteps), objects, 3, S, S), the references at each of the timesteps
             where they are given images: their keys and values are read along it.
-
-    Returns:
-        (objects, 1 + views, 3, S, S), not clamped.
     """
     embeddings = _embeddings(model, poses, timesteps)
     references = {} if trajectory is None else dict(zip(timesteps, trajectory, strict=True))
@@ -92,21 +83,15 @@ def sample_all_poses(
     batch_size: int,
     trajectory: Tensor | None = None,
 ) -> Tensor:
-    """One object in every pose of its category, the reference in its own.
+    """One object in every pose of its category, (k, 3, S, S) in circular order.
 
     Views depend on the reference alone (equation 1), so they may be made a few at a time.
 
     Args:
-        model: the network, in evaluation mode.
         noise: (1, 3, S, S).
         reference: pose of the reference.
-        timesteps: from noise to image.
-        gamma: as in :func:`denoise_views`.
         batch_size: images denoised at once, the reference and guided views among them.
         trajectory: (len(timesteps), 1, 3, S, S) where the reference is a given image.
-
-    Returns:
-        (k, 3, S, S) in circular order, not clamped.
     """
     poses = model.config.siblings(reference)
     others = [pose for pose in poses if pose != reference]
@@ -122,14 +107,7 @@ def sample_all_poses(
 
 @torch.inference_mode()
 def sample_single(model: UNet, noise: Tensor, poses: Tensor, timesteps: list[int]) -> Tensor:
-    """Generate single images (n, 3, S, S), not clamped, with plain self-attention.
-
-    Args:
-        model: the network, in evaluation mode.
-        noise: (n, 3, S, S).
-        poses: (n,) int.
-        timesteps: from noise to image.
-    """
+    """Single images (n, 3, S, S) from noise (n, 3, S, S) in poses (n,), by plain self-attention."""
     return ddim_sample(single_denoiser(model, poses, timesteps), noise, timesteps)
 
 

@@ -8,8 +8,10 @@ uninterrupted one to the bit.
 
 import contextlib
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,31 +27,18 @@ from mirage_steps.method.processes import Processes
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 
-class Hooks:
-    """What the loop calls beside its steps, in every process; by default nothing happens."""
+class Hooks(Protocol):
+    """What the loop calls: ``stop_requested`` in every process, all else in the first alone."""
 
-    def stop_requested(self) -> bool:
-        """Whether to save and leave after this step."""
-        return False
-
-    def log(self, record: dict[str, float]) -> None:
-        """Take a record: step, mean loss, gradient norm and learning rate."""
-
-    def save(self) -> None:
-        """Save a checkpoint."""
-
-    def sample(self) -> None:
-        """Draw samples from the EMA weights."""
-
-    def stepped(self) -> None:
-        """Show progress, after everything of the step but the samples."""
+    def stop_requested(self) -> bool: ...  # whether to save and leave after this step
+    def log(self, record: dict[str, float]) -> None: ...
+    def save(self) -> None: ...
+    def sample(self) -> None: ...
+    def stepped(self) -> None: ...  # after all that must not be lost
 
 
 def train(trainer: "Trainer", batches: "Batches", hooks: Hooks) -> bool:
-    """Train to the last step, or until a hook requests a stop.
-
-    Returns:
-        Whether all steps are done.
+    """Train to the last step, or until a stop is requested; returns whether all steps are done.
 
     Raises:
         UserError: the loss is not finite.
@@ -69,18 +58,18 @@ def train(trainer: "Trainer", batches: "Batches", hooks: Hooks) -> bool:
                     f"the loss is not finite at step {trainer.done}; the last checkpoint is kept: "
                     "try precision: float32 or a lower learning_rate"
                 )
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            hooks.log(
-                {"step": trainer.done, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
-            )
+            record = {"step": trainer.done, "loss": loss, "gradient_norm": norm}
+            if processes.first:
+                hooks.log({**record, "learning_rate": trainer.learning_rate})
             recent.clear()
-        if save:
-            hooks.save()
-        hooks.stepped()
+        if processes.first:
+            if save:
+                hooks.save()
+            hooks.stepped()
         if stop:
             processes.largest(0)  # wait: torchrun kills a process that still saves
             return False
-        if last or trainer.done % training.sample_every == 0:
+        if processes.first and (last or trainer.done % training.sample_every == 0):
             hooks.sample()
     return True
 
@@ -112,16 +101,17 @@ class Trainer:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.optimizers[0].param_groups[0]["lr"]
+
+    @property
     def share(self) -> slice:
         """The rows of every batch that are this process's."""
         return share(self.training.batch_size, self.processes.rank, self.processes.count)
 
     def step(self, images: Tensor, poses: Tensor) -> Tensor:
-        """One optimizer step on a batch.
-
-        Args:
-            images: (b, 3, S, S) in [-1, 1], the :attr:`share` of this process.
-            poses: (b,).
+        """One optimizer step on this process's share of a batch, (b, 3, S, S) and (b,).
 
         Returns:
             (2,), on the device: loss per value, summed over the processes that of the whole batch;
@@ -213,26 +203,18 @@ class Batches:
 
     def __init__(self, images: Sequence, labels: np.ndarray, training: settings.Training):
         self.images, self.labels, self.training = images, labels, training
-        self._orders: dict[int, np.ndarray] = {}
+        self._order = functools.lru_cache(2)(self._draw_order)  # a batch may span two epochs
 
     def batch(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Some rows of the batch of a step; every epoch has a new order.
-
-        Returns:
-            Images (b, 3, S, S) in [-1, 1] and poses (b,).
-        """
+        """Images (b, 3, S, S) in [-1, 1] and poses (b,) of a step; every epoch has a new order."""
         size, count = self.training.batch_size, len(self.labels)
         places = range(step * size, (step + 1) * size)[share]
-        self._orders = {
-            epoch: self._orders[epoch] if epoch in self._orders else self._order(epoch)
-            for epoch in {place // count for place in places}
-        }
-        chosen = [int(self._orders[place // count][place % count]) for place in places]
+        chosen = [int(self._order(place // count)[place % count]) for place in places]
         # HDF5 reads one chunk an image; its fancy indexing would be slower and wants sorted rows.
         pixels = np.stack([self.images[index] for index in chosen])
         return diffusion.from_pixels(pixels), torch.from_numpy(self.labels[chosen])
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _draw_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.training.seed, epoch]).permutation(len(self.labels))
 
 

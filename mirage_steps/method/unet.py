@@ -13,7 +13,6 @@ the middle: :meth:`UNet.encode` runs up to it, :meth:`UNet.decode` from it on. C
 
 import contextlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -122,32 +121,18 @@ class Frames:
         return 1 + self.views * (2 if self.hard else 1)
 
     def spread(self, x: Tensor) -> Tensor:
-        """Repeat the views of (objects * (1 + views), ...) as hard views, if there are any."""
-        if not self.hard:
-            return x
+        """(objects * (1 + views), ...) to (objects * count, ...), the views repeated as hard."""
         rows = x.unflatten(0, (-1, 1 + self.views))
         spread = torch.cat([rows, rows[:, 1:]], dim=1).flatten(0, 1)
         return spread.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else spread
 
 
 class Encoded(NamedTuple):
-    """What the first half of the network passes to the second.
+    """What the first half of the network passes to the second."""
 
-    Args:
-        features: (n, channels, H, W) in front of the first attention of the middle.
-        skips: skip connections, first to last.
-        inputs: (n, 3 * stem^2, S / stem, S / stem), the unshuffled input.
-    """
-
-    features: Tensor
-    skips: tuple[Tensor, ...]
-    inputs: Tensor
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Encoded":
-        """The same with the function applied to every tensor."""
-        return Encoded(
-            function(self.features), tuple(map(function, self.skips)), function(self.inputs)
-        )
+    features: Tensor  # (n, channels, H, W), in front of the first attention of the middle
+    skips: list[Tensor]  # skip connections, first to last
+    inputs: Tensor  # (n, 3 * stem^2, S / stem, S / stem), the unshuffled images
 
 
 class UNet(nn.Module):
@@ -180,15 +165,7 @@ class UNet(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def embed(self, t: Tensor, pose: Tensor) -> Tensor:
-        """Joint embedding of time and pose.
-
-        Args:
-            t: (n,) timesteps in [0, T).
-            pose: (n,) poses in [0, poses).
-
-        Returns:
-            (n, embedding).
-        """
+        """Joint embedding (n, embedding) of timesteps (n,) in [0, T) and poses (n,)."""
         waves = sinusoidal(t, self.config.widths[0]).to(self.pose_embedding.weight.dtype)
         return functional.silu(self.time_embedding(waves) + self.pose_embedding(pose))
 
@@ -198,12 +175,7 @@ class UNet(nn.Module):
         return self.decode(self.encode(x, embedding), embedding)
 
     def encode(self, x: Tensor, embedding: Tensor) -> Encoded:
-        """Everything up to the first attention of the middle.
-
-        Args:
-            x: (n, 3, S, S).
-            embedding: (n, embedding).
-        """
+        """Features of images (n, 3, S, S) up to the first attention of the middle."""
         inputs = self.unshuffle(x).contiguous(memory_format=torch.channels_last)
         h = self.conv_in(inputs)
         skips = [h]
@@ -211,7 +183,7 @@ class UNet(nn.Module):
             h = layer(h, embedding)
             if layer.skip:
                 skips.append(h)
-        return Encoded(self.middle_block0(h, embedding), tuple(skips), inputs)
+        return Encoded(self.middle_block0(h, embedding), skips, inputs)
 
     def decode(self, encoded: Encoded, embedding: Tensor, frames: Frames | None = None) -> Tensor:
         """From the first attention of the middle to the network's output.
@@ -223,8 +195,12 @@ class UNet(nn.Module):
                 None for plain self-attention (equation 5).
 
         Returns:
-            (n, 3, S, S).
+            (n, 3, S, S); with hard views (objects * frames.count, 3, S, S).
         """
+        if frames is not None and frames.hard:
+            skips = [frames.spread(skip) for skip in encoded.skips]
+            encoded = Encoded(frames.spread(encoded.features), skips, frames.spread(encoded.inputs))
+            embedding = frames.spread(embedding)
         h = self.middle_block1(self.middle_attention(encoded.features, frames), embedding)
         skips = list(encoded.skips)
         for layer in self.decoder.values():
@@ -307,17 +283,11 @@ class SelfAttention(nn.Module):
             query = query.unflatten(0, (-1, frames.count)).flatten(1, 2)  # (objects, frames HW, .)
         key, value = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
         query = self._split(query)  # (., heads, queries, head_dim)
+        soft = height * width * (1 if frames is None else 1 + frames.views)
+        attended = functional.scaled_dot_product_attention(query[:, :, :soft], key, value)
         if frames is not None and frames.hard:
-            soft = (1 + frames.views) * height * width
-            attended = torch.cat(
-                [
-                    functional.scaled_dot_product_attention(query[:, :, :soft], key, value),
-                    hard_attention(query[:, :, soft:], key, value),
-                ],
-                dim=2,
-            )
-        else:
-            attended = functional.scaled_dot_product_attention(query, key, value)
+            hard = hard_attention(query[:, :, soft:], key, value)
+            attended = torch.cat([attended, hard], dim=2)
         attended = self.out(attended.transpose(1, 2).flatten(2))  # (., queries, channels)
         attended = attended.reshape(-1, height, width, attended.shape[-1]).permute(0, 3, 1, 2)
         return x + attended
@@ -334,12 +304,8 @@ def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     gather, so neither soft-max nor the product with the values is computed.
 
     Args:
-        query: (n, heads, queries, d).
-        key: (n, heads, keys, d).
-        value: (n, heads, keys, d).
-
-    Returns:
-        (n, heads, queries, d).
+        query: (n, heads, queries, d), the shape of the result.
+        key: (n, heads, keys, d), like the values.
     """
     chunks = []
     # Logits that differ little are equal in bfloat16, and the first would always win.
@@ -359,14 +325,10 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
-    """Sines and cosines of timesteps at geometric frequencies (Vaswani et al. 2017).
-
-    Args:
-        t: (n,).
-        dim: even length of the result.
+    """Sines and cosines of timesteps (n,) at geometric frequencies (Vaswani et al. 2017).
 
     Returns:
-        (n, dim) in [-1, 1], float32 (float64 for float64 timesteps).
+        (n, dim) in [-1, 1], float32 (float64 for float64 timesteps); ``dim`` is even.
     """
     dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
     steps = torch.arange(dim // 2, device=t.device, dtype=dtype)
@@ -375,14 +337,7 @@ def sinusoidal(t: Tensor, dim: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """A residual block, with attention behind it or without.
-
-    Args:
-        config: shape of the network.
-        channels: of the input, that of a skip connection included.
-        width: channels of the output.
-        attention: whether attention follows.
-    """
+    """A residual block from ``channels`` to ``width``, with attention behind it or without."""
 
     skip = True  # in the encoder the output is a skip connection, in the decoder one is an input
 
@@ -398,13 +353,9 @@ class Block(nn.Module):
 
 
 class Resample(nn.Module):
-    """A change of resolution and channels: down by space-to-depth, up by nearest neighbor.
+    """Resolution ``down`` by space-to-depth, ``up`` by nearest neighbor, or unchanged (``conv``).
 
-    Args:
-        channels: of the input.
-        width: channels of the output.
-        direction: ``down``, ``up``, or ``conv``, which leaves the resolution as it is.
-        skip: whether the output is a skip connection.
+    A convolution leads from ``channels`` to ``width``. ``skip`` as in :class:`Block`.
     """
 
     def __init__(self, channels: int, width: int, direction: str, skip: bool = False):
@@ -418,7 +369,7 @@ class Resample(nn.Module):
             self.conv = nn.Conv2d(channels, width, 3, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
-        """(n, channels, H, W) to (n, width, H', W'); embedding and frames are not used."""
+        """(n, channels, H, W) to (n, width, H', W')."""
         return self.conv(self.resize(x))
 
 
@@ -460,26 +411,24 @@ def _simple_diffusion(config: UNetConfig) -> _Layers:
     not halve the resolution. Attention follows the last block of a level. Skip connections come
     from the blocks, and from the first convolution to one more block at the end.
     """
-    size, levels = config.image_size // config.stem, list(pairwise(config.widths))
     encoder, decoder, sizes = {}, {}, []
-    last = config.blocks - 1
-    for width, wider in levels:
+    size, levels = config.image_size // config.stem, list(pairwise(config.widths))
+    for level, (width, wider) in enumerate(levels, 1):
         sizes.append(size)
         for number in range(config.blocks):
-            attention = size <= config.attention_below and number == last
+            attention = size <= config.attention_below and number == config.blocks - 1
             encoder[f"{size}x{size}_block{number}"] = Block(config, width, width, attention)
-        direction = "conv" if len(sizes) == len(levels) else "down"
+        direction = "conv" if level == len(levels) else "down"
         size //= 2 if direction == "down" else 1
         encoder[f"{size}x{size}_{direction}"] = Resample(width, wider, direction)
     for (width, wider), size in reversed(list(zip(levels, sizes, strict=True))):
         for number in range(config.blocks):
-            attention = size <= config.attention_below and number == last
+            attention = size <= config.attention_below and number == config.blocks - 1
             decoder[f"{size}x{size}_block{number}"] = Block(config, wider + width, wider, attention)
         direction = "conv" if size == sizes[0] else "up"
         size *= 2 if direction == "up" else 1
         decoder[f"{size}x{size}_{direction}"] = Resample(wider, width, direction)
-    first = config.widths[0]
-    decoder[f"{size}x{size}_block{config.blocks}"] = Block(config, 2 * first, first, False)
+    decoder[f"{size}x{size}_block{config.blocks}"] = Block(config, 2 * width, width, False)
     return encoder, decoder
 
 

@@ -1,14 +1,32 @@
 """A trained diffusion model on disk: ``model.safetensors`` and ``config.json``."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mirage_steps.errors import UserError, first_line
+from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.method.unet import UNet, UNetConfig, build
+
+
+def save_model(folder: Path, model: UNet, about: dict) -> None:
+    """Write a network; ``about`` goes into config.json, the ``seed`` of its weights among it.
+
+    Raises:
+        UserError: the disk is full or gone.
+    """
+    write_json(folder / "config.json", {"unet": asdict(model.config), **about})
+    path = folder / "model.safetensors"
+    try:
+        with atomic(path) as temporary:
+            weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(weights, temporary)
+    except SafetensorError as error:
+        raise UserError(f"{path}: {error}; the checkpoint is kept: run again") from None
 
 
 def load_model(folder: Path, device: torch.device, untrained: bool = False) -> UNet:
