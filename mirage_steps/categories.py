@@ -54,7 +54,7 @@ def main(
         seed: Seed of the starts.
         stored: Another data set's complete pose estimator, where nothing shall be fitted.
     """
-    model = load_estimator(stored or estimator, complete=stored is not None)
+    model = load_estimator(stored or estimator, complete=bool(stored))
     if stored is not None:
         token = model.categories.token
     with open_tokens(tokens) as found:

@@ -38,7 +38,7 @@ def main(
         stored: Another data set's complete pose estimator, where nothing shall be fitted.
         pose_space: What the maps hold.
     """
-    model = load_estimator(stored or estimator, complete=stored is not None)
+    model = load_estimator(stored or estimator, complete=bool(stored))
     with open_tokens(tokens) as found:
         assigned = read_categories(categories, found.images)
         if stored is None:

@@ -139,7 +139,6 @@ class PoseEstimator:
         valid = valid_patches(content, scores.shape[1])
         regions = find_objects(scores, self.foreground.threshold, valid)
         found = []
-        found = []
         for index, (box, size) in enumerate(zip(boxes or [None] * len(sizes), sizes, strict=True)):
             region, window = regions[index], None
             if box is None and region is not None:
