@@ -224,12 +224,12 @@ class Choice:
 PAPER = Foreground(rule="first-component", threshold="zero")
 CHOICES = {
     "default": Choice(),
-    "background: kept, as in the paper": Choice(maps=all_tokens),
+    "background: not masked, as in the paper": Choice(maps=all_tokens),
     "background: mean of the foreground at its position": Choice(maps=background_by_position),
     "background: mean of all background": Choice(maps=background_alike),
-    "background: kept, PCA 1 appended": Choice(maps=partial(with_scores, maps=all_tokens)),
-    "background: zero, PCA 1 appended": Choice(maps=partial(with_scores, maps=object_tokens)),
-    "scale: maps as long as they come, as in the paper": Choice(maps=object_tokens, unit=False),
+    "background: not masked, PCA 1 appended": Choice(maps=partial(with_scores, maps=all_tokens)),
+    "background: masked, PCA 1 appended": Choice(maps=partial(with_scores, maps=object_tokens)),
+    "scale: maps not normalized, as in the paper": Choice(maps=object_tokens, unit=False),
     "scale: each component by its standard deviation": Choice(maps=whitened),
     "scale: each map less its own mean": Choice(maps=own_mean_removed),
     "PCA 2: 2 components": Choice(maps=partial(object_tokens, components=2)),

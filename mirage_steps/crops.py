@@ -7,7 +7,7 @@ an object was found, in the manifest's order.
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from PIL import Image
 
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import by_image, create_h5, write_names
@@ -30,18 +30,15 @@ def main(*, manifest: Path, windows: Path, out: Path, image_size: int = 64) -> N
     """
     found = read_windows(windows, read_manifest(manifest))
     entries = [entry for entry, _ in found]
+
+    def square(image: Image.Image, index: int) -> Image.Image:
+        return crop(image, found[index][1], image_size)
+
     with create_h5(out / "crops.h5") as file:
         images = by_image(file, "images", len(found), (image_size, image_size, 3), np.uint8)
         write_names(file, [entry.image for entry in entries])
-        batches = image_batches(
-            entries, lambda image, index: crop(image, found[index][1], image_size), _BATCH
-        )
-        start = 0
-        with tqdm(total=len(found), unit="image", mininterval=1.0) as progress:
-            for batch in batches:
-                images[start : start + len(batch)] = batch
-                start += len(batch)
-                progress.update(len(batch))
+        for rows, batch in image_batches(entries, square, _BATCH):
+            images[rows] = batch
 
 
 if __name__ == "__main__":

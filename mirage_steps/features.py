@@ -12,12 +12,11 @@ the crops that the foreground step found, moved so that the object is in the mid
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.files.atomic import human_size, require_disk
@@ -100,43 +99,27 @@ def write_tokens(
         attributes: of the file.
     """
     entries = [entry for entry, _ in images]
-    with create_h5(path) as out:
-        out.attrs.update(attributes)
-        patches = by_image(
-            out, "patch_tokens", len(entries), (network.grid**2, network.dim), np.float16
-        )
-        cls = by_image(out, "cls_token", len(entries), (network.dim,), np.float16)
-        content = [_content(*image) for image in images]
-        out["content"] = np.array(content, np.float32).reshape(-1, 4)
-        write_names(out, [entry.image for entry in entries])
-        start = 0
-        with tqdm(total=len(entries), unit="image", mininterval=1.0) as progress:
-            for batch in image_batches(entries, _square(network, images), batch_size):
-                rows = slice(start, start + len(batch))
-                patches[rows], cls[rows] = network.half_tokens(batch)
-                progress.update(len(batch))
-                start = rows.stop
-
-
-def _content(entry: Entry, window: Box | None) -> Box:
-    """The part of an image's square that is image, in fractions."""
-    if window is None:
-        return content_box(entry.width, entry.height)
-    return window_content(window, entry.width, entry.height)
-
-
-def _square(
-    network: Backbone, images: Sequence[tuple[Entry, Box | None]]
-) -> Callable[[Image.Image, int], Image.Image]:
-    """What makes a square of an image: the letterbox, or its window."""
+    content = [
+        window_content(window, entry.width, entry.height)
+        if window
+        else content_box(entry.width, entry.height)
+        for entry, window in images
+    ]
 
     def square(image: Image.Image, index: int) -> Image.Image:
-        window = images[index][1]
-        if window is None:
-            return letterbox(image, network.resolution, network.fill)
-        return crop(image, window, network.resolution)
+        if window := images[index][1]:
+            return crop(image, window, network.resolution)
+        return letterbox(image, network.resolution, network.fill)
 
-    return square
+    shape = (network.grid**2, network.dim)
+    with create_h5(path) as out:
+        out.attrs.update(attributes)
+        patches = by_image(out, "patch_tokens", len(entries), shape, np.float16)
+        cls = by_image(out, "cls_token", len(entries), shape[1:], np.float16)
+        out["content"] = np.array(content, np.float32).reshape(-1, 4)
+        write_names(out, [entry.image for entry in entries])
+        for rows, batch in image_batches(entries, square, batch_size):
+            patches[rows], cls[rows] = network.half_tokens(batch)
 
 
 if __name__ == "__main__":

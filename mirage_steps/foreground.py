@@ -21,7 +21,7 @@ from mirage_steps.files.manifest import Entry, read_manifest
 from mirage_steps.files.tables import write_windows
 from mirage_steps.files.tokens import Tokens, open_tokens
 from mirage_steps.method.boxes import padded_share
-from mirage_steps.method.foreground import DECIDABLE, Choice, fit_foreground
+from mirage_steps.method.foreground import DECIDABLE, ForegroundModel, fit_foreground
 from mirage_steps.method.pose_estimator import Detection, PoseEstimator
 
 _EXAMPLES = 16  # images in the picture
@@ -51,44 +51,39 @@ def main(
         if found.images != [entry.image for entry in entries]:
             raise UserError(f"{tokens}: holds other images than the manifest; rerun features")
         if stored is None:
-            model, choice = fit_foreground(found, foreground)
+            model, contrasts = fit_foreground(found, foreground)
             estimator = PoseEstimator(found.backbone, model, foreground.margin)
-            about = _report(estimator, choice, foreground)
+            about = _report(model, contrasts, foreground)
         else:
             estimator = load_estimator(stored, complete=True)
-            model = estimator.foreground
-            about = {"stored": str(stored), "component": model.component + 1, "sign": model.sign}
+            about = {"stored": str(stored)}
         rows, examples = _locate(found, entries, estimator)
     save_estimator(out / ESTIMATOR, estimator)
-    about = {**about, "threshold": model.threshold, **_count(rows, entries)}
-    write_json(out / "foreground.json", about)
+    model = estimator.foreground
+    about |= {"component": model.component + 1, "sign": model.sign, "threshold": model.threshold}
+    write_json(out / "foreground.json", about | _count(rows, entries))
     plots.foreground(out / "foreground.png", examples, model.threshold)
     write_windows(out / "foreground.csv", rows)
 
 
 def _report(
-    estimator: PoseEstimator, choice: Choice, foreground: settings.Foreground
+    model: ForegroundModel, contrasts: np.ndarray, foreground: settings.Foreground
 ) -> dict[str, object]:
     """How PCA 1 was cut, for JSON; a warning where that is a guess."""
-    contrast = choice.contrasts[choice.component]
-    log.info(
-        "component %d, sign %+d, contrast with the border %.2f",
-        choice.component + 1, choice.sign, contrast,
-    )  # fmt: skip
-    if not choice.decided:
+    contrast, sign = contrasts[model.component], model.sign
+    decided = bool(abs(contrast) >= DECIDABLE)
+    log.info("component %d, sign %+d, contrast %.2f", model.component + 1, sign, contrast)
+    if not decided:
         log.warning(
             "the border does not decide the sign (contrast %.2f, needed %.2f): "
             "foreground.fallback_sign = %+d is used; check foreground.png",
-            contrast, DECIDABLE, foreground.fallback_sign,
+            contrast, DECIDABLE, sign,
         )  # fmt: skip
-    shares = estimator.foreground.pca.variance_ratio
     return {
         "rule": foreground.rule,
-        "component": choice.component + 1,
-        "sign": choice.sign,
-        "sign_decided_by": "border" if choice.decided else "foreground.fallback_sign",
-        "contrast_of_components": [round(float(value), 4) for value in choice.contrasts],
-        "variance_ratio": [round(float(value), 4) for value in shares],
+        "sign_decided_by": "border" if decided else "foreground.fallback_sign",
+        "contrast_of_components": contrasts.round(4).tolist(),
+        "variance_ratio": model.pca.variance_ratio.round(4).tolist(),
     }
 
 

@@ -27,8 +27,8 @@ from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, create_h5, open_h5, slices
 from mirage_steps.method.device import choose_device
 from mirage_steps.method.foreground import Region, find_objects
-from mirage_steps.networks.backbone import STAND_IN, Backbone
-from mirage_steps.networks.sam import load_sam
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.networks.sam import load_sam, sam_name
 
 WHITE = 255
 # The picture shows this many images, so many in a row, at least so many pixels a side.
@@ -85,9 +85,7 @@ def main(
             f"{network.name} have {network.dim}; use the backbone it was fitted with"
         )
     sam = load_sam(masks.sam, chosen, weights)
-    name = Path(masks.sam).name
-    if Path(masks.sam).is_dir() and not name.startswith(STAND_IN):
-        name = f"{STAND_IN} {name}"  # only stand-ins are folders
+    name = sam_name(masks.sam)
 
     def locate(pixels: np.ndarray) -> list[Region | None]:
         patches = network.tokens(pixels)[0].cpu().numpy()

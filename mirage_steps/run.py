@@ -29,6 +29,7 @@ from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimato
 from mirage_steps.method.unet import UNet
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
+from mirage_steps.networks.fetching import is_published
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, Views
 
@@ -326,10 +327,7 @@ def _load_backbone(
     name = str(recorded["model"] if given is None else given)
     found = _find(folder, Path(name))
     if found is None:
-        # Only what may have to be fetched waits for the import.
-        from mirage_steps.networks.fetching import is_published
-
-        if given is not None or not is_published(name):
+        if given is not None or not is_published(name, "backbone.model"):
             raise UserError(
                 f"backbone.model {name}: not here, nor above {folder}; give its folder by "
                 "--backbone"

@@ -15,7 +15,7 @@ from mirage_steps.evaluation_sets import table_rows
 from mirage_steps.files.command import flag, flags
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.step_code import code_hash, signature, version
-from mirage_steps.networks.fetching import is_published, item_marker, unknown
+from mirage_steps.networks.fetching import is_complete, is_published, unknown
 from mirage_steps.settings import Settings, differences, load, sections
 from mirage_steps.sources import check_source
 
@@ -222,8 +222,8 @@ def network(path):
         item = "inception" if value == "auto" else value
         if item == "none":
             return []
-        if not is_published(item, hub=key == "model"):
-            refuse(f"datasets.{wildcards.dataset}.{unknown(f'{path} {item}')}")
+        if not is_published(item, path):
+            refuse(f"datasets.{wildcards.dataset}.{unknown(item, path)}")
         # Fetched again, it is the same: no reason to work again.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
@@ -248,7 +248,7 @@ def network_state(wildcards):
     """Whether a network that was fetched is gone again."""
     weights = Path(configuration.weights)
     fetched = Path(configuration.results, "weights", wildcards.network, "weights.run.json").exists()
-    return "gone" if fetched and not item_marker(wildcards.network, weights).exists() else "there"
+    return "gone" if fetched and not is_complete(wildcards.network, weights) else "there"
 
 
 def source_there(wildcards):

@@ -39,7 +39,7 @@ def test_at_90_degrees_the_front_is_at_image_left(azimuth, towards_left):
 
 @pytest.mark.parametrize("azimuth, sign", [(0, 1), (180, -1)])
 def test_front_and_rear_face_the_camera(azimuth, sign):
-    front, rear = cars.PARTS.index("head light"), cars.PARTS.index("tail light")
+    front, rear = cars.PARTS.index("headlight"), cars.PARTS.index("taillight")
     for car in _renderings_near(azimuth):
         shown, hidden = (front, rear) if sign > 0 else (rear, front)
         assert (car.part == shown).any() and not (car.part == hidden).any()

@@ -7,7 +7,7 @@ from PIL import Image
 from mirage_steps.demo.renderer import cars, chairs
 from mirage_steps.demo.renderer.chair_shapes import BACK, SEAT, build_mesh, draw_shape
 from mirage_steps.settings import Procedural
-from mirage_steps.sources.procedural import render_images
+from mirage_steps.sources import procedural
 
 SIZE = 48
 
@@ -131,7 +131,7 @@ def test_sides_of_boxes_face_outwards():
 
 def test_cars_and_chairs_take_turns(tmp_path):
     source = Procedural(objects="cars-and-chairs", images=6, size=32, seed=9)
-    entries, rejected = render_images(source, tmp_path, lambda items, total: items)
+    entries, rejected = procedural.list_images(source, tmp_path, lambda items, total: items)
     assert not rejected
     assert [entry.category for entry in entries] == ["car", "chair"] * 3
     for index, entry in enumerate(entries):
@@ -146,7 +146,7 @@ def test_cars_and_chairs_take_turns(tmp_path):
 @pytest.mark.parametrize("objects", ["cars", "chairs"])
 def test_images_of_one_category_have_no_category(tmp_path, objects):
     source = Procedural(objects=objects, images=2, size=32, seed=9)
-    entries, _ = render_images(source, tmp_path, lambda items, total: items)
+    entries, _ = procedural.list_images(source, tmp_path, lambda items, total: items)
     assert [entry.category for entry in entries] == [None, None]
     made = [chairs.render(9, i, 32) for i in range(2)]
     if objects == "cars":

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mirage_steps import dataset
 from mirage_steps.errors import UserError
-from mirage_steps.files import command as step
+from mirage_steps.files import provenance
 from mirage_steps.files.atomic import read_csv, write_csv, write_json
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
 from mirage_steps.pose_eval import main as evaluate
@@ -187,8 +187,8 @@ def test_the_command_writes_its_tables_and_its_provenance(tmp_path):
 
 
 def test_provenance_does_not_need_every_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(step, "_PACKAGES", ("numpy", "no-such-package"))
-    step._write_provenance("mirage_steps.poses", ["poses"], {"out": tmp_path, "k": 4}, 0.0)
+    monkeypatch.setattr(provenance, "_PACKAGES", ("numpy", "no-such-package"))
+    provenance.write_provenance("mirage_steps.poses", ["poses"], {"out": tmp_path, "k": 4}, 0.0)
     record = json.loads((tmp_path / "poses.run.json").read_text())
     assert record["packages"] == {"numpy": np.__version__, "no-such-package": None}
     assert record["settings"] == {"k": 4}

@@ -19,7 +19,7 @@ from mirage_steps.method.diffusion import (
 from mirage_steps.method.inversion import invert, novel_views, randomize_phases, reconstruct
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
-from mirage_steps.method.pose_estimator import object_maps
+from mirage_steps.method.poses import object_maps
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)

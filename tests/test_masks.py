@@ -365,8 +365,8 @@ def test_a_published_name_is_its_file_in_the_shared_folder(tmp_path, monkeypatch
     monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: _tiny_sam(6))
     file = FILES["vit_b"]
     (tmp_path / "sam").mkdir()
-    torch.save(_tiny_sam(5).state_dict(), tmp_path / "sam" / file.name)
-    digest = hashlib.sha256((tmp_path / "sam" / file.name).read_bytes()).hexdigest()
+    torch.save(_tiny_sam(5).state_dict(), tmp_path / file.path)
+    digest = hashlib.sha256((tmp_path / file.path).read_bytes()).hexdigest()
     monkeypatch.setitem(FILES, "vit_b", replace(file, sha256=digest))
     loaded = loading.load_sam("vit_b", CPU, tmp_path)
     expected = _tiny_sam(5).state_dict()["image_encoder.pos_embed"]

@@ -79,8 +79,8 @@ def _draw(path, number: int) -> None:
     image = Image.fromarray(rng.integers(0, 60, (height, width, 3), dtype=np.uint8))
     cx, cy = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.4, 0.6)
     rx, ry = width * rng.uniform(0.15, 0.3), height * rng.uniform(0.15, 0.3)
-    colour = tuple(int(value) for value in rng.integers(170, 256, 3))
-    ImageDraw.Draw(image).ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=colour)
+    color = tuple(int(value) for value in rng.integers(170, 256, 3))
+    ImageDraw.Draw(image).ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=color)
     image.save(path)
 
 
@@ -196,7 +196,7 @@ def test_tokens_of_crops_are_those_of_windows_with_the_object_in_the_middle(done
     hidden = _direct(done.model, squares)
     with h5py.File(done.root / "cropped/tokens.h5") as file:
         assert _names(file) == [row["image"] for row in done.windows]
-        # The windows are equal but for rounding, which may change a pixel by one grey level.
+        # The windows are equal but for rounding, which may change a pixel by one gray level.
         np.testing.assert_allclose(file["patch_tokens"][:], hidden[:, 1:], atol=2e-2)
         content = file["content"][:]
     moved = 0
@@ -233,7 +233,7 @@ def test_other_resolutions_interpolate_positions_and_pixels(tmp_path):
     )
 
 
-def test_the_model_s_own_normalisation_is_used(tmp_path):
+def test_the_model_s_own_normalization_is_used(tmp_path):
     _save_backbone(tmp_path / "b")
     preprocessor = tmp_path / "b" / "preprocessor_config.json"
     preprocessor.write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')
@@ -266,9 +266,9 @@ def test_padding_is_left_out_of_the_moments(done):
         for entry, tokens in zip(done.entries, file["patch_tokens"][:], strict=True):
             valid = _literal_valid(entry)
             framed = np.pad(valid, 1)
-            neighbours = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+            neighbors = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
             kept.append(tokens[valid.ravel()].astype(float))
-            edge.append(tokens[(valid & ~neighbours).ravel()].astype(float))
+            edge.append(tokens[(valid & ~neighbors).ravel()].astype(float))
         assert any(len(tokens) < GRID**2 for tokens in kept)
     kept, edge = np.concatenate(kept), np.concatenate(edge)
     assert everything.count == len(kept) and border.count == len(edge)
@@ -389,10 +389,12 @@ def test_padding_of_crops_is_left_out_of_pose_space():
     model = ForegroundModel(Pca.fit(moments, 3), component=0, sign=-1, threshold=0.1)
     batch = TokenBatch(slice(0, 5), tokens, np.zeros((5, DIM), np.float16), content)
     estimator = PoseEstimator({}, model, 0.06)
-    (found,) = estimator.object_moments([batch], np.zeros(5, int))
+    (found,) = estimator.fit_pose_space([batch], np.zeros(5, int), settings.PoseSpace()).pcas
     chosen = seen[(seen - model.pca.mean) @ -model.pca.components[0] > 0.1]
-    assert found.count == len(chosen)
     np.testing.assert_allclose(found.mean, chosen.mean(0), atol=1e-9)
+    covariance = np.cov(chosen.T)
+    expected = [row @ covariance @ row for row in found.components]
+    np.testing.assert_allclose(found.variance, expected, rtol=1e-6)
 
 
 # Poses

@@ -146,7 +146,7 @@ def test_photos_without_a_usable_box_are_rejected_only_where_boxes_are_asked_for
     entries, rejected = _list(CompCars(path=tmp_path / "cars", boxes=True), tmp_path / "out")
     assert list(entries) == ["good.jpg"]
     assert rejected == {
-        f"{name}.jpg": "no usable box in its label, and source.boxes is on" for name in labels
+        f"{name}.jpg": "has no usable box, and source.boxes is on" for name in labels
     }
     entries, rejected = _list(CompCars(path=tmp_path / "cars"), tmp_path / "all")
     assert len(entries) == len(labels) + 1 and not rejected
@@ -264,20 +264,20 @@ def test_azimuths_follow_the_times_of_the_photos(tmp_path):
 def test_azimuths_stay_in_one_turn_whatever_the_photo():
     seconds = np.cumsum(np.random.default_rng(0).uniform(0.5, 3, 40))
     for sense in (1, -1):
-        found = np.array(epfl.turntable(seconds, 20, 7, sense))
+        found = np.array(epfl.turntable_azimuths(seconds, 20, 7, sense))
         assert ((found >= 0) & (found < 360)).all() and found[6] == 0
         period = seconds[19] - seconds[0]
         steps = sense * np.diff(found) % 360
         np.testing.assert_allclose(steps, np.diff(seconds) / period * 360, atol=1e-9)
     # One period later the car stands as before.
-    later = epfl.turntable(np.array([0.0, 1, 2, 4, 5, 6]), 4, 1, 1)
+    later = epfl.turntable_azimuths(np.array([0.0, 1, 2, 4, 5, 6]), 4, 1, 1)
     assert later == pytest.approx([0, 90, 180, 0, 90, 180])
 
 
 @pytest.mark.parametrize("seconds, sense", [([3.0, 2.0], 1), ([1.0, 1.0], 1), ([1.0, 2.0], 0)])
 def test_a_turn_that_takes_no_time_or_has_no_sense_is_refused(seconds, sense):
-    with pytest.raises(ValueError, match="a turn of"):
-        epfl.turntable(np.array(seconds), 2, 1, sense)
+    with pytest.raises(ValueError, match="a rotation of"):
+        epfl.turntable_azimuths(np.array(seconds), 2, 1, sense)
 
 
 def test_boxes_of_the_turntable_are_corner_and_size(tmp_path):
@@ -287,7 +287,7 @@ def test_boxes_of_the_turntable_are_corner_and_size(tmp_path):
     assert entries["tripod_seq_01_004.jpg"].box == (4, 8, 34, 28)
     assert entries["tripod_seq_02_002.jpg"].box == (50, 30, 60, 40)
     assert rejected == {
-        f"tripod_seq_02_{photo:03d}.jpg": "its box lies outside, and source.boxes is on"
+        f"tripod_seq_02_{photo:03d}.jpg": "has no usable box, and source.boxes is on"
         for photo in (3, 4)
     }
     entries, rejected = _list(Epfl(path=root), tmp_path / "all")

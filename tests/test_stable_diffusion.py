@@ -17,7 +17,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files import atomic as files
 from mirage_steps.settings import StableDiffusion
 from mirage_steps.sources import stable_diffusion as module
-from mirage_steps.sources.stable_diffusion import generate_images, prompts
+from mirage_steps.sources.stable_diffusion import list_images, prompts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -91,7 +91,7 @@ def _plain(iterable, total):
 
 
 def _generate(source: StableDiffusion, out: Path, **options):
-    return generate_images(source, out, _plain, device="cpu", **options)
+    return list_images(source, out, _plain, device="cpu", **options)
 
 
 def _pixels(entries) -> np.ndarray:
@@ -143,6 +143,7 @@ def fake(monkeypatch):
 
     def use(**options) -> _Fake:
         pipeline = _Fake(**options)
+        monkeypatch.setattr(module, "local", lambda name, setting, weights: Path(name))
         monkeypatch.setattr(module, "load_pipeline", lambda folder, device: pipeline)
         return pipeline
 
@@ -150,7 +151,7 @@ def fake(monkeypatch):
 
 
 def _no_loading(monkeypatch) -> None:
-    monkeypatch.setattr(module, "load_pipeline", lambda *_: pytest.fail("loads the pipeline"))
+    monkeypatch.setattr(module, "local", lambda *_: pytest.fail("looks for the model"))
 
 
 # Prompts
@@ -266,7 +267,7 @@ def test_only_missing_images_are_generated_again(model, tmp_path):
             seen.append(item[0])
             yield item
 
-    after_entries, _ = generate_images(source, tmp_path, progress, device="cpu")
+    after_entries, _ = list_images(source, tmp_path, progress, device="cpu")
     after = _files(tmp_path)
     assert seen == [5, 0, 2, 3, 1, 4]
     assert after_entries == before_entries
@@ -294,10 +295,9 @@ def test_a_complete_set_does_not_load_the_pipeline(fake, tmp_path, monkeypatch):
     entries, _ = _generate(_source("m"), tmp_path)
     before = _files(tmp_path)
     _no_loading(monkeypatch)
-    resolve = lambda name: pytest.fail("looks for the model")  # noqa: E731
     for source in (_source("m"), _source("m", batch_size=4)):
-        assert _generate(source, tmp_path, resolve=resolve)[0] == entries
-    assert _generate(_source("m", images=3), tmp_path, resolve=resolve)[0] == entries[:3]
+        assert _generate(source, tmp_path)[0] == entries
+    assert _generate(_source("m", images=3), tmp_path)[0] == entries[:3]
     assert _files(tmp_path) == before
 
 
@@ -322,14 +322,15 @@ def test_other_settings_take_another_folder_and_back(change, fake, tmp_path, mon
     _no_loading(monkeypatch)
     with caplog.at_level("INFO", "mirage_steps"):
         assert _generate(source, tmp_path)[0] == entries
-    assert caplog.messages[-1].endswith(f"delete what you do not need: {other.name}")
+    assert caplog.messages[-1].endswith(f"delete them at will: {other.name}")
 
 
-def test_another_version_of_the_program_takes_another_folder(monkeypatch):
-    before = module._key(_source("m"))
-    assert module._key(_source("m", images=9, batch_size=9)) == before
+def test_another_version_of_the_program_takes_another_folder(fake, tmp_path, monkeypatch):
+    fake()
+    before, _ = _generate(_source("m", images=1), tmp_path)
+    assert _generate(_source("m", images=2, batch_size=9), tmp_path)[0][:1] == before
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
-    assert module._key(_source("m")) != before
+    assert _generate(_source("m", images=1), tmp_path)[0] != before
 
 
 # Rejection
@@ -398,9 +399,8 @@ def _set_kind(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (shutil.rmtree, "no such folder"),
-        (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
-        (lambda folder: (folder / "model_index.json").write_text("[]"), "json is damaged"),
+        (lambda folder: (folder / "model_index.json").unlink(), "no file named model_index.json"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "not a valid JSON file"),
         (lambda folder: _set_kind(folder, "FluxPipeline"), "holds a FluxPipeline, not"),
         (lambda folder: _truncate(folder / UNET), "cannot be loaded (Unable to load weights"),
         (lambda folder: (folder / UNET).unlink(), "cannot be loaded (Error no file named"),
@@ -414,14 +414,20 @@ def _set_kind(folder: Path, kind: str) -> None:
         (lambda folder: _truncate(folder / "tokenizer/tokenizer.json"), "cannot be loaded ("),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_named_in_one_line(damage, reason, copy, tmp_path):
+def test_an_unusable_folder_is_named_in_one_line(damage, reason, copy, tmp_path, monkeypatch):
     damage(copy)
+    monkeypatch.setattr(module, "local", lambda *_: copy)
     with pytest.raises(UserError) as caught:
-        _generate(_source("hub/name"), tmp_path / "out", resolve=lambda name: copy)
+        _generate(_source("hub/name"), tmp_path / "out")
     message = str(caught.value)
     assert message.startswith(f"source.model {copy}: ") and reason in message
     assert "\n" not in message
     assert not list((tmp_path / "out").rglob("*.*"))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"^source.model {tmp_path / 'gone'}: no such file or fold"):
+        _generate(_source(tmp_path / "gone"), tmp_path / "out")
 
 
 def test_weights_in_pickles_are_not_read(copy, tmp_path):

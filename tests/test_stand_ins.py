@@ -1,5 +1,6 @@
 """The embedded small networks, and the code that trains them."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 from mirage_steps import features, foreground, settings
 from mirage_steps.demo.renderer import cars
 from mirage_steps.demo.stand_ins import backbone, evaluation, prompts, sam, scenes
-from mirage_steps.demo.stand_ins.augment import random_colours, random_view
+from mirage_steps.demo.stand_ins.augment import random_colors, random_view
 from mirage_steps.demo.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
+from mirage_steps.demo.stand_ins.training import StandInTraining
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.manifest import Entry, write_manifest
 from mirage_steps.files.tokens import open_tokens
@@ -113,12 +115,17 @@ def test_sam_finds_cars_from_a_box_and_points():
     assert np.mean(found) >= 0.8
 
 
-@pytest.mark.parametrize("folder", [DINO, SAM], ids=["dinov2", "sam"])
-def test_model_card_says_what_it_is(folder):
-    card = (folder / "README.md").read_text()
-    assert "Stand-in" in card and "It is not" in card
-    assert all(family in card for family in (*cars.STAND_IN_FAMILIES, *cars.DEMO_FAMILIES))
-    assert json.loads((folder / "evaluation.json").read_text())["images"] >= 500
+@pytest.mark.parametrize(
+    "folder, module, scores_class",
+    [(DINO, backbone, evaluation.BackboneScores), (SAM, sam, sam.SamScores)],
+    ids=["dinov2", "sam"],
+)
+def test_model_card_states_what_was_measured(folder, module, scores_class):
+    scores = json.loads((folder / "evaluation.json").read_text())
+    training = inspect.signature(module.main).parameters["training"].default
+    card = module.model_card(scores_class(**scores), training, 20_000)
+    assert (folder / "README.md").read_text() == card
+    assert "Stand-in" in card and "It is not" in card and scores["images"] >= 500
 
 
 def test_sam_gives_the_same_through_predictor_and_forward():
@@ -177,7 +184,7 @@ def test_mirrored_scenes_exchange_left_and_right(few_scenes):
     columns = torch.linspace(-1, 1, 32)
     weight = view.foreground.clamp(min=1e-6)
     x, y = (view.position[:, axis] for axis in (0, 1))
-    # The mean of x does not tell a picture from its mirror image; y's sign does.
+    # The mean of x does not tell an image from its mirror image; y's sign does.
     slope = (columns * (x - (x.sum((1, 2)) / weight.sum((1, 2)))[:, None, None] * weight)).sum(
         (1, 2)
     )
@@ -186,7 +193,7 @@ def test_mirrored_scenes_exchange_left_and_right(few_scenes):
         torch.sign(slope) == torch.sign(slope[0]) * torch.sign(side[0]) * torch.sign(side)
     ).all()
     assert (side > 0).any() and (side < 0).any()
-    assert float(view.image.min()) >= 0 and float(random_colours(view.image, rng).max()) <= 1
+    assert float(view.image.min()) >= 0 and float(random_colors(view.image, rng).max()) <= 1
 
 
 def test_scenes_do_not_depend_on_batches(few_scenes):
@@ -202,14 +209,14 @@ def test_scenes_step_writes_what_it_renders(tmp_path, few_scenes):
 
 
 def test_two_steps_of_training_change_the_networks(tmp_path, few_scenes):
-    model, losses = backbone.train(
-        few_scenes, backbone.BackboneTraining(steps=2, batch_size=4, warmup=1)
-    )
+    settings = StandInTraining(steps=2, batch_size=4, warmup=1)
+    model, losses = backbone.train(few_scenes, settings)
     assert len(losses) == 2 and all(np.isfinite(losses))
     backbone.save_backbone(model, tmp_path / "backbone")
     loaded = Dinov2Model.from_pretrained(tmp_path / "backbone")
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
-    network = sam.train(few_scenes, sam.SamTraining(steps=2, batch_size=4, warmup=1))
+    network, losses = sam.train(few_scenes, settings)
+    assert len(losses) == 2 and all(np.isfinite(losses))
     sam.save_sam(network, tmp_path / "sam")
     loaded = build_tiny_sam(tmp_path / "sam" / "model.safetensors")
     torch.testing.assert_close(loaded.state_dict(), network.state_dict())

@@ -1,7 +1,7 @@
 """``pose_estimator.safetensors``: a pose estimator's arrays, its configuration in the metadata."""
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +22,21 @@ ESTIMATOR = "pose_estimator.safetensors"
 def save_estimator(path: Path, estimator: PoseEstimator) -> None:
     """Write an estimator, whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
-    configuration = _split(estimator, "", arrays)
+    configuration = json.dumps(_named(asdict(estimator), "", arrays))
     with atomic(path) as temporary:
-        save_file(arrays, temporary, {"configuration": json.dumps(configuration)})
+        save_file(arrays, temporary, {"configuration": configuration})
+
+
+def _named(part: object, name: str, arrays: dict[str, np.ndarray]) -> object:
+    """A part with names in place of its arrays, which go to ``arrays``."""
+    if isinstance(part, np.ndarray):
+        arrays[name] = np.ascontiguousarray(part)
+        return {"array": name}
+    if isinstance(part, tuple):
+        return [_named(one, f"{name}.{index}", arrays) for index, one in enumerate(part)]
+    if isinstance(part, dict):
+        return {k: _named(v, f"{name}.{k}".lstrip("."), arrays) for k, v in part.items()}
+    return part
 
 
 def load_estimator(path: Path, complete: bool = False) -> PoseEstimator:
@@ -37,14 +49,18 @@ def load_estimator(path: Path, complete: bool = False) -> PoseEstimator:
     Raises:
         UserError: missing, damaged or not complete.
     """
+    step = path.parent.name
     if not path.is_file():
-        raise UserError(f"{path}: no such file; run snakemake again, its step {path.parent.name} "
-                        "makes it")  # fmt: skip
+        raise UserError(f"{path}: no such file; run snakemake again, its step {step} makes it")
     try:
         with safe_open(path, "np") as file:
-            configuration = json.loads(file.metadata()["configuration"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        estimator = _join(configuration, arrays)
+            parts = json.loads(
+                file.metadata()["configuration"],
+                object_hook=lambda part: (
+                    file.get_tensor(part["array"]) if part.keys() == {"array"} else part
+                ),
+            )
+        estimator = _join(**parts)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path}: damaged ({first_line(error)}); delete it and run snakemake again"
@@ -54,42 +70,14 @@ def load_estimator(path: Path, complete: bool = False) -> PoseEstimator:
     return estimator
 
 
-def _split(part: object, name: str, arrays: dict[str, np.ndarray]) -> object:
-    """What JSON can hold of a part; its arrays go to ``arrays`` under dotted names."""
-    if isinstance(part, np.ndarray):
-        arrays[name] = np.ascontiguousarray(part)
-        return None
-    prefix = f"{name}." if name else ""
-    if isinstance(part, tuple):
-        return [_split(one, f"{prefix}{index}", arrays) for index, one in enumerate(part)]
-    if is_dataclass(part):
-        names = (field.name for field in fields(part))
-        return {key: _split(getattr(part, key), f"{prefix}{key}", arrays) for key in names}
-    return part
-
-
-def _join(configuration: dict, arrays: dict[str, np.ndarray]) -> PoseEstimator:
-    """The estimator that :func:`_split` took apart."""
-
-    def part(cls: type, name: str, values: dict, **parts: object) -> object:
-        own = {key: arrays.get(f"{name}.{key}", value) for key, value in values.items()}
-        return cls(**{**own, **parts})
-
-    def pca(name: str) -> Pca:
-        return Pca(*(arrays[f"{name}.{field.name}"] for field in fields(Pca)))
-
-    known = dict(configuration)
-    known["foreground"] = part(
-        ForegroundModel, "foreground", known["foreground"], pca=pca("foreground.pca")
+def _join(
+    foreground: dict, categories: dict | None, pcas: list | None, poses: list | None, **others: dict
+) -> PoseEstimator:
+    """The estimator of nested dictionaries."""
+    return PoseEstimator(
+        foreground=ForegroundModel(**foreground | {"pca": Pca(**foreground["pca"])}),
+        categories=categories and CategoryModel(**categories | {"pca": Pca(**categories["pca"])}),
+        pcas=pcas and tuple(Pca(**part) for part in pcas),
+        poses=poses and tuple(PoseModel(**part) for part in poses),
+        **others,
     )
-    if known["categories"] is not None:
-        known["categories"] = part(
-            CategoryModel, "categories", known["categories"], pca=pca("categories.pca")
-        )
-    if known["pcas"] is not None:
-        known["pcas"] = tuple(pca(f"pcas.{index}") for index in range(len(known["pcas"])))
-    if known["poses"] is not None:
-        known["poses"] = tuple(
-            part(PoseModel, f"poses.{index}", values) for index, values in enumerate(known["poses"])
-        )
-    return PoseEstimator(**known)

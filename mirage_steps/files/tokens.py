@@ -18,12 +18,9 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of a data set's images; iterating reads them in batches, any number of times.
+    """Tokens of the images named ``images``; iterating reads them in batches, any number of times.
 
-    Args:
-        file: open HDF5 file.
-        images: names of the images.
-        backbone: what made the tokens, as :class:`PoseEstimator` keeps it.
+    ``backbone`` is what made them, as a pose estimator keeps it.
     """
 
     file: h5py.File

@@ -35,6 +35,11 @@ class TokenBatch(NamedTuple):
     cls_tokens: np.ndarray
     content: np.ndarray
 
+    @property
+    def valid(self) -> np.ndarray:
+        """Bool (n, g, g), patches that are not padding."""
+        return valid_patches(self.content, round(self.tokens.shape[1] ** 0.5))
+
 
 @dataclass(frozen=True)
 class ForegroundModel:
@@ -69,27 +74,10 @@ class ForegroundModel:
         return (self.sign * values).reshape(len(tokens), grid, grid)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How the foreground component was found.
-
-    Args:
-        component: index of the principal component.
-        sign: +1 or -1, by which the component is multiplied so that the object is positive.
-        decided: whether the border decided the sign, or the fallback had to.
-        contrasts: (c,) Cohen's d between inside and border along each component, before the sign.
-    """
-
-    component: int
-    sign: int
-    decided: bool
-    contrasts: np.ndarray
-
-
 def fit_foreground(
     batches: Iterable[TokenBatch], settings: Foreground
-) -> tuple[ForegroundModel, Choice]:
-    """PCA 1 with its component, sign and threshold, and how they were found.
+) -> tuple[ForegroundModel, np.ndarray]:
+    """PCA 1 with its component, sign and threshold, and the components' :func:`contrast`.
 
     Args:
         batches: of whole images; iterated twice.
@@ -97,26 +85,24 @@ def fit_foreground(
     """
     everything, border, inside = token_moments(batches)
     pca = Pca.fit(everything, COMPONENTS)
-    choice = choose(contrast(pca, border, inside), settings.rule, settings.fallback_sign)
-    model = ForegroundModel(pca, choice.component, choice.sign, 0.0)
+    contrasts = contrast(pca, border, inside)
+    component, sign = choose(contrasts, settings.rule, settings.fallback_sign)
+    model = ForegroundModel(pca, component, sign, 0.0)
     if settings.threshold == "otsu":
         model = replace(model, threshold=_fit_threshold(batches, model, everything))
-    return model, choice
+    return model, contrasts
 
 
 def token_moments(batches: Iterable[TokenBatch]) -> tuple[Moments, Moments, Moments]:
     """Moments of all valid patch tokens, of those at the border, and of the others."""
-    border = inside = None
+    everything = border = inside = None
     for batch in batches:
-        count, patches, dim = batch.tokens.shape
+        count, _, dim = batch.tokens.shape
         if border is None:
-            border, inside = Moments(dim), Moments(dim)
-        values = batch.tokens.astype(np.float32)
-        valid = valid_patches(batch.content, round(patches**0.5))
-        edge = border_patches(valid)
+            everything, border, inside = (Moments(dim) for _ in range(3))
+        values, edge = batch.tokens.astype(np.float32), border_patches(batch.valid)
         border.add(values[edge.reshape(count, -1)])
-        inside.add(values[(valid & ~edge).reshape(count, -1)])
-    everything = Moments(border.dim)
+        inside.add(values[(batch.valid & ~edge).reshape(count, -1)])
     everything.merge(border)
     everything.merge(inside)
     return everything, border, inside
@@ -131,9 +117,8 @@ def _fit_threshold(
     edges = np.linspace(-reach, reach, _BINS + 1)
     counts = np.zeros(_BINS)
     for batch in batches:
-        scores = model.scores(batch.tokens)
-        valid = valid_patches(batch.content, scores.shape[1])
-        counts += np.histogram(np.clip(scores[valid], -reach, reach), edges)[0]
+        scores = model.scores(batch.tokens)[batch.valid]
+        counts += np.histogram(np.clip(scores, -reach, reach), edges)[0]
     return otsu_threshold(counts, edges)
 
 
@@ -144,7 +129,7 @@ def border_patches(valid: np.ndarray) -> np.ndarray:
         valid: bool (n, g, g), patches that lie on the image.
 
     Returns:
-        bool (n, g, g): valid patches with a neighbour outside.
+        bool (n, g, g): valid patches with a neighbor outside.
     """
     cross = ndimage.generate_binary_structure(2, 1)[None]
     return valid & ~ndimage.binary_erosion(valid, cross)
@@ -163,8 +148,8 @@ def contrast(pca: Pca, border: Moments, inside: Moments) -> np.ndarray:
     return difference / np.sqrt(np.maximum(spread, np.finfo(float).tiny))
 
 
-def choose(contrasts: np.ndarray, rule: str, fallback_sign: int) -> Choice:
-    """Pick the component and its sign from the border's contrast.
+def choose(contrasts: np.ndarray, rule: str, fallback_sign: int) -> tuple[int, int]:
+    """Index and sign of the component that separates.
 
     Args:
         contrasts: (c,) from :func:`contrast`.
@@ -172,10 +157,9 @@ def choose(contrasts: np.ndarray, rule: str, fallback_sign: int) -> Choice:
         fallback_sign: the sign where the contrast is below ``DECIDABLE``.
     """
     component = 0 if rule == "first-component" else int(np.abs(contrasts).argmax())
-    value = contrasts[component]
-    decided = bool(abs(value) >= DECIDABLE)
-    sign = (1 if value > 0 else -1) if decided else fallback_sign
-    return Choice(component, sign, decided, contrasts)
+    if abs(contrasts[component]) < DECIDABLE:
+        return component, fallback_sign
+    return component, int(np.sign(contrasts[component]))
 
 
 def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
@@ -186,7 +170,8 @@ def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
         edges: (bins + 1,).
 
     Returns:
-        The upper edge of the last bin of the lower class.
+        The upper edge of the last bin of the lower class; the last edge of all where a class would
+        be empty.
     """
     centers = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1].astype(np.float64)
@@ -196,9 +181,9 @@ def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
     usable = (below > 0) & (above > 0)
     if not usable.any():
         return float(edges[-1])
-    means = sum_above[usable] / above[usable] - sum_below[usable] / below[usable]
-    between = np.zeros(len(below))
-    between[usable] = below[usable] * above[usable] * means**2
+    gap = np.zeros(len(below))
+    gap[usable] = sum_above[usable] / above[usable] - sum_below[usable] / below[usable]
+    between = below * above * gap**2
     # A valley without samples gives a plateau of equal cuts: take its middle.
     best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     return float((edges[best[0] + 1] + edges[best[-1] + 1]) / 2)
@@ -248,31 +233,25 @@ def find_objects(
     Returns:
         A region for each image, None where nothing lies above the threshold.
     """
-    if valid is None:
-        valid = np.ones(scores.shape, bool)
+    valid = np.ones(scores.shape, bool) if valid is None else valid
     return [_find(s, threshold, v) for s, v in zip(scores, valid, strict=True)]
 
 
 def _find(scores: np.ndarray, threshold: float, valid: np.ndarray) -> Region | None:
-    grid = len(scores)
-    # Padding takes the nearest real score, so that interpolation does not pull the edge down.
     if not valid.any():
         return None
-    if not valid.all():
-        nearest = ndimage.distance_transform_edt(~valid, return_indices=True)[1]
-        scores = scores[tuple(nearest)]
-    fine = ndimage.zoom(scores, UPSAMPLE, order=1, mode="nearest", grid_mode=True)
+    # Padding takes the nearest real score, so that interpolation does not pull the edge down.
+    nearest = ndimage.distance_transform_edt(~valid, return_indices=True)[1]
+    fine = ndimage.zoom(scores[tuple(nearest)], UPSAMPLE, order=1, mode="nearest", grid_mode=True)
     fine_valid = valid.repeat(UPSAMPLE, 0).repeat(UPSAMPLE, 1)
     labels, count = ndimage.label((fine > threshold) & fine_valid, np.ones((3, 3)))
     if count == 0:
         return None
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    part = labels == sizes.argmax()
+    part = labels == np.bincount(labels[labels > 0]).argmax()
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
-    side = grid * UPSAMPLE
-    box = (columns[0] / side, rows[0] / side, (columns[-1] + 1) / side, (rows[-1] + 1) / side)
+    box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / len(part)
+    grid = len(scores)
     share = part.reshape(grid, UPSAMPLE, grid, UPSAMPLE).mean((1, 3))
     mask = share >= 0.5
     # A sliver thinner than half a patch still needs one patch to prompt and to fit with.
-    return Region(tuple(map(float, box)), mask if mask.any() else share == share.max())
+    return Region(tuple(box.tolist()), mask if mask.any() else share == share.max())

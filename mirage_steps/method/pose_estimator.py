@@ -28,11 +28,10 @@ from mirage_steps.method.foreground import (
     find_objects,
 )
 from mirage_steps.method.pca import Moments, Pca
-from mirage_steps.method.poses import PoseModel, fill_padding, position_means
+from mirage_steps.method.poses import PoseModel, object_maps
 from mirage_steps.settings import Poses, PoseSpace
 
 FAR = 0.99  # quantile of the training images' distances to their poses
-_ASSIGNED = 4096  # maps at once
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,9 @@ class Detection:
 
 
 class Estimate(NamedTuple):
-    """Poses of crops.
+    """Category, pose (numbered over all categories) and distance to it, each (n,), of n crops.
 
-    Attributes:
-        categories: (n,) int.
-        poses: (n,) int, numbered over all categories.
-        distances: (n,) Euclidean, to the pose's mean map.
-        shown: bool (n, T), patches that show the object.
+    ``shown`` is bool (n, T), the patches that show the object.
     """
 
     categories: np.ndarray
@@ -138,24 +133,22 @@ class PoseEstimator:
             tokens: (n, T, dim) of the letterboxed images.
             content: (n, 4) where each image lies in its letterbox, in fractions.
             sizes: width and height of each image in pixels.
-            boxes: given boxes in pixels, which are taken in place of the found ones.
+            boxes: given boxes in pixels, None for those to find.
         """
         scores = self.foreground.scores(tokens)
         valid = valid_patches(content, scores.shape[1])
         regions = find_objects(scores, self.foreground.threshold, valid)
         found = []
-        given = [None] * len(sizes) if boxes is None else boxes
-        for size, box, region, one, inside in zip(
-            sizes, given, regions, scores, valid, strict=True
-        ):
-            window = None
+        found = []
+        for index, (box, size) in enumerate(zip(boxes or [None] * len(sizes), sizes, strict=True)):
+            region, window = regions[index], None
             if box is None and region is not None:
                 box = from_letterbox(region.box, *size)
             if box is not None:
-                # From the box as it is, not as it is rounded.
-                window = rounded(square_window(box, *size, self.margin))
-                box = rounded(box)
-            found.append(Detection(box, window, region, np.where(inside, one, np.nan)))
+                # The window is that of the box as it is, not as it is rounded.
+                window, box = rounded(square_window(box, *size, self.margin)), rounded(box)
+            masked = np.where(valid[index], scores[index], np.nan)
+            found.append(Detection(box, window, region, masked))
         return found
 
     def features(
@@ -209,14 +202,9 @@ class PoseEstimator:
             (n,) int pose, numbered over all categories; (n,) Euclidean distance to its mean map.
         """
         poses, distances = np.empty(len(maps), np.int64), np.empty(len(maps))
-        for category, model in enumerate(self.poses):
-            members = np.flatnonzero(categories == category)
-            for start in range(0, len(members), _ASSIGNED):
-                own = members[start : start + _ASSIGNED]
-                mine = maps[own]
-                fill_padding(mine, valid[own], model.means)
-                poses[own], distances[own] = model.assign(mine)
-                poses[own] += category * self.k
+        for index, category in enumerate(categories):
+            nearest, distances[index] = self.poses[category].nearest(maps[index], valid[index])
+            poses[index] = nearest + category * self.k
         return poses, distances
 
     def estimate(self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray) -> Estimate:
@@ -237,7 +225,7 @@ class PoseEstimator:
     def fit_pose_space(
         self, batches: Iterable[TokenBatch], categories: np.ndarray, settings: PoseSpace
     ) -> "PoseEstimator":
-        """This with PCA 2 of each category, fitted on the foreground tokens of its crops.
+        """This with PCA 2 of each category, fitted on the crops' tokens that show the object.
 
         Args:
             batches: of crops.
@@ -247,30 +235,22 @@ class PoseEstimator:
         Raises:
             UserError: the crops of a category show too little.
         """
-        pcas = []
-        for category, moments in enumerate(self.object_moments(batches, categories)):
-            if moments.count <= COMPONENTS:
-                raise UserError(
-                    f"only {moments.count} foreground tokens in all crops of category {category}; "
-                    "look at foreground.png and try foreground.threshold: zero"
-                )
-            pcas.append(Pca.fit(moments, COMPONENTS))
-        return replace(self, pcas=tuple(pcas), **settings.model_dump())
-
-    def object_moments(
-        self, batches: Iterable[TokenBatch], categories: np.ndarray
-    ) -> list[Moments]:
-        """Moments of the tokens that show the object, of each category."""
-        moments: list[Moments] = []
+        dim = len(self.foreground.pca.mean)
+        moments = [Moments(dim) for _ in range(int(categories.max()) + 1)]
         for batch in batches:
             shown = self.shown(batch.tokens, batch.content)
             values = batch.tokens.astype(np.float32)
-            if not moments:
-                moments = [Moments(values.shape[2]) for _ in range(int(categories.max()) + 1)]
             for category in np.unique(categories[batch.rows]):
                 own = categories[batch.rows] == category
                 moments[category].add(values[own][shown[own]])
-        return moments
+        for category, seen in enumerate(moments):
+            if seen.count <= COMPONENTS:
+                raise UserError(
+                    f"only {seen.count} foreground tokens in all crops of category {category}; "
+                    "look at foreground.png and try foreground.threshold: zero"
+                )
+        pcas = tuple(Pca.fit(seen, COMPONENTS) for seen in moments)
+        return replace(self, pcas=pcas, **settings.model_dump())
 
     def fit_poses(
         self, maps: np.ndarray, valid: np.ndarray, categories: np.ndarray, settings: Poses
@@ -297,35 +277,7 @@ class PoseEstimator:
                     f"poses.k = {settings.k}, but an object{where} was found in only {len(mine)} "
                     "images; lower poses.k or add images"
                 )
-            means = position_means(mine, valid[own])
-            fill_padding(mine, valid[own], means)
-            models.append(PoseModel.fit(mine, means, settings.k, settings.starts, settings.seed))
+            models.append(PoseModel.fit(mine, valid[own], **settings.model_dump()))
         fitted = replace(self, poses=tuple(models))
         _, distances = fitted.assign(maps, valid, categories)
         return replace(fitted, far=float(np.quantile(distances, FAR)))
-
-
-def object_maps(
-    values: np.ndarray, shown: np.ndarray, mask_background: bool = True, normalize: bool = True
-) -> np.ndarray:
-    """Maps by which poses are compared (section 3.1).
-
-    Zero is the mean of all objects. Where the background keeps its own far-off values, as in the
-    paper, outlines weigh more than what they enclose. Where maps are not normalized, as in the
-    paper, those that show little of their object lie together near zero, whatever its pose.
-
-    Args:
-        values: (n, T, c) tokens projected by PCA 2.
-        shown: bool (n, T), patches on the image that show the object.
-        mask_background: set all other patches to zero.
-        normalize: scale each map to Euclidean length 1; one that shows nothing stays zero.
-
-    Returns:
-        (n, T, c) float32.
-    """
-    maps = np.where(shown[..., None], values, 0) if mask_background else values
-    maps = maps.astype(np.float32)
-    if not normalize:
-        return maps
-    lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
-    return maps / np.maximum(lengths, np.finfo(np.float32).tiny)

@@ -7,6 +7,32 @@ import numpy as np
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
 
 
+def object_maps(
+    values: np.ndarray, shown: np.ndarray, mask_background: bool = True, normalize: bool = True
+) -> np.ndarray:
+    """Maps by which poses are compared (section 3.1).
+
+    Zero is the mean of all objects. Where the background keeps its own far-off values, as in the
+    paper, outlines weigh more than what they enclose. Where maps are not normalized, as in the
+    paper, those that show little of their object lie together near zero, whatever its pose.
+
+    Args:
+        values: (n, T, c) tokens projected by PCA 2.
+        shown: bool (n, T), patches on the image that show the object.
+        mask_background: set all other patches to zero.
+        normalize: scale each map to Euclidean length 1; one that shows nothing stays zero.
+
+    Returns:
+        (n, T, c) float32.
+    """
+    maps = np.where(shown[..., None], values, 0) if mask_background else values
+    maps = maps.astype(np.float32)
+    if not normalize:
+        return maps
+    lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
+    return maps / np.maximum(lengths, np.finfo(np.float32).tiny)
+
+
 def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Mean of the valid entries at each position of the maps.
 
@@ -43,41 +69,38 @@ class PoseModel:
 
     @classmethod
     def fit(
-        cls, maps: np.ndarray, means: np.ndarray, k: int, starts: int, seed: int
+        cls, maps: np.ndarray, valid: np.ndarray, k: int, starts: int, seed: int
     ) -> "PoseModel":
         """Cluster maps by Euclidean K-Means and number the clusters around the circle.
 
         Args:
-            maps: (n, T, c) float32, of ``object_maps`` and then :func:`fill_padding`.
-            means: (T, c).
+            maps: (n, T, c) float32, of :func:`object_maps`; changed in place by
+                :func:`fill_padding`.
+            valid: bool (n, T), False on padding.
             k: number of poses.
             starts: K-Means runs, of which the one with the least inertia is kept.
             seed: of the starts.
         """
-        from sklearn.cluster import KMeans  # takes a second, for which assign() need not wait
+        from sklearn.cluster import KMeans  # takes a second, for which nearest() need not wait
 
+        means = position_means(maps, valid)
+        fill_padding(maps, valid, means)
         flat = maps.reshape(len(maps), -1)
         kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
         centroids = kmeans.cluster_centers_
         gaps = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
         return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)
 
-    def assign(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Nearest pose of each map.
+    def nearest(self, values: np.ndarray, valid: np.ndarray) -> tuple[int, float]:
+        """Nearest pose of one map, and the Euclidean distance to its centroid.
 
         Args:
-            maps: (n, T, c), of ``object_maps`` and then :func:`fill_padding` with ``means``.
-
-        Returns:
-            (n,) int pose and (n,) float Euclidean distance to its centroid.
+            values: (T, c), of :func:`object_maps`.
+            valid: bool (T,), False on padding.
         """
-        poses = np.empty(len(maps), np.int64)
-        distances = np.empty(len(maps))
-        for index, one in enumerate(maps.reshape(len(maps), -1)):
-            gaps = np.linalg.norm(self.centroids - one, axis=1)
-            poses[index] = gaps.argmin()
-            distances[index] = gaps.min()
-        return poses, distances
+        filled = np.where(valid[:, None], values, self.means).ravel()
+        gaps = np.linalg.norm(self.centroids - filled, axis=1)
+        return int(gaps.argmin()), float(gaps.min())
 
 
 def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: int = 1) -> dict:
