@@ -89,10 +89,9 @@ def _report(
 
 def _locate(
     tokens: Tokens, entries: list[Entry], estimator: PoseEstimator
-) -> tuple[list[tuple], list[plots.ForegroundExample]]:
+) -> tuple[list[tuple], list[tuple[Entry, Detection]]]:
     """Rows of ``foreground.csv``, and evenly spaced examples for the picture."""
-    rows: list[tuple] = []
-    examples: list[plots.ForegroundExample] = []
+    rows, examples = [], []
     shown = set(np.linspace(0, len(entries) - 1, _EXAMPLES).astype(int).tolist())
     for batch in tokens:
         part = entries[batch.rows]
@@ -101,7 +100,7 @@ def _locate(
         for index, (entry, one) in enumerate(zip(part, found, strict=True), batch.rows.start):
             rows.append(_row(entry, one))
             if index in shown:
-                examples.append(plots.ForegroundExample(entry, one.scores, rows[-1]))
+                examples.append((entry, one))
     return rows, examples
 
 

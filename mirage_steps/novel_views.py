@@ -80,11 +80,7 @@ def main(
         strip = found.save(out, stem)
         for warning in found.warnings:
             log.warning("%s: %s", photo, warning)
-        log.info(
-            "%s: pose %d of %d at distance %.3f, reconstructed at %.1f dB by %d evaluations: %s",
-            photo, found.pose, len(found.poses), found.distance, found.reconstruction_psnr_db,
-            found.inversion_evaluations, strip,
-        )  # fmt: skip
+        log.info("%s: %s", strip, found.title())
         done.append(stem)
     if refused and len(photos) == 1:
         raise UserError(refused[0])

@@ -84,15 +84,12 @@ class Run:
         where = choose_device(device)
         model = load_model(folder / "training", where)
         path = folder / "poses" / ESTIMATOR
-        again = f"run the pipeline again: snakemake ... {folder}/overview.txt"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; {again}")
         estimator = load_estimator(path, complete=True)
         counts = estimator.number_of_poses, len(estimator.poses)
         if counts != (model.config.poses, model.config.categories):
             raise UserError(
                 f"{path}: has {counts[0]} poses, the model was trained with {model.config.poses}; "
-                f"{again}"
+                "run snakemake again"
             )
         network = _load_backbone(folder, estimator.backbone, backbone, where)
         used = {

@@ -170,7 +170,7 @@ class Outputs:
         with autocast(device, self.trainer.training.precision):
             images = sample_single(self.trainer.ema, noise, poses, ddim_timesteps(_SAMPLE_STEPS))
         path = self.store.folder / "samples" / f"{self.trainer.done:07d}.png"
-        tiles.grid(path, to_pixels(images), columns=config.poses)
+        tiles.save_image(path, tiles.tile(to_pixels(images), columns=config.poses))
 
 
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:

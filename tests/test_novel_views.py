@@ -396,7 +396,7 @@ def test_a_missing_or_damaged_file_is_one_line(bare, name):
     with pytest.raises(UserError, match="damaged|not a trained model"):
         Run.load(bare)
     (bare / name).unlink()
-    with pytest.raises(UserError, match=rf"{name}: no such file; run the .*"):
+    with pytest.raises(UserError, match=rf"{name}: no such file; run .*"):
         Run.load(bare)
 
 
@@ -412,7 +412,9 @@ def test_a_pose_estimator_of_another_run_is_refused(bare):
     (model,) = estimator.poses
     fewer = replace(estimator, poses=(replace(model, centroids=model.centroids[:4]),))
     save_estimator(bare / ESTIMATOR, fewer)
-    with pytest.raises(UserError, match=r"has 4 poses, the model was trained with 5; run the pipe"):
+    with pytest.raises(
+        UserError, match=r"has 4 poses, the model was trained with 5; run snakemake again"
+    ):
         Run.load(bare)
 
 

@@ -95,7 +95,7 @@ class PhotoViews(LocatedPhoto, CropViews):
     settings: dict[str, object]
 
     def __repr__(self) -> str:
-        return f"PhotoViews({self._title()}; {len(self.warnings)} warnings)"
+        return f"PhotoViews({self.title()}; {len(self.warnings)} warnings)"
 
     def record(self) -> dict[str, object]:
         """All but the pixels, for JSON."""
@@ -133,12 +133,14 @@ class PhotoViews(LocatedPhoto, CropViews):
     def strip(self) -> Image.Image:
         """All poses side by side, the photo's own framed, warnings below."""
         own, warnings = self.poses.index(self.pose), [f"warning: {w}" for w in self.warnings]
-        return tiles.contact_sheet(self.views[None], [own], self.poses, self._title(), warnings)
+        title = f"{self.title()}; red: its own pose"
+        return tiles.contact_sheet(self.views[None], [own], self.poses, title, warnings)
 
-    def _title(self) -> str:
+    def title(self) -> str:
+        """Pose, distance and quality of the reconstruction in a line."""
         return (
-            f"{self.photo}: own pose {self.pose} (red), distance {self.distance:.3f}; reconstructed"
-            f" at {self.reconstruction_psnr_db:.1f} dB by {self.inversion_evaluations} evaluations"
+            f"{self.photo}: pose {self.pose} at distance {self.distance:.3f}, reconstructed at "
+            f"{self.reconstruction_psnr_db:.1f} dB by {self.inversion_evaluations} evaluations"
         )
 
     def _repr_png_(self) -> bytes:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -20,7 +19,9 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.loading import read_entry
 from mirage_steps.files.manifest import Entry
 from mirage_steps.files.tiles import tile
+from mirage_steps.method.boxes import Box, content_box
 from mirage_steps.method.circle import circular_mean
+from mirage_steps.method.pose_estimator import Detection
 
 _DPI = 110
 _NEAREST = 8  # crops shown of each pose
@@ -38,38 +39,24 @@ def _plot(path: Path, size: tuple[float, float], **options) -> Iterator[Axes]:
         plt.close(figure)
 
 
-@dataclass(frozen=True)
-class ForegroundExample:
-    """An image to show: its entry, its scores (g, g) with NaN on padding, its table row."""
-
-    entry: Entry
-    scores: np.ndarray
-    row: tuple
-
-
-def foreground(path: Path, examples: Sequence[ForegroundExample], threshold: float) -> None:
+def foreground(path: Path, examples: Sequence[tuple[Entry, Detection]], threshold: float) -> None:
     """Images with box and crop window above the component's scores with its threshold."""
     columns = min(8, len(examples))
     bands = -(-len(examples) // columns)
-    reach = max(np.nanmax(np.abs(example.scores - threshold)) for example in examples)
+    reach = max(np.nanmax(np.abs(found.scores - threshold)) for _, found in examples)
     size = (1.5 * columns, 3.1 * bands + 0.3)
     with _plot(path, size, nrows=2 * bands, ncols=columns, squeeze=False) as axes:
         for axis in axes.flat:
             axis.axis("off")
         pairs = axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
-        for example, (top, bottom) in zip(examples, pairs, strict=False):
-            entry = example.entry
+        for (entry, found), (top, bottom) in zip(examples, pairs, strict=False):
             top.imshow(read_entry(entry))
-            if example.row[1]:
-                _outline(top, example.row[2:6], "lime")
-                _outline(top, example.row[6:10], "yellow")
-            side = max(entry.width, entry.height)
-            left, up = (entry.width - side) / 2, (entry.height - side) / 2
-            bottom.imshow(
-                example.scores - threshold,
-                cmap="coolwarm", vmin=-reach, vmax=reach, extent=(left, left + side, up + side, up),
-            )  # fmt: skip
-            bottom.set(xlim=(0, entry.width), ylim=(entry.height, 0))
+            _outline(top, found.box, "lime")
+            _outline(top, found.window, "yellow")
+            x0, y0, x1, y1 = content_box(entry.width, entry.height)
+            scores = found.scores - threshold
+            bottom.imshow(scores, "coolwarm", vmin=-reach, vmax=reach, extent=(0, 1, 1, 0))
+            bottom.set(xlim=(x0, x1), ylim=(y1, y0))
         axes[0, 0].figure.suptitle(
             "Above: object's box (green), crop to train on (yellow). "
             "Below: the component, red is foreground.",
@@ -77,9 +64,10 @@ def foreground(path: Path, examples: Sequence[ForegroundExample], threshold: flo
         )
 
 
-def _outline(axis: Axes, box: Sequence[float], color: str) -> None:
-    x0, y0, x1, y1 = box
-    axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=1.2))
+def _outline(axis: Axes, box: Box | None, color: str) -> None:
+    if box is not None:
+        x0, y0, x1, y1 = box
+        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=1.2))
 
 
 def _tile_rows(
@@ -103,10 +91,10 @@ def poses(
 
     Args:
         path: of the picture.
-        centroids: (k, T * 3) mean maps.
-        labels: (n,) pose of each image.
-        distances: (n,) to its centroid.
-        crops: crops.h5 of the images.
+        centroids: (k, T * 3).
+        labels: (n,) poses.
+        distances: (n,) to the centroids.
+        crops: crops.h5.
     """
     maps = centroids.reshape(len(centroids), -1, 3)
     side = round(maps.shape[1] ** 0.5)
@@ -129,26 +117,13 @@ def poses(
 
 
 def categories(path: Path, rows: np.ndarray, counts: np.ndarray) -> None:
-    """Crops of every category in a row, with their number.
-
-    Args:
-        path: of the picture.
-        rows: (c, n, S, S, 3) uint8, white where there are fewer.
-        counts: (c,) images of each category.
-    """
+    """Crops of each category in a row, (c, n, S, S, 3) uint8, with its count of images (c,)."""
     titles = [f"category {c}: the first of {n} images" for c, n in enumerate(counts)]
     _tile_rows(path, rows, titles, width=0.7 * rows.shape[1])
 
 
 def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict) -> None:
-    """True azimuths of every pose around the circle.
-
-    Args:
-        path: of the picture.
-        poses: (n,) pose of each image.
-        azimuths: (n,) in degrees.
-        scores: of ``score_azimuths``.
-    """
+    """True azimuths (n,) in degrees of every pose (n,) around the circle, with their scores."""
     k = len(scores["poses"])
     colors = plt.get_cmap("hsv")(np.arange(k) / k)
     with _plot(path, (5.5, 5.5), layout=None, subplot_kw={"projection": "polar"}) as axis:
@@ -171,12 +146,7 @@ def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict)
 
 
 def viewpoints(path: Path, agreement: dict) -> None:
-    """Share of every true viewpoint in every pose, as stacked bars.
-
-    Args:
-        path: of the picture.
-        agreement: of ``score_labels``.
-    """
+    """Share of every true viewpoint in every pose, as stacked bars."""
     counts = np.array(agreement["counts"], float)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     poses, below = np.arange(len(counts)), np.zeros(len(counts))
@@ -202,12 +172,7 @@ def no_truth(path: Path) -> None:
 
 
 def loss_curve(path: Path, records: list[dict]) -> None:
-    """Training loss per value over the steps, with a running mean.
-
-    Args:
-        path: of the picture.
-        records: each with ``step`` and ``loss``.
-    """
+    """Loss per value over the ``step`` and ``loss`` of the records, with a running mean."""
     steps = np.array([record["step"] for record in records])
     loss = np.array([record["loss"] for record in records])
     window = max(1, len(loss) // 50)

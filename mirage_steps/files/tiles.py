@@ -32,11 +32,6 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
-def grid(path: Path, images: np.ndarray, columns: int) -> None:
-    """Write images (n, H, W, 3) uint8 as one picture."""
-    save_image(path, tile(images, columns))
-
-
 def turntable(path: Path, rows: np.ndarray) -> None:
     """Write objects side by side as an endless GIF with a frame for each pose.
 
