@@ -121,7 +121,9 @@ class Frames:
         return 1 + self.views * (2 if self.hard else 1)
 
     def spread(self, x: Tensor) -> Tensor:
-        """(objects * (1 + views), ...) to (objects * count, ...), the views repeated as hard."""
+        """(objects * (1 + views), ...) to (objects * count, ...), views repeated as hard views."""
+        if not self.hard:
+            return x
         rows = x.unflatten(0, (-1, 1 + self.views))
         spread = torch.cat([rows, rows[:, 1:]], dim=1).flatten(0, 1)
         return spread.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else spread
@@ -197,7 +199,7 @@ class UNet(nn.Module):
         Returns:
             (n, 3, S, S); with hard views (objects * frames.count, 3, S, S).
         """
-        if frames is not None and frames.hard:
+        if frames is not None:
             skips = [frames.spread(skip) for skip in encoded.skips]
             encoded = Encoded(frames.spread(encoded.features), skips, frames.spread(encoded.inputs))
             embedding = frames.spread(embedding)
