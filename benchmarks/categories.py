@@ -1,10 +1,10 @@
-"""Do two kinds of object in one data set come apart? On mixtures of procedural cars and chairs.
+"""Do two categories in one data set come apart? On mixtures of procedural cars and chairs.
 
     python benchmarks/categories.py --out /tmp/categories
 
 Runs the pipeline's own steps up to `categories` on mixtures whose truth is known and prints the
-purity: the share of images that are in the category of their kind. Beside it stands what K-Means
-finds in the same features as they come, without whitening and without a mixture of normals.
+purity: the share of images that have the most frequent label of their category. Beside it stands
+what K-Means finds in the raw features, without whitening and without a Gaussian mixture.
 """
 
 from pathlib import Path
@@ -14,9 +14,10 @@ import tyro
 from sklearn.cluster import KMeans
 
 from mirage_steps import categories, crops, dataset, features, foreground, settings
-from mirage_steps.files.h5 import open_h5, read_names
+from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.manifest import read_manifest
-from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.poses import score_labels
 
 BACKBONE = settings.Backbone(model="weights/stand-in-dinov2-cars", resolution=64, batch_size=64)
@@ -51,24 +52,23 @@ def purities(folder: Path, count: int, seed: int) -> tuple[float, float]:
     )
     crops.main(manifest=manifest, windows=windows, out=folder / "crops")
     features.main(manifest=manifest, windows=windows, out=folder / "tokens", backbone=BACKBONE)
-    pca1 = folder / "foreground/pca1.npz"
+    estimator = folder / "foreground" / ESTIMATOR
     categories.main(
         manifest=manifest,
         tokens=folder / "tokens/tokens.h5",
         crops=folder / "crops/crops.h5",
-        foreground=pca1,
+        estimator=estimator,
         out=folder / "categories",
         categories=2,
         token="mean-patch",
     )
     truth = {entry.image: entry.category for entry in read_manifest(manifest)}
-    with open_h5(folder / "tokens/tokens.h5", "patch_tokens") as file:
-        names = read_names(file)
-        values = categories.object_features(file, ForegroundModel.load(pca1), "mean-patch")
-    rows = (folder / "categories/categories.csv").read_text().splitlines()[1:]
-    found = np.array([int(row.rsplit(",", 2)[1]) for row in rows])
+    with open_tokens(folder / "tokens/tokens.h5") as tokens:
+        values = categories.object_features(tokens, load_estimator(estimator), "mean-patch")
+        labels = [truth[image] for image in tokens.images]
+    rows = read_csv(folder / "categories/categories.csv")
+    found = np.array([int(row["category"]) for row in rows])
     plain = KMeans(2, n_init=10, random_state=0).fit_predict(values)
-    labels = [truth[name] for name in names]
     return tuple(score_labels(one, labels, 2)["purity"] for one in (found, plain))
 
 

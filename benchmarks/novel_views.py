@@ -1,12 +1,12 @@
-"""How well photos are turned: cars of the renderer that a run never saw, and what is no car.
+"""Quality of novel views: of cars of the renderer that a run never saw, and of what is no car.
 
-    python benchmarks/novel_views.py --run results/demo [--photos 64] [--turned 64] [--paper 16]
+    python benchmarks/novel_views.py --run results/demo [--photos 64] [--views 64] [--paper 16]
 
 Poses against the true azimuths; reconstruction by plain and by refined inversion with their network
-evaluations; whether the turned cars keep their paint and stand in the pose that was asked for, with
-the paper's noise beside ours; how often a warning comes up with and without reason; and the time of
-the command, start-up told apart. Everything is measured with the run's own networks; those of the
-demo are embedded stand-ins.
+evaluations; whether the cars keep their paint in other views and stand in the pose that was asked
+for, with the paper's noise and with ours; how often a warning comes up with and without reason; and
+the time of the command, start-up told apart. Everything is measured with the run's own networks;
+those of the demo are embedded stand-ins.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("results/demo"))
     parser.add_argument("--sam", default="weights/stand-in-sam-cars")
     parser.add_argument("--photos", type=int, default=64)
-    parser.add_argument("--turned", type=int, default=64, help="photos turned as by default")
+    parser.add_argument("--views", type=int, default=64, help="photos with default settings")
     parser.add_argument("--paper", type=int, default=16, help="photos from the paper's noise")
     words = parser.parse_args()
 
@@ -63,8 +63,8 @@ def main() -> None:
     default = NovelViews()
     every = NovelViews(stride=1)
     paper = NovelViews(phase_cutoff="none", stride=1)
-    for count, chosen in ((words.turned, default), (words.turned, every), (words.paper, paper)):
-        turned(run, made[:count], paint, chosen)
+    for count, chosen in ((words.views, default), (words.views, every), (words.paper, paper)):
+        novel_views(run, made[:count], paint, chosen)
     command(words.run, made[0].image)
 
 
@@ -74,7 +74,7 @@ def poses(run: Run, located: list, azimuths: np.ndarray) -> None:
         row["image"]: float(row["azimuth_deg"]) for row in read_csv(run.folder / "manifest.csv")
     }
     rows = read_csv(run.folder / "poses/poses.csv")
-    k = len(run.poses[0].centroids)
+    k = run.estimator.k
     means = np.array(
         [circular_mean([truth[r["image"]] for r in rows if int(r["pose"]) == p]) for p in range(k)]
     )
@@ -87,13 +87,13 @@ def poses(run: Run, located: list, azimuths: np.ndarray) -> None:
 
 def inversion(run: Run, located: list) -> None:
     """Reconstruction by plain and refined inversion, in float32."""
+    timesteps = ddim_timesteps(_STEPS)
     for iterations in (1, 2, 3):
         ratios = []
         for start in range(0, len(located), _BATCH):
             part = located[start : start + _BATCH]
             crops = np.stack([one.crop for one in part])
             own = torch.tensor([one.pose for one in part])
-            timesteps = ddim_timesteps(_STEPS)
             trajectory = invert(run.model, from_pixels(crops), own, timesteps, iterations)
             back = to_pixels(reconstruct(run.model, trajectory, own, timesteps))
             ratios += [min(psnr(*pair), 99.0) for pair in zip(crops, back, strict=True)]
@@ -103,7 +103,7 @@ def inversion(run: Run, located: list) -> None:
 
 
 def warnings(run: Run, located: list, made: list) -> None:
-    """How often the object or its pose is doubted."""
+    """How often a warning of the object or its pose comes up."""
     rng = np.random.default_rng(_SEED)
     groups = {
         "cars": located,
@@ -112,7 +112,7 @@ def warnings(run: Run, located: list, made: list) -> None:
         "noise": [run.locate(rng.integers(0, 256, (_SIZE, _SIZE, 3), np.uint8)) for _ in range(16)],
     }
     for name, group in groups.items():
-        share = np.mean([bool(one.doubts) for one in group])
+        share = np.mean([bool(one.warnings) for one in group])
         print(f"warned of {share:.1%} of {len(group)} {name}")
 
 
@@ -124,31 +124,31 @@ def _without(made) -> np.ndarray:
 
 
 class Paint:
-    """Mean colour of the object in images, inside the masks of SAM."""
+    """Mean color of the object in images, inside the masks of SAM."""
 
     def __init__(self, run: Run, sam: str, photos: list[np.ndarray]):
         self.run, self.sam = run, load_sam(sam, torch.device("cpu"))
-        self.photos = self.colours(np.stack(photos))
+        self.photos = self.colors(np.stack(photos))
         gaps = np.linalg.norm(self.photos[:, None] - self.photos[None], axis=2)
         self.unrelated = gaps[np.triu_indices(len(gaps), 1)].mean()
 
-    def colours(self, images: np.ndarray) -> np.ndarray:
+    def colors(self, images: np.ndarray) -> np.ndarray:
         """(n, S, S, 3) uint8 to (n, 3) in 0..255."""
         tokens = self.run.backbone.tokens(images)[0].cpu().numpy()
-        model = self.run.foreground
+        model = self.run.estimator.foreground
         regions = find_objects(model.scores(tokens), model.threshold)
         masks, _ = segment(self.sam, images, regions, _BATCH)
         masks = [mask if mask.any() else np.ones_like(mask) for mask in masks.astype(bool)]
         return np.stack([image[mask].mean(0) for image, mask in zip(images, masks, strict=True)])
 
 
-def turned(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
+def novel_views(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
     """Paint and pose of the views of photos."""
     gaps, right, count, warned, seconds = [], 0, 0, 0, 0.0
     for number, one in enumerate(tqdm(made, unit="photo", mininterval=5.0)):
-        result = run.turn(one.image, views=Views(steps=_STEPS), novel_views=chosen)
-        warned += any("another colour" in doubt.reason for doubt in result.doubts)
-        seconds += result.seconds["turn"]
+        result = run.novel_views(one.image, views=Views(steps=_STEPS), novel_views=chosen)
+        warned += any("another color" in warning.reason for warning in result.warnings)
+        seconds += result.seconds["sample"]
         k = len(result.poses)
         for pose, view in zip(result.poses, result.views, strict=True):
             if pose == result.pose:
@@ -157,15 +157,16 @@ def turned(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
             right += min((found - pose) % k, (pose - found) % k) <= 1
             count += 1
         others = np.delete(result.views, result.poses.index(result.pose), axis=0)
-        gaps.append(np.linalg.norm(paint.colours(others) - paint.photos[number], axis=1).mean())
-    kept = chosen.phase_cutoff
-    name = "the paper's noise" if kept == "all" else f"random phases above {kept} cycles"
+        gaps.append(np.linalg.norm(paint.colors(others) - paint.photos[number], axis=1).mean())
+    cutoff = chosen.phase_cutoff
+    name = f"random phases above {cutoff} cycles"
+    name = "the paper's noise" if cutoff == "none" else name
     print(
-        f"{name}, stride {chosen.stride}: {count} views of {len(made)} photos; mean colour differs "
+        f"{name}, stride {chosen.stride}: {count} views of {len(made)} photos; mean color differs "
         f"from the photo's by {np.mean(gaps):.1f}, between unrelated cars by "
         f"{paint.unrelated:.1f}: ratio {np.mean(gaps) / paint.unrelated:.2f}; "
         f"{right / count:.1%} stand in the pose asked for or beside it; "
-        f"{warned} photos warned of for colour; {seconds / len(made):.1f} s each"
+        f"{warned} photos warned of for color; {seconds / len(made):.1f} s each"
     )
 
 

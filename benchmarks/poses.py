@@ -27,11 +27,12 @@ from mirage_steps import crops, features, foreground, pose_space, poses
 from mirage_steps.demo.renderer.cars import DEMO_FAMILIES, SPAN, render
 from mirage_steps.demo.stand_ins.evaluation import iou, patch_masks
 from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.h5 import open_h5
-from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
-from mirage_steps.files.windows import HEADER, read_windows
+from mirage_steps.files.manifest import BOX, Entry, read_manifest, write_manifest
+from mirage_steps.files.tables import read_windows
+from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.circle import shortest_cycle
-from mirage_steps.method.foreground import ForegroundModel, find_objects
 from mirage_steps.method.pca import Moments, Pca
 from mirage_steps.method.poses import fill_padding, position_means, score_azimuths
 from mirage_steps.settings import Backbone, Foreground, Poses
@@ -96,6 +97,7 @@ class Crops:
         iou: mean IoU of the found foreground with the true mask, at patch resolution.
         tokens: (n, T, dim) float16, of the crops.
         scores: (n, T) PCA 1 of the crops, above 0 on the foreground.
+        shown: bool (n, T), patches on the image that show the object.
         valid: bool (n, T), False on padding.
         maps: (n, T, 3) float32, as the pipeline makes them.
     """
@@ -105,13 +107,9 @@ class Crops:
     iou: float
     tokens: np.ndarray
     scores: np.ndarray
+    shown: np.ndarray
     valid: np.ndarray
     maps: np.ndarray
-
-    @property
-    def shown(self) -> np.ndarray:
-        """Bool (n, T): patches on the image that show the object."""
-        return self.valid & (self.scores > 0)
 
 
 def find_crops(folder: Path, out: Path, settings: Foreground, shifted: bool) -> Crops:
@@ -125,31 +123,34 @@ def find_crops(folder: Path, out: Path, settings: Foreground, shifted: bool) -> 
     """
     manifest, tokens = folder / "manifest.csv", folder / "features" / "tokens.h5"
     foreground.main(manifest=manifest, tokens=tokens, out=out, foreground=settings)
-    model = ForegroundModel.load(out / "pca1.npz")
-    with open_h5(tokens) as file:
-        regions = find_objects(model.scores(file["patch_tokens"][:]), model.threshold)
+    estimator = load_estimator(out / ESTIMATOR)
+    regions = []
+    with open_tokens(tokens) as whole:
+        for batch in whole:
+            sizes = [(SIZE, SIZE)] * len(batch.tokens)
+            regions += [one.region for one in estimator.locate(batch.tokens, batch.content, sizes)]
     true = patch_masks(np.load(folder / "true_masks.npy"), BACKBONE.resolution // 4)
     masks = [np.zeros_like(true[0]) if region is None else region.mask for region in regions]
     windows = out / "foreground.csv"
     if shifted:
-        # The features step centres a window on its object's box: let the box be the window.
+        # The features step centers a window on its object's box: let the box be the window.
         rows = read_csv(windows)
-        rows = [{**row, **{key: row[f"window_{key}"] for key in HEADER[2:6]}} for row in rows]
+        rows = [{**row, **{key: row[f"window_{key}"] for key in BOX}} for row in rows]
         windows = out / "shifted.csv"
-        write_csv(windows, HEADER, (row.values() for row in rows))
+        write_csv(windows, rows[0], (row.values() for row in rows))
     features.main(manifest=manifest, windows=windows, out=out, backbone=BACKBONE)
-    tokens = out / "tokens.h5"
-    pose_space.main(tokens=tokens, foreground=out / "pca1.npz", out=out)
+    pose_space.main(tokens=out / "tokens.h5", estimator=out / ESTIMATOR, out=out / "space")
     found = read_windows(windows, read_manifest(manifest))
-    with open_h5(tokens) as file, open_h5(out / "maps.h5") as space:
-        values = file["patch_tokens"][:]
-        scores = model.scores(values).reshape(len(values), -1) - model.threshold
+    with open_h5(out / "tokens.h5") as file, open_h5(out / "space/maps.h5") as space:
+        values, content = file["patch_tokens"][:], file["content"][:]
+        scores = estimator.foreground.scores(values).reshape(len(values), -1)
         return Crops(
             azimuths=np.array([entry.azimuth_deg for entry, _ in found]),
             missing=sum(region is None for region in regions),
             iou=float(iou(np.stack(masks), true).mean()),
             tokens=values,
-            scores=scores.astype(np.float32),
+            scores=(scores - estimator.foreground.threshold).astype(np.float32),
+            shown=estimator.shown(values, content),
             valid=space["valid"][:],
             maps=space["maps"][:],
         )
@@ -205,7 +206,7 @@ class Choice:
 
     Attributes:
         foreground: settings of the foreground step.
-        shifted: crops shifted into the image, not centred on the object.
+        shifted: crops shifted into the image, not centered on the object.
         maps: makes the maps.
         unit: divide each map by its own length.
         starts: of K-Means.
@@ -223,12 +224,12 @@ class Choice:
 PAPER = Foreground(rule="first-component", threshold="zero")
 CHOICES = {
     "default": Choice(),
-    "background: kept, as in the paper": Choice(maps=all_tokens),
+    "background: not masked, as in the paper": Choice(maps=all_tokens),
     "background: mean of the foreground at its position": Choice(maps=background_by_position),
     "background: mean of all background": Choice(maps=background_alike),
-    "background: kept, PCA 1 appended": Choice(maps=partial(with_scores, maps=all_tokens)),
-    "background: zero, PCA 1 appended": Choice(maps=partial(with_scores, maps=object_tokens)),
-    "scale: maps as long as they come, as in the paper": Choice(maps=object_tokens, unit=False),
+    "background: not masked, PCA 1 appended": Choice(maps=partial(with_scores, maps=all_tokens)),
+    "background: masked, PCA 1 appended": Choice(maps=partial(with_scores, maps=object_tokens)),
+    "scale: maps not normalized, as in the paper": Choice(maps=object_tokens, unit=False),
     "scale: each component by its standard deviation": Choice(maps=whitened),
     "scale: each map less its own mean": Choice(maps=own_mean_removed),
     "PCA 2: 2 components": Choice(maps=partial(object_tokens, components=2)),
@@ -239,7 +240,7 @@ CHOICES = {
     "K-Means: 3 starts": Choice(starts=3),
     "K-Means: 30 starts": Choice(starts=30),
     "K-Means: random starts": Choice(init="random"),
-    "crop: shifted into the image, not centred": Choice(shifted=True),
+    "crop: shifted into the image, not centered": Choice(shifted=True),
     "crop: margin 0": Choice(Foreground(margin=0)),
     "crop: margin 0.12": Choice(Foreground(margin=0.12)),
     "foreground: the first component, as in the paper": Choice(Foreground(rule="first-component")),
@@ -251,7 +252,13 @@ CHOICES = {
 def step_scores(folder: Path, k: int) -> np.ndarray:
     """Scores of the poses step itself, (3,); its tables and pictures stay in ``folder``."""
     out = folder / f"poses-{k}"
-    poses.main(maps=folder / "maps.h5", crops=folder / "crops.h5", out=out, poses=Poses(k=k))
+    poses.main(
+        maps=folder / "space/maps.h5",
+        crops=folder / "crops.h5",
+        estimator=folder / "space" / ESTIMATOR,
+        out=out,
+        poses=Poses(k=k),
+    )
     azimuths = {e.image: e.azimuth_deg for e in read_manifest(folder.parent / "manifest.csv")}
     rows = read_csv(out / "poses.csv")
     labels = np.array([int(row["pose"]) for row in rows])

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from mirage_steps import settings
 from mirage_steps.embed import backbone_features
 from mirage_steps.files.atomic import write_json
-from mirage_steps.files.labels import read_labels
+from mirage_steps.files.tables import read_labels
 from mirage_steps.method import diffusion
 from mirage_steps.method.device import autocast
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance

@@ -1,4 +1,4 @@
-"""Step 4a: the crops that the diffusion model learns from.
+"""The crops that the diffusion model learns from.
 
 Writes ``crops.h5``: ``images`` (n, S, S, 3) uint8 and ``image`` (n,) names, for the images in which
 an object was found, in the manifest's order.
@@ -7,13 +7,13 @@ an object was found, in the manifest's order.
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from PIL import Image
 
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import by_image, create_h5, write_names
 from mirage_steps.files.loading import image_batches
 from mirage_steps.files.manifest import read_manifest
-from mirage_steps.files.windows import read_windows
+from mirage_steps.files.tables import read_windows
 from mirage_steps.method.boxes import crop
 
 _BATCH = 64
@@ -30,18 +30,15 @@ def main(*, manifest: Path, windows: Path, out: Path, image_size: int = 64) -> N
     """
     found = read_windows(windows, read_manifest(manifest))
     entries = [entry for entry, _ in found]
+
+    def square(image: Image.Image, index: int) -> Image.Image:
+        return crop(image, found[index][1], image_size)
+
     with create_h5(out / "crops.h5") as file:
         images = by_image(file, "images", len(found), (image_size, image_size, 3), np.uint8)
         write_names(file, [entry.image for entry in entries])
-        start = 0
-        with tqdm(total=len(found), unit="image", mininterval=1.0) as progress:
-            batches = image_batches(
-                entries, lambda image, index: crop(image, found[index][1], image_size), _BATCH
-            )
-            for batch in batches:
-                images[start : start + len(batch)] = batch
-                start += len(batch)
-                progress.update(len(batch))
+        for rows, batch in image_batches(entries, square, _BATCH):
+            images[rows] = batch
 
 
 if __name__ == "__main__":

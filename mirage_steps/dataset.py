@@ -1,4 +1,4 @@
-"""Step 1: list the images of a data set, or make them.
+"""The dataset step: list the images of a data set, or make them.
 
 Writes ``manifest.csv`` (image, width, height, and what the source knows of it: azimuth_deg,
 viewpoint, category, box) and ``rejected.csv`` (image, reason) into the output folder.
@@ -16,16 +16,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import write_csv
 from mirage_steps.files.command import log, run
 from mirage_steps.files.manifest import write_manifest
-from mirage_steps.networks.fetching import local
-from mirage_steps.sources import compcars, epfl, folder, procedural, stable_diffusion
-
-_LISTINGS = {
-    settings.Folder: folder.list_images,
-    settings.CompCars: compcars.list_images,
-    settings.Epfl: epfl.list_images,
-    settings.StableDiffusion: stable_diffusion.generate_images,
-    settings.Procedural: procedural.render_images,
-}
+from mirage_steps.sources import module_of
 
 
 def _command(name: str) -> object:
@@ -57,11 +48,9 @@ def main(
         device: auto, cpu or cuda, for Stable Diffusion.
     """
     progress = partial(tqdm, unit="image", mininterval=1.0)
-    listing = _LISTINGS[type(source)]
-    if isinstance(source, settings.StableDiffusion):
-        resolve = partial(local, setting="source.model", weights=weights)
-        listing = partial(listing, resolve=resolve, device=device)
-    entries, rejected = listing(source, out, progress)
+    generated = isinstance(source, settings.StableDiffusion)
+    options = {"weights": weights, "device": device} if generated else {}
+    entries, rejected = module_of(source).list_images(source, out, progress, **options)
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
     if not entries:
         raise UserError(

@@ -8,29 +8,19 @@ fixes both, and its file and its resizer are used here. Writes ``features.h5``:
 - attributes that name the networks, the token, and the images' size and number.
 """
 
-import hashlib
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
-from cleanfid.resize import build_resizer
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
-from mirage_steps.files.loading import ahead
 from mirage_steps.method.device import choose_device
 from mirage_steps.networks.backbone import Backbone
-from mirage_steps.networks.fetching import FILES, local
-
-# What features of the published file are called; any other file is called by its own name.
-INCEPTION = "clean-fid Inception"
-INCEPTION_DIM = 2048
+from mirage_steps.networks.inception import INCEPTION_DIM, Inception, inception_file
 
 Extractor = Callable[[np.ndarray], np.ndarray]
 
@@ -116,69 +106,6 @@ def backbone_features(network: Backbone, images: np.ndarray, token: str) -> np.n
     """
     patches, cls = network.tokens(images)
     return (cls if token == "cls" else patches.mean(dim=1)).cpu().numpy()
-
-
-class Inception:
-    """The Inception network of FID, as clean-fid runs it, from a file of any name.
-
-    Args:
-        path: TorchScript file with a submodule ``layers``.
-        device: where it runs.
-
-    Raises:
-        UserError: the file is something else.
-    """
-
-    def __init__(self, path: Path, device: torch.device) -> None:
-        try:
-            with warnings.catch_warnings():
-                # The network is published as TorchScript only, whatever torch thinks of that.
-                warnings.simplefilter("ignore", FutureWarning)
-                warnings.simplefilter("ignore", DeprecationWarning)
-                self.layers = torch.jit.load(str(path), map_location=device).eval().layers
-        except (RuntimeError, ValueError, AttributeError):
-            raise UserError(
-                f"embed.inception {path}: not clean-fid's Inception in TorchScript; get it from "
-                f"{FILES['inception'].url}"
-            ) from None
-        with open(path, "rb") as content:
-            published = (
-                hashlib.file_digest(content, "sha256").hexdigest() == FILES["inception"].sha256
-            )
-        self.name = INCEPTION if published else path.name
-        self.device = device
-        self._resize = build_resizer("clean")
-
-    @torch.inference_mode()
-    def features(self, images: np.ndarray) -> np.ndarray:
-        """Features of the last pooling layer.
-
-        Args:
-            images: (n, S, S, 3) uint8 RGB.
-
-        Returns:
-            (n, 2048) float32.
-        """
-        resized = np.stack(list(ahead(self._resize, images)))
-        pixels = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2)
-        # Values are 0..255 here; the network's own input is about -1..1.
-        return self.layers((pixels - 128) / 128).reshape(len(images), INCEPTION_DIM).cpu().numpy()
-
-
-def inception_file(inception: str, weights: Path) -> Path:
-    """Where the network's file is; ``auto`` fetches it on first use, whole or not at all.
-
-    Raises:
-        UserError: it is not there and cannot be fetched.
-    """
-    if inception == "auto":
-        return local("inception", "embed.inception auto", weights)
-    if not Path(inception).is_file():
-        raise UserError(
-            f"embed.inception {inception}: no such file; download {FILES['inception'].url} to it, "
-            "or set embed.inception to auto or none"
-        )
-    return Path(inception)
 
 
 if __name__ == "__main__":

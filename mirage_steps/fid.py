@@ -19,25 +19,11 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.image_set import OWN_WHITE
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
-from mirage_steps.networks.backbone import STAND_IN
 from mirage_steps.networks.inception import INCEPTION
+from mirage_steps.networks.names import STAND_IN
 
-
-@dataclass(frozen=True)
-class Networks:
-    """What made the features of a file; distances compare only where all of it is equal.
-
-    Args:
-        backbone: short name of the model.
-        token: ``cls`` or ``mean-patch``.
-        resolution: side of the backbone's input in pixels.
-        image_size: side of the images in pixels.
-    """
-
-    backbone: str
-    token: str
-    resolution: int
-    image_size: int
+# Attributes of features.h5; distances compare only where all of them are equal.
+_NETWORKS = ("backbone", "token", "resolution", "image_size")
 
 
 @dataclass(frozen=True)
@@ -48,14 +34,14 @@ class Features:
         backbone: (n, dim) float32.
         inception: (n, 2048) float32, or None.
         inception_name: the network of ``inception``, or why it is absent.
-        networks: what made ``backbone``.
+        networks: what made ``backbone``: its name, token, resolution, size of the images.
         sam: what removed the background, empty where it was kept.
     """
 
     backbone: np.ndarray
     inception: np.ndarray | None
     inception_name: str
-    networks: Networks
+    networks: dict[str, object]
     sam: str
 
 
@@ -65,7 +51,8 @@ class Row:
 
     Args:
         name: of the row.
-        n: images a side.
+        caption: what it shows, in words.
+        n: images on each side.
         inception: Frechet distance of Inception's features, None where they are absent.
         inception_name: the network, or why it is absent.
         frechet: Frechet distance of the backbone's features.
@@ -73,24 +60,23 @@ class Row:
         networks: what made the backbone's features.
         sam: model that removed both backgrounds, empty where they were kept.
         own_white: whether the scored images came without background.
-        caption: what the row shows, in words.
     """
 
     name: str
+    caption: str
     n: int
     inception: float | None
     inception_name: str
     frechet: float
     kernel: float
-    networks: Networks
+    networks: dict[str, object]
     sam: str
-    own_white: bool = False
-    caption: str = ""
+    own_white: bool
 
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper printed of the same data set; shown, never computed with.
+    """The paper's figures for the same data set; shown, never computed with.
 
     Args:
         source: where in the paper.
@@ -128,8 +114,8 @@ def main(
     for name, scored, real, caption in row:
         rows.append(compare(name, scored, real, caption))
         log.info("%s: FD %.3f, KID %.6f", name, rows[-1].frechet, rows[-1].kernel)
-    if len({result.networks for result in rows}) > 1:
-        found = "; ".join(f"{result.name}: {result.networks}" for result in rows)
+    if any(one.networks != rows[0].networks for one in rows):
+        found = "; ".join(f"{one.name}: {one.networks}" for one in rows)
         raise UserError(f"rows of different networks do not make one table ({found})")
     published = Published(paper_source, dict(paper), differs) if paper else None
     write_json(out / "metrics.json", as_json(dataset, rows, published))
@@ -149,53 +135,49 @@ def read_features(path: Path) -> Features:
         inception = file["inception"][:] if "inception" in file else None
         backbone = file["backbone"][:]
         about = dict(file.attrs)
-    for values in (backbone, inception):
-        if values is not None and not np.isfinite(values).all():
-            raise UserError(f"{path}: has features that are not finite; look at its images")
-    return Features(
-        backbone,
-        inception,
-        str(about["inception_absent" if inception is None else "inception"]),
-        Networks(
-            str(about["backbone"]),
-            str(about["token"]),
-            int(about["resolution"]),
-            int(about["image_size"]),
-        ),
-        str(about["sam"]),
-    )
+    if not all(np.isfinite(values).all() for values in (backbone, inception) if values is not None):
+        raise UserError(f"{path}: has features that are not finite; look at its images")
+    name = str(about["inception_absent" if inception is None else "inception"])
+    networks = {
+        key: about[key] if isinstance(about[key], str) else int(about[key]) for key in _NETWORKS
+    }
+    return Features(backbone, inception, name, networks, str(about["sam"]))
 
 
-def compare(name: str, generated: Path, real: Path, caption: str = "") -> Row:
+def compare(name: str, scored: Path, real: Path, caption: str = "") -> Row:
     """Distances between two sets.
 
     Args:
         name: of the row.
-        generated: features.h5 of the scored set.
+        scored: features.h5 of the scored set.
         real: features.h5 of the real set.
         caption: what the row shows, in words.
 
     Raises:
         UserError: the sets do not compare: unequal numbers, networks or backgrounds.
     """
-    x, y = read_features(generated), read_features(real)
+    x, y = read_features(scored), read_features(real)
+    # What was rendered on white compares with whatever removed the other background.
+    removal = y.sam if x.sam == OWN_WHITE and y.sam else x.sam
     pairs = {
         "images": (len(x.backbone), len(y.backbone)),
         "networks": (x.networks, y.networks),
         "Inception": (x.inception_name, y.inception_name),
-        "background removal": (_removal(x.sam, y.sam), y.sam or "none"),
+        "background removal": (removal or "none", y.sam or "none"),
     }
     for what, (one, other) in pairs.items():
         if one != other:
             raise UserError(
-                f"row {name}: {what} differ, {generated}: {one}, {real}: {other}; "
+                f"row {name}: {what} differ, {scored}: {one}, {real}: {other}; "
                 "distances compare only like with like"
             )
-    if len(x.backbone) < 2:
-        raise UserError(f"row {name}: {generated} has {len(x.backbone)} images, 2 are needed")
+    n = len(x.backbone)
+    if n < 2:
+        raise UserError(f"row {name}: {scored} has {n} images, 2 are needed")
     return Row(
         name,
-        len(x.backbone),
+        caption,
+        n,
         None if x.inception is None else frechet_from_features(x.inception, y.inception),
         x.inception_name,
         frechet_from_features(x.backbone, y.backbone),
@@ -203,24 +185,14 @@ def compare(name: str, generated: Path, real: Path, caption: str = "") -> Row:
         x.networks,
         y.sam,
         x.sam == OWN_WHITE,
-        caption,
     )
-
-
-def _removal(scored: str, real: str) -> str:
-    """What removed the scored set's background; what is rendered on white compares with any."""
-    return real if scored == OWN_WHITE and real else scored or "none"
 
 
 def as_json(dataset: str, rows: list[Row], published: Published | None = None) -> dict[str, object]:
     """The table with every digit; absent distances are null and say why."""
-    networks = rows[0].networks
     return {
         "dataset": dataset,
-        "image_size": networks.image_size,
-        "backbone": networks.backbone,
-        "resolution": networks.resolution,
-        "token": networks.token,
+        **rows[0].networks,
         "rows": [
             {
                 "row": row.name,
@@ -243,12 +215,9 @@ def as_json(dataset: str, rows: list[Row], published: Published | None = None) -
 
 def as_text(dataset: str, rows: list[Row], published: Published | None = None) -> str:
     """The table as a person reads it."""
-    networks = rows[0].networks
-    counts = sorted({row.n for row in rows})
-    numbers = " or ".join(map(str, counts))
-    backbone = f"{networks.backbone} {networks.token}"
-    head = ["row", "n", _inception_column(rows), f"FD {backbone}", f"KID {backbone}", ""]
-    table = [head]
+    backbone, token, resolution, size = (rows[0].networks[key] for key in _NETWORKS)
+    features = f"{backbone} {token}"
+    table = [["row", "n", _inception_column(rows), f"FD {features}", f"KID {features}", ""]]
     for row in rows:
         inception = "-" if row.inception is None else f"{row.inception:.3f}"
         distances = [inception, f"{row.frechet:.3f}", f"{row.kernel:.6f}"]
@@ -258,18 +227,22 @@ def as_text(dataset: str, rows: list[Row], published: Published | None = None) -
         cells = ["paper's FID", *("-" if value is None else f"{value:.3f}" for value in printed)]
         for line, cell in zip(table, cells, strict=True):
             line.insert(3, cell)
-    title = [
+    counts = " or ".join(str(n) for n in sorted({row.n for row in rows}))
+    lines = [
         f"{dataset}: distances to real images, smaller is better",
-        f"{numbers} images a side, {networks.image_size} x {networks.image_size} pixels; "
-        f"{networks.backbone} at {networks.resolution} pixels, {networks.token} token",
+        f"{counts} images a side, {size} x {size} pixels; "
+        f"{backbone} at {resolution} pixels, {token} token",
+        "",
+        *aligned(table, f"<{'>' * (len(table[0]) - 2)}<"),
+        "",
+        *notes(rows, published),
     ]
-    lines = aligned(table, f"<{'>' * (len(table[0]) - 2)}<")
-    return "\n".join([*title, "", *lines, "", *notes(rows, published)]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def notes(rows: list[Row], published: Published | None = None) -> list[str]:
     """What a reader must know before comparing the numbers with others, a line each."""
-    networks = rows[0].networks
+    backbone = str(rows[0].networks["backbone"])
     lines = [f"- in {_inception_column(rows)}: {reason}" for reason in _absences(rows)]
     lines += [
         f"{name} is not the Inception network of published FIDs, so its column is not called FID."
@@ -278,13 +251,13 @@ def notes(rows: list[Row], published: Published | None = None) -> list[str]:
     ]
     if len({row.n for row in rows}) > 1:
         lines.append("Frechet distances fall with n: compare rows of equal n only.")
-    if networks.backbone.startswith(STAND_IN):
+    if backbone.startswith(STAND_IN):
         lines.append(
-            f"{networks.backbone} is the embedded stand-in for DINOv2: FD and KID of its features "
+            f"{backbone} is the embedded stand-in for DINOv2: FD and KID of its features "
             "are not comparable with published numbers."
         )
     else:
-        lines.append(f"FD and KID of {networks.backbone} are not FID; compare them with their own.")
+        lines.append(f"FD and KID of {backbone} are not FID; compare them with their own.")
     for sam in sorted({row.sam for row in rows if row.sam}):
         note = "the embedded stand-in for SAM" if sam.startswith(STAND_IN) else "segment-anything"
         lines.append(f"Backgrounds were removed by {sam}, {note}.")

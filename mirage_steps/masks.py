@@ -1,7 +1,7 @@
 """Step 8: remove the background of an image set: foreground scores prompt segment-anything.
 
 The paper's rows "without background" (section 4) compare real and generated images after SAM.
-The object's box and one to three points inside it come from the stored PCA 1. Writes
+The object's box and one to three points inside it come from the pose estimator's PCA 1. Writes
 ``images.h5``, the same set on white with its masks, ``masks.json``, and ``masks.png``, the first
 images as they were, with the mask's outline, and on white.
 """
@@ -23,11 +23,12 @@ from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import atomic, require_disk, write_json
 from mirage_steps.files.command import log, run
+from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, create_h5, open_h5, slices
 from mirage_steps.method.device import choose_device
-from mirage_steps.method.foreground import ForegroundModel, Region, find_objects
-from mirage_steps.networks.backbone import STAND_IN, Backbone
-from mirage_steps.networks.sam import load_sam
+from mirage_steps.method.foreground import Region, find_objects
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.networks.sam import load_sam, sam_name
 
 WHITE = 255
 # The picture shows this many images, so many in a row, at least so many pixels a side.
@@ -57,7 +58,7 @@ class Tally:
 def main(
     *,
     images: Path,
-    foreground: Path,
+    estimator: Path,
     out: Path,
     backbone: settings.Backbone = settings.Backbone(),
     masks: settings.Masks = settings.Masks(),
@@ -68,7 +69,7 @@ def main(
 
     Args:
         images: HDF5 file of the set.
-        foreground: The foreground step's pca1.npz, which scores patches.
+        estimator: pose_estimator.safetensors, whose foreground prompts.
         out: Folder for images.h5, masks.png and masks.json.
         backbone: The vision transformer.
         masks: segment-anything.
@@ -76,17 +77,15 @@ def main(
         device: auto, cpu or cuda.
     """
     chosen = choose_device(device)
-    model = ForegroundModel.load(foreground)
+    model = load_estimator(estimator).foreground
     network = Backbone.load(backbone, chosen, weights)
     if len(model.pca.mean) != network.dim:
         raise UserError(
-            f"{foreground}: fitted on tokens of length {len(model.pca.mean)}, those of "
+            f"{estimator}: fitted on tokens of length {len(model.pca.mean)}, those of "
             f"{network.name} have {network.dim}; use the backbone it was fitted with"
         )
     sam = load_sam(masks.sam, chosen, weights)
-    name = Path(masks.sam).name
-    if Path(masks.sam).is_dir() and not name.startswith(STAND_IN):
-        name = f"{STAND_IN} {name}"  # only stand-ins are folders
+    name = sam_name(masks.sam)
 
     def locate(pixels: np.ndarray) -> list[Region | None]:
         patches = network.tokens(pixels)[0].cpu().numpy()

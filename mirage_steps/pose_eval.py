@@ -1,21 +1,21 @@
-"""Step 5b: poses against true azimuths or viewpoints, where they are known.
+"""Poses against true azimuths or viewpoints, where they are known.
 
 Nothing else ever reads the truth. Writes ``pose_eval.json`` and ``pose_eval.png``; both say so
 where nothing is known.
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from mirage_steps.errors import UserError
-from mirage_steps.files import plots as pictures
+from mirage_steps.files import plots
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
-from mirage_steps.files.labels import read_circles
 from mirage_steps.files.manifest import read_manifest
+from mirage_steps.files.tables import read_pose_counts
 from mirage_steps.method.poses import score_azimuths, score_labels
 
 
@@ -31,48 +31,39 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
     entries = read_manifest(manifest)
     truth = {entry.image: entry.azimuth_deg for entry in entries if entry.azimuth_deg is not None}
     if labels is not None:
-        truth.update(match_labels(labels, [entry.image for entry in entries]))
+        truth |= match_labels(labels, [entry.image for entry in entries])
     viewpoints = {entry.image: entry.viewpoint for entry in entries if entry.viewpoint}
     rows = read_csv(poses)
     if not rows or not {"image", "pose"} <= rows[0].keys():
         raise UserError(f"{poses}: needs the columns image and pose; rerun the poses step")
     assigned = {row["image"]: int(row["pose"]) for row in rows}
-    k, categories = read_circles(poses)
-    azimuths = _known(truth, assigned)
-    views = _known(viewpoints, assigned)
+    k, categories = read_pose_counts(poses)
     picture = out / "pose_eval.png"
     scores: dict = {"images": 0}
-    if azimuths:
-        numbers, values = (np.array(part) for part in zip(*azimuths, strict=True))
-        scores = score_azimuths(numbers, values, k, categories)
-        pictures.pose_eval(picture, numbers, values, scores)
+    if known := [(pose, truth[image]) for image, pose in assigned.items() if image in truth]:
+        found, azimuths = (np.array(part) for part in zip(*known, strict=True))
+        scores = score_azimuths(found, azimuths, k, categories)
+        plots.pose_eval(picture, found, azimuths, scores)
         log.info(
             "%d images with known azimuth: median error %.1f degrees, %.0f %% within 30 degrees, "
             "%d steps out of order",
             scores["images"], scores["median_error_deg"], 100 * scores["share_within_30_deg"],
             scores["order_errors"],
         )  # fmt: skip
-    if views:
-        numbers, names = zip(*views, strict=True)
-        agreement = score_labels(np.array(numbers), list(names), k)
-        scores["viewpoints"] = agreement
+    if known := [(pose, viewpoints[i]) for i, pose in assigned.items() if i in viewpoints]:
+        found, names = zip(*known, strict=True)
+        scores["viewpoints"] = score_labels(np.array(found), list(names), k)
         log.info(
-            "%d images with known viewpoint: purity %.3f (chance %.3f), normalised mutual "
-            "information %.3f",
-            agreement["images"], agreement["purity"], agreement["purity_of_chance"],
-            agreement["normalized_mutual_information"],
-        )  # fmt: skip
-        if not azimuths:
-            pictures.viewpoints(picture, agreement)
-    if not azimuths and not views:
+            "{images} images with known viewpoint: purity {purity:.3f} (chance "
+            "{purity_of_chance:.3f}), normalized mutual information "
+            "{normalized_mutual_information:.3f}".format(**scores["viewpoints"])
+        )
+        if not scores["images"]:
+            plots.viewpoints(picture, scores["viewpoints"])
+    elif not scores["images"]:
         scores["note"] = "no true azimuth or viewpoint is known"
-        pictures.no_truth(picture)
+        plots.no_truth(picture)
     write_json(out / "pose_eval.json", scores)
-
-
-def _known(truth: dict, assigned: dict[str, int]) -> list[tuple]:
-    """(pose, truth) of every image of which both are known."""
-    return [(pose, truth[image]) for image, pose in assigned.items() if image in truth]
 
 
 def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
@@ -87,14 +78,13 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
     rows = read_csv(labels)
     if not rows or not {"image", "azimuth_deg"} <= rows[0].keys():
         raise UserError(f"labels {labels}: needs the columns image and azimuth_deg")
-    ends: dict[str, list[str]] = {}
+    ends = defaultdict(set)
     for image in images:
         parts = Path(image).parts
-        for start in range(len(parts)):
-            ends.setdefault("/".join(parts[start:]), []).append(image)
-        ends.setdefault(image, []).append(image)
+        for name in (image, *("/".join(parts[start:]) for start in range(len(parts)))):
+            ends[name].add(image)
     found: dict[str, float] = {}
-    fits: Counter = Counter()
+    none = several = 0
     for number, row in enumerate(rows, 2):
         if not row["azimuth_deg"]:
             continue
@@ -103,19 +93,20 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
             raise UserError(
                 f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r} is no number"
             )
-        matches = set(ends.get(row["image"], []))
-        fits[min(len(matches), 2)] += 1
+        matches = ends.get(row["image"], ())
+        none, several = none + (len(matches) == 0), several + (len(matches) > 1)
         if len(matches) == 1:
-            found[matches.pop()] = azimuth % 360
+            (image,) = matches
+            found[image] = azimuth % 360
     if not found:
         raise UserError(
-            f"labels {labels}: none of its images names one image of the data set ({fits[0]} name "
-            f"none, {fits[2]} several; a name with its folders tells equal file names apart)"
+            f"labels {labels}: none of its images names one image of the data set ({none} name "
+            f"none, {several} several; a name with its folders tells equal file names apart)"
         )
-    if fits[0] or fits[2]:
+    if none or several:
         log.warning(
             "labels %s: %d name no image of the data set and %d several; they are not used",
-            labels, fits[0], fits[2],
+            labels, none, several,
         )  # fmt: skip
     return found
 

@@ -1,6 +1,6 @@
-"""Step 7b: the contact sheet, objects in rows and all poses in circular order (Figure 1).
+"""The contact sheet of generated objects: objects in rows, all poses in columns (Figure 1).
 
-Writes ``contact_sheet.png`` and ``turn.gif``, the same objects turning.
+Writes ``contact_sheet.png`` and ``turntable.gif``, the same objects as an animation.
 """
 
 from pathlib import Path
@@ -26,11 +26,11 @@ def main(
     guidance: settings.Guidance = settings.Guidance(),
     device: str = "auto",
 ) -> None:
-    """Show objects from all sides.
+    """Generate objects in all poses.
 
     Args:
         model: The training step's model.safetensors; its config.json lies beside it.
-        out: Folder for contact_sheet.png and turn.gif.
+        out: Folder for contact_sheet.png and turntable.gif.
         sheet: How many objects.
         views: Sampler.
         guidance: Hard-attention guidance.
@@ -41,7 +41,7 @@ def main(
     config = network.config
     rows, references = [], []
     for number in tqdm(range(sheet.objects), unit="object"):
-        # The noises of the sets count from 0; the sheet's objects are others.
+        # Another seed than that of the sets, so that the sheet shows other objects.
         noise = keyed_noise(views.seed + 1, [number], (3, config.image_size, config.image_size))
         poses = config.siblings(number % config.categories * (config.poses // config.categories))
         chosen = int(np.random.default_rng([views.seed + 1, number, 1]).integers(len(poses)))
@@ -52,10 +52,9 @@ def main(
             )  # fmt: skip
         rows.append(to_pixels(images))
         references.append(chosen)
-    kind = " of their kind" if config.categories > 1 else ""
-    title = f"generated objects (rows) in all poses{kind} (columns), gamma = {guidance.gamma:g}"
-    tiles.contact_sheet(out / "contact_sheet.png", np.stack(rows), references, title)
-    tiles.turn(out / "turn.gif", np.stack(rows))
+    which = " of their category" if config.categories > 1 else ""
+    title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
+    tiles.write_sheet(out, np.stack(rows), references, title)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from mirage_steps.files.atomic import atomic
 from mirage_steps.files.checkpoints import Checkpoints
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
-from mirage_steps.files.labels import read_circles, read_labels
 from mirage_steps.files.lock import Lock
 from mirage_steps.files.records import read_metrics
+from mirage_steps.files.tables import read_labels, read_pose_counts
 from mirage_steps.method.device import autocast
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
@@ -78,7 +78,7 @@ def main(
             f"processes with {training.accumulation} parts each"
         )
     labels = read_labels(poses, crops)
-    k, categories = read_circles(poses)
+    k, categories = read_pose_counts(poses)
     config = preset(training.preset, training.image_size, k, training.dropout, categories)
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(open_h5(crops, "images"))["images"]
@@ -170,7 +170,7 @@ class Outputs:
         with autocast(device, self.trainer.training.precision):
             images = sample_single(self.trainer.ema, noise, poses, ddim_timesteps(_SAMPLE_STEPS))
         path = self.store.folder / "samples" / f"{self.trainer.done:07d}.png"
-        tiles.grid(path, to_pixels(images), columns=config.poses)
+        tiles.save_image(path, tiles.tile(to_pixels(images), columns=config.poses))
 
 
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:

@@ -1,12 +1,12 @@
-"""Step 0: published weights, fetched once into the folder that all runs share.
+"""Published weights, fetched once into the folder that all runs share.
 
-Writes the network and its marker, as ``mirage_steps.networks.fetching`` lays them out.
+Writes the network and its marker, laid out as in ``mirage_steps.networks.fetching``.
 """
 
 from pathlib import Path
 
 from mirage_steps.files.command import log, run
-from mirage_steps.networks.fetching import fetch
+from mirage_steps.networks.fetching import resolve
 from mirage_steps.settings import WEIGHTS
 
 
@@ -15,11 +15,11 @@ def main(*, network: str, setting: str, out: Path, weights: Path = Path(WEIGHTS)
 
     Args:
         network: vit_b, vit_l, vit_h, inception, or owner/name of the Hugging Face hub.
-        setting: Config key that asks for it, for the line that says what failed.
-        out: Folder for the record of what was done.
+        setting: Config key that asks for it, such as backbone.model.
+        out: Folder for the provenance.
         weights: The shared folder of networks.
     """
-    log.info("%s: %s", network, fetch(network, f"{setting} {network}", weights))
+    log.info("%s: %s", network, resolve(network, setting, weights))
 
 
 if __name__ == "__main__":

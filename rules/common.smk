@@ -15,7 +15,7 @@ from mirage_steps.evaluation_sets import table_rows
 from mirage_steps.files.command import flag, flags
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.step_code import code_hash, signature, version
-from mirage_steps.networks.fetching import is_published, item_marker, unknown
+from mirage_steps.networks.fetching import is_complete, is_published, unknown
 from mirage_steps.settings import Settings, differences, load, sections
 from mirage_steps.sources import check_source
 
@@ -76,7 +76,7 @@ def evaluation_set(wildcards):
 # --- a step's command -------------------------------------------------------------------------
 
 
-def step(name, launcher="python", code=None, **arguments):
+def step(name, /, launcher="python", code=None, **arguments):
     """Params of a rule that runs a step: `command` follows from the signature of the step's `main`.
 
     Each argument of `main` gets its value from the first of these that has one: `arguments` (values
@@ -101,7 +101,8 @@ def step(name, launcher="python", code=None, **arguments):
         context = {"input": input, "output": output, "resources": resources, "threads": threads}
         words = [*call(launcher, wildcards).split(), "-m", f"mirage_steps.{name}"]
         words += [str(input[key]) for key in known.positional]
-        for key, annotation in known.flags.items():
+        # A source is a subcommand, which comes after all flags.
+        for key, annotation in sorted(known.flags.items(), key=lambda flag: flag[1] == "Source"):
             value = given(key, annotation, wildcards, context)
             if key == "out":
                 value = str(Path(output.run).parent)
@@ -136,10 +137,11 @@ def derives(value):
 
 
 def spelled(key, value, tracked=False):
-    """The words of an argument; of a section those of all its keys."""
+    """The words of an argument; of a section those of all its keys, of a source its kind first."""
     if not isinstance(value, Settings):
         return flag(key, value)
-    return flags(value, value.untracked if tracked else ())
+    kind = [value.kind] if hasattr(value, "kind") else []
+    return [*kind, *flags(value, {"kind", *(value.untracked if tracked else ())})]
 
 
 # --- inputs -----------------------------------------------------------------------------------
@@ -222,8 +224,8 @@ def network(path):
         item = "inception" if value == "auto" else value
         if item == "none":
             return []
-        if not is_published(item, hub=key == "model"):
-            refuse(f"datasets.{wildcards.dataset}.{unknown(f'{path} {item}')}")
+        if not is_published(item, path):
+            refuse(f"datasets.{wildcards.dataset}.{unknown(item, path)}")
         # Fetched again, it is the same: no reason to work again.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
@@ -248,7 +250,7 @@ def network_state(wildcards):
     """Whether a network that was fetched is gone again."""
     weights = Path(configuration.weights)
     fetched = Path(configuration.results, "weights", wildcards.network, "weights.run.json").exists()
-    return "gone" if fetched and not item_marker(wildcards.network, weights).exists() else "there"
+    return "gone" if fetched and not is_complete(wildcards.network, weights) else "there"
 
 
 def source_there(wildcards):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mirage_steps.method.boxes import (
-    centred,
+    centered,
     content_box,
     crop,
     from_letterbox,
@@ -65,7 +65,7 @@ def test_a_square_image_of_the_right_size_is_unchanged():
     np.testing.assert_array_equal(np.asarray(letterbox(image, 48, FILL)), np.asarray(image))
 
 
-def test_content_boxes_are_centred_and_keep_the_aspect():
+def test_content_boxes_are_centered_and_keep_the_aspect():
     for width, height in _sizes(100, 1):
         x0, y0, x1, y1 = content_box(width, height)
         assert max(x1 - x0, y1 - y0) == 1
@@ -141,10 +141,10 @@ def test_windows_are_square_show_the_object_and_stay_inside_if_they_can(margin):
             start, end = window[low], window[low + 2]
             if side < limit:
                 assert start >= 0 and end <= limit + 1e-9
-                centre = (box[low] + box[low + 2]) / 2
-                # Centred on the object unless the image's end is in the way.
+                center = (box[low] + box[low + 2]) / 2
+                # Centered on the object unless the image's end is in the way.
                 if start > 1e-9 and end < limit - 1e-9:
-                    np.testing.assert_allclose((start + end) / 2, centre, rtol=1e-9, atol=1e-9)
+                    np.testing.assert_allclose((start + end) / 2, center, rtol=1e-9, atol=1e-9)
             else:
                 np.testing.assert_allclose(start + end, limit, rtol=1e-9, atol=1e-9)
 
@@ -154,20 +154,20 @@ def test_a_window_at_the_edge_is_shifted_not_padded():
     assert square_window((80, 80, 100, 100), 100, 100, 0.25) == (60, 60, 100, 100)
 
 
-def test_a_window_larger_than_the_image_is_centred_on_it():
+def test_a_window_larger_than_the_image_is_centered_on_it():
     window = square_window((0, 0, 100, 40), 100, 40, 0.1)
     np.testing.assert_allclose(window, (-12.5, -42.5, 112.5, 82.5))
 
 
-def test_a_centred_window_keeps_its_side_and_shows_the_box_in_its_middle():
+def test_a_centered_window_keeps_its_side_and_shows_the_box_in_its_middle():
     for box, width, height in _boxes(100, 8):
         window = square_window(box, width, height, 0.06)
-        moved = centred(window, box)
+        moved = centered(window, box)
         np.testing.assert_allclose(np.subtract(moved[2:], moved[:2]), window[2] - window[0])
         np.testing.assert_allclose(np.add(moved[2:], moved[:2]), np.add(box[2:], box[:2]))
         if padded_share(moved, width, height) == 0:
             np.testing.assert_allclose(moved, window, atol=1e-9)
-    assert centred((0, 30, 40, 70), (0, 40, 20, 60)) == (-10, 30, 30, 70)
+    assert centered((0, 30, 40, 70), (0, 40, 20, 60)) == (-10, 30, 30, 70)
 
 
 def test_padded_share_is_the_share_of_pixels_outside():

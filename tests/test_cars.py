@@ -39,7 +39,7 @@ def test_at_90_degrees_the_front_is_at_image_left(azimuth, towards_left):
 
 @pytest.mark.parametrize("azimuth, sign", [(0, 1), (180, -1)])
 def test_front_and_rear_face_the_camera(azimuth, sign):
-    front, rear = cars.PARTS.index("head light"), cars.PARTS.index("tail light")
+    front, rear = cars.PARTS.index("headlight"), cars.PARTS.index("taillight")
     for car in _renderings_near(azimuth):
         shown, hidden = (front, rear) if sign > 0 else (rear, front)
         assert (car.part == shown).any() and not (car.part == hidden).any()
@@ -72,7 +72,7 @@ def test_cars_are_whole_and_fill_the_frame_as_promised():
         assert not on[border].any()
 
 
-def test_without_placement_cars_are_centred_and_alike_in_size():
+def test_without_placement_cars_are_centered_and_alike_in_size():
     for index in range(6):
         on = cars.render(2, index, cars.DEMO_FAMILIES, size=64, placement=0.0).mask > 0
         for axis in (0, 1):
@@ -84,7 +84,7 @@ def test_without_placement_cars_are_centred_and_alike_in_size():
 def test_an_overhanging_car_is_cut_by_one_edge(overhang):
     sides = set()
     for index in range(10):
-        # Large pictures of the small car, so that pixels do not matter.
+        # Large images of the small car, so that pixels do not matter.
         words = {"families": cars.DEMO_FAMILIES, "size": 96, "span": (0.4, 0.6)}
         free = cars.render(4, index, **words)
         cut = cars.render(4, index, **words, overhang=overhang)

@@ -1,7 +1,8 @@
-"""Several kinds of object in one set: how they are told apart, and a circle of poses for each."""
+"""Several categories in one set: how they are told apart, and a circle of poses for each."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
@@ -12,63 +13,65 @@ from sklearn.cluster import KMeans
 from mirage_steps import categories, pose_eval, pose_space, poses, settings, views
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv, write_csv, write_json
-from mirage_steps.files.categories import read_categories
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import write_names
 from mirage_steps.files.manifest import Entry, write_manifest
+from mirage_steps.files.tables import read_categories
 from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.circle import shortest_cycle
 from mirage_steps.method.foreground import ForegroundModel
 from mirage_steps.method.pca import Pca
-from mirage_steps.method.poses import order_errors, position_means, score_azimuths
+from mirage_steps.method.pose_estimator import PoseEstimator
+from mirage_steps.method.poses import PoseModel, order_errors, position_means, score_azimuths
 from mirage_steps.method.unet import UNetConfig, preset
 
 DIM, COUNT = 24, 400
 
 
 def _lumps(count: int = COUNT, seed: int = 0, share: float = 0.35) -> tuple[np.ndarray, np.ndarray]:
-    """Features (count, DIM) of two kinds that differ least where features vary most, and kinds."""
+    """Features (count, DIM) of two categories, apart where features vary least, and those."""
     rng = np.random.default_rng(seed)
-    kinds = (rng.random(count) < share).astype(int)
+    assigned = (rng.random(count) < share).astype(int)
     features = rng.normal(size=(count, DIM)) * np.array([40.0, 25.0, 15.0] + [0.2] * (DIM - 3))
-    features[:, 5] += 4 * kinds
+    features[:, 5] += 4 * assigned
     turn = np.linalg.qr(np.random.default_rng(99).normal(size=(DIM, DIM)))[0]
-    return (features @ turn + 3).astype(np.float32), kinds
+    return (features @ turn + 3).astype(np.float32), assigned
 
 
-def _accuracy(found: np.ndarray, kinds: np.ndarray) -> float:
-    """Share of two kinds that was told right, whatever their numbers."""
-    agreement = float((found == kinds).mean())
+def _accuracy(found: np.ndarray, assigned: np.ndarray) -> float:
+    """Share of two categories that was told right, whatever their numbers."""
+    agreement = float((found == assigned).mean())
     return max(agreement, 1 - agreement)
 
 
 # The model
 
 
-def test_kinds_hidden_under_wide_directions_are_separated_where_k_means_fails():
-    features, kinds = _lumps()
+def test_categories_hidden_under_wide_directions_are_separated_where_k_means_fails():
+    features, assigned = _lumps()
     plain = KMeans(2, n_init=10, random_state=0).fit_predict(features)
-    assert _accuracy(plain, kinds) < 0.8
+    assert _accuracy(plain, assigned) < 0.8
     found, likely = CategoryModel.fit(features, 2, 0).assign(features)
     assert found.shape == likely.shape == (COUNT,)
-    assert _accuracy(found, kinds) > 0.98
+    assert _accuracy(found, assigned) > 0.98
     assert (likely >= 0.5).all() and (likely <= 1).all()
     fresh, truth = _lumps(seed=1)
     assert _accuracy(CategoryModel.fit(features, 2, 0).assign(fresh)[0], truth) > 0.95
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])
-def test_the_most_frequent_kind_comes_first(share):
-    features, kinds = _lumps(share=share)
+def test_the_most_frequent_category_comes_first(share):
+    features, assigned = _lumps(share=share)
     model = CategoryModel.fit(features, 2, 0)
     found, _ = model.assign(features)
     assert np.bincount(found)[0] > 0.6 * COUNT
-    assert (found == (kinds if share < 0.5 else 1 - kinds)).mean() > 0.98
+    assert (found == (assigned if share < 0.5 else 1 - assigned)).mean() > 0.98
     np.testing.assert_allclose(model.weights, [0.75, 0.25], atol=0.07)
 
 
 def test_probabilities_are_those_of_the_mixture_s_densities():
     features, _ = _lumps(60)
-    # Between the kinds, where neither is certain.
+    # Between the categories, where neither is certain.
     model = CategoryModel.fit(features, 2, 3)
     grid = np.concatenate([(features[:30] + features[30:]) / 2, features])
     found, likely = model.assign(grid)
@@ -85,7 +88,7 @@ def test_probabilities_are_those_of_the_mixture_s_densities():
     np.testing.assert_allclose(likely, shares.max(1), rtol=1e-2, atol=1e-3)
 
 
-def test_the_seed_fixes_the_kinds():
+def test_the_seed_fixes_the_categories():
     features = np.random.default_rng(0).normal(size=(150, 6)).astype(np.float32)
     one, same, other = (CategoryModel.fit(features, 3, seed) for seed in (0, 0, 5))
     np.testing.assert_array_equal(one.means, same.means)
@@ -93,41 +96,33 @@ def test_the_seed_fixes_the_kinds():
     assert not np.array_equal(one.means, other.means)
 
 
-def test_a_saved_model_assigns_alike(tmp_path):
-    features, _ = _lumps()
-    model = CategoryModel.fit(features, 3, 0)
-    model.save(tmp_path / "categories.npz")
-    again = CategoryModel.load(tmp_path / "categories.npz")
-    fresh = _lumps(seed=2)[0]
-    for one, two in zip(model.assign(fresh), again.assign(fresh), strict=True):
-        np.testing.assert_array_equal(one, two)
-
-
 # The step
 
 GRID = 4
 THRESHOLD = 0.3
+BACKBONE = {"model": "any", "resolution": 32, "weights": "none", "sha256": {"w": "0"}}
 
 
 def _make_set(root, count: int = COUNT, seed: int = 0) -> SimpleNamespace:
-    """Tokens of crops of two kinds as the features step writes them, with all that goes with them.
+    """Tokens of crops of two categories as the features step writes them, and the other inputs.
 
-    The first token coordinate is the score of PCA 1; CLS tokens and object tokens tell the kinds
-    apart along another one, tokens of the background do not.
+    The first token coordinate is the score of PCA 1; CLS tokens and object tokens tell the
+    categories apart along another one, tokens of the background do not.
     """
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    cls, kinds = _lumps(count, seed)
+    cls, assigned = _lumps(count, seed)
     tokens = rng.normal(size=(count, GRID**2, DIM))
     front = rng.random((count, GRID**2)) < 0.5
     front[:, 5] = True  # on the image in every crop
     tokens[..., 0] = np.where(front, 1.0, -1.0) + 0.1 * rng.normal(size=front.shape)
-    tokens[..., 1] += np.where(front, 9.0 * kinds[:, None], 0)
+    tokens[..., 1] += np.where(front, 9.0 * assigned[:, None], 0)
     tokens[..., 2] += np.where(front, 0, 40 * rng.normal(size=(count, 1)))
     content = np.tile(np.array([0, 0, 1, 1], np.float32), (count, 1))
     content[::5] = (0, 0.25, 1, 0.75)
     names = [f"{number:03d}.png" for number in range(count)]
     with h5py.File(root / "tokens.h5", "w") as file:
+        file.attrs["backbone"] = json.dumps(BACKBONE)
         file["patch_tokens"] = tokens.astype(np.float16)
         file["cls_token"] = cls.astype(np.float16)
         file["content"] = content
@@ -136,8 +131,9 @@ def _make_set(root, count: int = COUNT, seed: int = 0) -> SimpleNamespace:
         file["images"] = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
         write_names(file, names)
     pca = Pca(np.zeros(DIM), np.eye(DIM)[:3], np.ones(3), np.ones(3) / 3)
-    ForegroundModel(pca, 0, 1, THRESHOLD).save(root / "pca1.npz")
-    labels = [("armchair", "car")[kind] for kind in kinds]
+    model = ForegroundModel(pca, 0, 1, THRESHOLD)
+    save_estimator(root / ESTIMATOR, PoseEstimator(BACKBONE, model, 0.06))
+    labels = [("armchair", "car")[category] for category in assigned]
     write_manifest(
         root / "manifest.csv",
         [
@@ -150,7 +146,7 @@ def _make_set(root, count: int = COUNT, seed: int = 0) -> SimpleNamespace:
     return SimpleNamespace(
         root=root,
         names=names,
-        kinds=kinds,
+        assigned=assigned,
         cls=cls.astype(np.float16).astype(np.float64),
         tokens=tokens.astype(np.float16).astype(np.float64),
         valid=valid.reshape(count, -1),
@@ -161,7 +157,7 @@ def _make_set(root, count: int = COUNT, seed: int = 0) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> SimpleNamespace:
-    return _make_set(tmp_path_factory.mktemp("kinds"))
+    return _make_set(tmp_path_factory.mktemp("assigned"))
 
 
 def _categories(made, out, **options) -> tuple[list[dict], dict]:
@@ -171,7 +167,7 @@ def _categories(made, out, **options) -> tuple[list[dict], dict]:
             "manifest": made.root / "manifest.csv",
             "tokens": made.root / "tokens.h5",
             "crops": made.crops,
-            "foreground": made.root / "pca1.npz",
+            "estimator": made.root / ESTIMATOR,
             "out": out,
             "categories": 2,
             **options,
@@ -185,8 +181,8 @@ def test_the_step_writes_the_category_of_every_image_and_scores_it(made, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "categories.csv",
         "categories.json",
-        "categories.npz",
         "categories.png",
+        ESTIMATOR,
     ]
     assert [row["image"] for row in rows] == made.names
     found = np.array([int(row["category"]) for row in rows])
@@ -194,10 +190,10 @@ def test_the_step_writes_the_category_of_every_image_and_scores_it(made, tmp_pat
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose([float(row["probability"]) for row in rows], likely, atol=1e-4)
     assert about["token"] == "cls" and about["images"] == np.bincount(found).tolist()
-    accuracy = _accuracy(found, made.kinds)
+    accuracy = _accuracy(found, made.assigned)
     assert about["truth"]["purity"] == pytest.approx(accuracy) and accuracy > 0.95
     assert about["truth"]["labels"] == ["armchair", "car"]
-    counts = [[int(((found == c) & (made.kinds == k)).sum()) for k in (0, 1)] for c in (0, 1)]
+    counts = [[int(((found == c) & (made.assigned == k)).sum()) for k in (0, 1)] for c in (0, 1)]
     assert about["truth"]["counts"] == counts
 
 
@@ -218,12 +214,14 @@ def test_mean_tokens_are_those_of_the_object_on_the_image(made, tmp_path):
     np.testing.assert_array_equal(found, expected)
     assert about["token"] == "mean-patch" and about["truth"]["purity"] > 0.95
     # Another feature than the CLS token, else this proves nothing.
-    model = CategoryModel.load(tmp_path / "categories.npz")
+    model = load_estimator(tmp_path / ESTIMATOR).categories
     np.testing.assert_allclose(model.pca.mean, means.mean(0), atol=1e-4)
+    assert model.token == "mean-patch"
 
 
 def test_a_crop_without_object_has_a_category_too(made, tmp_path):
     with h5py.File(made.root / "tokens.h5") as one, h5py.File(tmp_path / "tokens.h5", "w") as two:
+        two.attrs.update(one.attrs)
         for key in one:
             two[key] = one[key][:]
         tokens = one["patch_tokens"][:]
@@ -233,24 +231,44 @@ def test_a_crop_without_object_has_a_category_too(made, tmp_path):
     assert rows[7]["category"] in ("0", "1")
 
 
+def _complete(path) -> Path:
+    """The estimator of a step with all other parts, made up."""
+    estimator = load_estimator(path)
+    count = 2 if estimator.categories is None else len(estimator.categories.weights)
+    parts = {
+        "pcas": (estimator.foreground.pca,) * count,
+        "poses": (PoseModel(np.zeros((4, 48)), np.zeros((16, 3))),) * count,
+    }
+    parts = {name: part for name, part in parts.items() if getattr(estimator, name) is None}
+    save_estimator(path.parent / "complete" / ESTIMATOR, replace(estimator, **parts, far=1.0))
+    return path.parent / "complete" / ESTIMATOR
+
+
 def test_a_stored_model_is_not_refitted(made, tmp_path):
-    rows, _ = _categories(made, tmp_path / "first")
-    stored = tmp_path / "first/categories.npz"
+    _categories(made, tmp_path / "first", token="mean-patch")
+    stored = _complete(tmp_path / "first" / ESTIMATOR)
     other = _make_set(tmp_path / "other", count=40, seed=5)
-    found, _ = _categories(other, tmp_path / "second", stored=stored)
-    expected, _ = CategoryModel.load(stored).assign(other.cls)
+    # The stored model knows which feature it looks at.
+    found, about = _categories(other, tmp_path / "second", stored=stored)
+    estimator = load_estimator(stored)
+    shown = other.front & other.valid
+    means = np.stack([one[own].mean(0) for one, own in zip(other.tokens, shown, strict=True)])
+    expected, _ = estimator.categories.assign(means.astype(np.float32))
     assert [int(row["category"]) for row in found] == expected.tolist()
-    with np.load(stored) as one, np.load(tmp_path / "second/categories.npz") as two:
-        assert set(one) == set(two)
-        for key in one:
-            np.testing.assert_array_equal(one[key], two[key])
+    assert about["token"] == "mean-patch"
+    assert (tmp_path / "second" / ESTIMATOR).read_bytes() == stored.read_bytes()
 
 
 def test_one_photo_is_enough_for_a_stored_model(made, tmp_path):
     _categories(made, tmp_path / "first")
     other = _make_set(tmp_path / "other", count=1)
-    stored = tmp_path / "first/categories.npz"
+    stored = _complete(tmp_path / "first" / ESTIMATOR)
     assert len(_categories(other, tmp_path / "second", stored=stored)[0]) == 1
+
+
+def test_a_stored_estimator_without_poses_is_refused(made, tmp_path):
+    with pytest.raises(UserError, match="has no poses yet"):
+        _categories(made, tmp_path / "out", stored=made.root / ESTIMATOR)
 
 
 def test_too_few_images_for_the_categories_are_one_line(tmp_path):
@@ -272,20 +290,22 @@ def test_crops_of_other_images_are_refused(made, tmp_path):
 # Reading the table
 
 
-def _kinds_table(path, names, kinds, header=("image", "category", "probability")):
-    write_csv(path, header, ((name, kind, 1) for name, kind in zip(names, kinds, strict=True)))
+def _categories_table(path, names, assigned, header=("image", "category", "probability")):
+    write_csv(
+        path, header, ((name, category, 1) for name, category in zip(names, assigned, strict=True))
+    )
     return path
 
 
 def test_categories_are_read_by_name(tmp_path):
-    path = _kinds_table(tmp_path / "c.csv", ["a", "b", "c"], [2, 0, 1])
+    path = _categories_table(tmp_path / "c.csv", ["a", "b", "c"], [2, 0, 1])
     found = read_categories(path, ["c", "a"])
     assert found.tolist() == [1, 2] and found.dtype == np.int64
     assert read_categories(None, ["c", "a"]).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
-    "header, kinds",
+    "header, assigned",
     [
         (("image", "category", "probability"), ["1", "0"]),
         (("image", "category", "probability"), ["1", "0", "car"]),
@@ -295,8 +315,8 @@ def test_categories_are_read_by_name(tmp_path):
     ],
     ids=["an image is missing", "no number", "empty", "no category", "no image"],
 )
-def test_a_table_without_every_category_is_one_line(tmp_path, header, kinds):
-    path = _kinds_table(tmp_path / "c.csv", ["a", "b", "c"][: len(kinds)], kinds, header)
+def test_a_table_without_every_category_is_one_line(tmp_path, header, assigned):
+    path = _categories_table(tmp_path / "c.csv", ["a", "b", "c"][: len(assigned)], assigned, header)
     with pytest.raises(UserError, match="does not say the category of every image") as error:
         read_categories(path, ["a", "b", "c"])
     message = str(error.value)
@@ -308,22 +328,22 @@ def test_a_table_without_every_category_is_one_line(tmp_path, header, kinds):
 # Pose space
 
 
-def _maps(made, out, kinds, **options) -> np.ndarray:
-    if kinds is not None:
-        options["categories"] = _kinds_table(out.with_suffix(".csv"), made.names, kinds)
+def _maps(made, out, assigned, **options) -> np.ndarray:
+    if assigned is not None:
+        options["categories"] = _categories_table(out.with_suffix(".csv"), made.names, assigned)
     pose_space.main(
-        tokens=made.root / "tokens.h5", foreground=made.root / "pca1.npz", out=out, **options
+        tokens=made.root / "tokens.h5", estimator=made.root / ESTIMATOR, out=out, **options
     )
     with h5py.File(out / "maps.h5") as file:
         np.testing.assert_array_equal(file["valid"][:], made.valid)
         return file["maps"][:]
 
 
-def _literal_maps(made, kinds, shown) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of length one by a PCA of each kind's own object tokens, and the PCAs' means."""
+def _literal_maps(made, assigned, shown) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of length one by a PCA of each category's own object tokens, and the PCAs' means."""
     maps, means = np.zeros((*shown.shape, 3)), []
-    for kind in range(max(kinds) + 1):
-        own = np.flatnonzero(np.asarray(kinds) == kind)
+    for category in range(max(assigned) + 1):
+        own = np.flatnonzero(np.asarray(assigned) == category)
         chosen = np.concatenate([made.tokens[index][shown[index]] for index in own])
         axes = np.linalg.eigh(np.cov(chosen.T))[1][:, ::-1][:, :3].T
         # The sign of each axis is free; its largest entry is positive.
@@ -336,38 +356,39 @@ def _literal_maps(made, kinds, shown) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_each_category_is_projected_by_its_own_pca(made, tmp_path):
-    kinds = made.kinds.tolist()
+    assigned = made.assigned.tolist()
     shown = made.front & made.valid
-    found = _maps(made, tmp_path / "two", kinds)
-    expected, means = _literal_maps(made, kinds, shown)
+    found = _maps(made, tmp_path / "two", assigned)
+    expected, means = _literal_maps(made, assigned, shown)
     np.testing.assert_allclose(found, expected, atol=2e-3)
-    with np.load(tmp_path / "two/pca2.npz") as arrays:
-        assert arrays["components"].shape == (2, 3, DIM)
-        np.testing.assert_allclose(arrays["mean"], means, atol=1e-4)
+    pcas = load_estimator(tmp_path / "two" / ESTIMATOR).pcas
+    assert [pca.components.shape for pca in pcas] == [(3, DIM)] * 2
+    np.testing.assert_allclose([pca.mean for pca in pcas], means, atol=1e-4)
     together = _maps(made, tmp_path / "one", None)
-    np.testing.assert_allclose(together, _literal_maps(made, [0] * len(kinds), shown)[0], atol=2e-3)
+    np.testing.assert_allclose(
+        together, _literal_maps(made, [0] * len(assigned), shown)[0], atol=2e-3
+    )
     assert np.abs(together - found).max() > 0.05
 
 
 def test_a_stored_projection_is_used_as_it_is(made, tmp_path):
-    _maps(made, tmp_path / "first", made.kinds.tolist())
-    stored = tmp_path / "first/pca2.npz"
+    _maps(made, tmp_path / "first", made.assigned.tolist())
+    stored = _complete(tmp_path / "first" / ESTIMATOR)
     other = _make_set(tmp_path / "other", count=10, seed=7)
-    # All of the second kind: a PCA of their own they would not have.
+    # All of the second category: a PCA of their own they would not have.
     found = _maps(other, tmp_path / "second", [1] * 10, stored=stored)
-    with np.load(stored) as arrays, np.load(tmp_path / "second/pca2.npz") as again:
-        for key in arrays:
-            np.testing.assert_array_equal(arrays[key], again[key])
-        projected = (other.tokens - arrays["mean"][1]) @ arrays["components"][1].T
+    assert (tmp_path / "second" / ESTIMATOR).read_bytes() == stored.read_bytes()
+    pca = load_estimator(stored).pcas[1]
+    projected = (other.tokens - pca.mean) @ pca.components.T
     projected *= (other.front & other.valid)[..., None]
     projected /= np.linalg.norm(projected, axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(found, projected, atol=2e-3)
 
 
 def test_a_category_without_object_tokens_is_told(made, tmp_path):
-    kinds = [0] * (len(made.names) - 1) + [2]
+    assigned = [0] * (len(made.names) - 1) + [2]
     with pytest.raises(UserError, match=r"only 0 foreground tokens in all crops of category 1;"):
-        _maps(made, tmp_path / "out", kinds)
+        _maps(made, tmp_path / "out", assigned)
 
 
 # Poses
@@ -376,18 +397,18 @@ K = 4
 
 
 def _circles(count: int = 60, seed: int = 0) -> SimpleNamespace:
-    """Maps of two kinds, each turning in a plane of its own, with kinds and angles."""
+    """Maps of two categories, each a circle in a plane of its own, with their angles."""
     rng = np.random.default_rng(seed)
     planes = np.random.default_rng(50).normal(size=(2, 2, GRID**2 * 3))
-    kinds = rng.integers(0, 2, count)
+    assigned = rng.integers(0, 2, count)
     angles = rng.uniform(0, 360, count)
     circle = np.stack([np.cos(np.radians(angles)), np.sin(np.radians(angles))], 1)
-    flat = np.einsum("na,nad->nd", circle, planes[kinds]) + 0.05 * rng.normal(size=(count, 48))
+    flat = np.einsum("na,nad->nd", circle, planes[assigned]) + 0.05 * rng.normal(size=(count, 48))
     valid = rng.random((count, GRID**2)) < 0.9
     return SimpleNamespace(
         maps=flat.reshape(count, GRID**2, 3).astype(np.float32),
         valid=valid,
-        kinds=kinds,
+        assigned=assigned,
         angles=angles,
         names=[f"{number}.png" for number in range(count)],
     )
@@ -401,18 +422,22 @@ def _poses(circles, root, **options) -> tuple[np.ndarray, np.ndarray]:
             file[key] = circles.maps if key == "maps" else np.zeros((len(circles.maps), 8, 8, 3))
             file["valid"] = circles.valid
             write_names(file, circles.names)
-    kinds = _kinds_table(root / "categories.csv", circles.names, circles.kinds)
+    assigned = _categories_table(root / "categories.csv", circles.names, circles.assigned)
+    pca = Pca(np.zeros(DIM), np.eye(DIM)[:3], np.ones(3), np.ones(3) / 3)
+    fitted = PoseEstimator(BACKBONE, ForegroundModel(pca, 0, 1, 0.0), 0.06, pcas=(pca, pca))
+    save_estimator(root / ESTIMATOR, fitted)
     poses.main(
         maps=root / "maps.h5",
         crops=root / "crops.h5",
+        estimator=root / ESTIMATOR,
         out=root / "poses",
-        categories=kinds,
+        categories=assigned,
         poses=settings.Poses(k=K, starts=2),
         **options,
     )
     rows = read_csv(root / "poses/poses.csv")
     assert [row["image"] for row in rows] == circles.names
-    assert [int(row["category"]) for row in rows] == circles.kinds.tolist()
+    assert [int(row["category"]) for row in rows] == circles.assigned.tolist()
     found = np.array([int(row["pose"]) for row in rows])
     about = json.loads((root / "poses/poses.json").read_text())
     assert about == {
@@ -422,14 +447,14 @@ def _poses(circles, root, **options) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest(circles, root) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest centroid of each map among those of its kind, literally."""
-    with np.load(root) as arrays:
-        centroids, means = arrays["centroids"], arrays["means"]
+    """Nearest centroid of each map among those of its category, literally."""
+    models = load_estimator(root, complete=True).poses
     found = []
-    for one, valid, kind in zip(circles.maps, circles.valid, circles.kinds, strict=True):
-        filled = np.where(valid[:, None], one, means[kind]).ravel()
-        gaps = [float(np.sqrt(((filled - centre) ** 2).sum())) for centre in centroids[kind]]
-        found.append((kind * len(gaps) + int(np.argmin(gaps)), min(gaps)))
+    for one, valid, category in zip(circles.maps, circles.valid, circles.assigned, strict=True):
+        model = models[category]
+        filled = np.where(valid[:, None], one, model.means).ravel()
+        gaps = [float(np.sqrt(((filled - center) ** 2).sum())) for center in model.centroids]
+        found.append((category * len(gaps) + int(np.argmin(gaps)), min(gaps)))
     labels, distances = zip(*found, strict=True)
     return np.array(labels), np.array(distances)
 
@@ -437,54 +462,50 @@ def _nearest(circles, root) -> tuple[np.ndarray, np.ndarray]:
 def test_poses_of_each_category_are_a_circle_of_their_own(tmp_path):
     circles = _circles()
     found, distances = _poses(circles, tmp_path / "fit")
-    labels, gaps = _nearest(circles, tmp_path / "fit/poses/poses.npz")
+    labels, gaps = _nearest(circles, tmp_path / "fit/poses" / ESTIMATOR)
     np.testing.assert_array_equal(found, labels)
     np.testing.assert_allclose(distances, gaps, rtol=1e-4)
-    for kind in (0, 1):
-        own = found[circles.kinds == kind]
-        assert set(own) == set(range(kind * K, (kind + 1) * K))
-    with np.load(tmp_path / "fit/poses/poses.npz") as arrays:
-        assert arrays["centroids"].shape == (2, K, GRID**2 * 3)
-        for kind in (0, 1):
-            own = circles.kinds == kind
-            expected = position_means(circles.maps[own], circles.valid[own])
-            np.testing.assert_allclose(arrays["means"][kind], expected, rtol=1e-5)
-            centres = arrays["centroids"][kind]
-            gaps = np.linalg.norm(centres[:, None] - centres[None], axis=2)
-            np.testing.assert_array_equal(shortest_cycle(gaps), range(K))
+    for category in (0, 1):
+        own = found[circles.assigned == category]
+        assert set(own) == set(range(category * K, (category + 1) * K))
+    for category, model in enumerate(load_estimator(tmp_path / "fit/poses" / ESTIMATOR).poses):
+        assert model.centroids.shape == (K, GRID**2 * 3)
+        own = circles.assigned == category
+        expected = position_means(circles.maps[own], circles.valid[own])
+        np.testing.assert_allclose(model.means, expected, rtol=1e-5)
+        gaps = np.linalg.norm(model.centroids[:, None] - model.centroids[None], axis=2)
+        np.testing.assert_array_equal(shortest_cycle(gaps), range(K))
     scores = score_azimuths(found, circles.angles, 2 * K, 2)
     assert scores["order_errors"] == 0 and scores["median_error_deg"] < 35
 
 
 def test_stored_poses_are_assigned_not_refitted(tmp_path):
     _poses(_circles(), tmp_path / "fit")
-    stored = tmp_path / "fit/poses/poses.npz"
-    # Fewer than K of each kind: nothing could be fitted.
+    stored = tmp_path / "fit/poses" / ESTIMATOR
+    # Fewer than K of each category: nothing could be fitted.
     fresh = _circles(5, seed=3)
-    assert sorted(set(fresh.kinds)) == [0, 1]
+    assert sorted(set(fresh.assigned)) == [0, 1]
     found, distances = _poses(fresh, tmp_path / "new", stored=stored)
     labels, gaps = _nearest(fresh, stored)
     np.testing.assert_array_equal(found, labels)
     np.testing.assert_allclose(distances, gaps, rtol=1e-4)
-    with np.load(stored) as one, np.load(tmp_path / "new/poses/poses.npz") as two:
-        for key in ("centroids", "means"):
-            np.testing.assert_array_equal(one[key], two[key])
+    assert (tmp_path / "new/poses" / ESTIMATOR).read_bytes() == stored.read_bytes()
 
 
-@pytest.mark.parametrize("kind", [0, 1])
-def test_stored_poses_of_two_kinds_serve_photos_that_are_all_of_one(tmp_path, kind):
+@pytest.mark.parametrize("category", [0, 1])
+def test_stored_poses_of_two_categories_serve_photos_that_are_all_of_one(tmp_path, category):
     _poses(_circles(), tmp_path / "fit")
-    stored = tmp_path / "fit/poses/poses.npz"
+    stored = tmp_path / "fit/poses" / ESTIMATOR
     fresh = _circles(12, seed=3)
-    fresh.kinds[:] = kind
+    fresh.assigned[:] = category
     found, _ = _poses(fresh, tmp_path / "new", stored=stored)
     np.testing.assert_array_equal(found, _nearest(fresh, stored)[0])
 
 
 def test_a_category_with_fewer_images_than_poses_is_told(tmp_path):
     circles = _circles(20)
-    circles.kinds[:] = 0
-    circles.kinds[:3] = 1
+    circles.assigned[:] = 0
+    circles.assigned[:3] = 1
     expected = r"poses\.k = 4, but an object of category 1 was found in only 3 images"
     with pytest.raises(UserError, match=expected):
         _poses(circles, tmp_path / "few")
@@ -559,13 +580,13 @@ def test_an_object_has_distinct_poses_of_one_category_as_frequent_as_in_the_data
     frequencies = np.repeat(shares / 5, 5) * np.tile([3, 0, 1, 0.5, 0.5], 3)
     drawn = _drawn(3, frequencies, 2000)
     assert drawn.shape == (2000, 4) and all(len(set(row)) == 4 for row in drawn.tolist())
-    kinds = drawn // 5
-    assert (kinds == kinds[:, :1]).all()
+    assigned = drawn // 5
+    assert (assigned == assigned[:, :1]).all()
     # Four standard deviations of a share of 2000 draws.
-    np.testing.assert_allclose(np.bincount(kinds[:, 0]) / 2000, shares, atol=4 * 0.0112)
+    np.testing.assert_allclose(np.bincount(assigned[:, 0]) / 2000, shares, atol=4 * 0.0112)
     # Within a category every pose is as likely, in every place.
     for place in range(4):
-        counts = np.bincount(drawn[kinds[:, 0] == 0][:, place], minlength=5)
+        counts = np.bincount(drawn[assigned[:, 0] == 0][:, place], minlength=5)
         np.testing.assert_allclose(counts[:5] / counts.sum(), 0.2, atol=0.052)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from mirage_steps.demo.renderer import cars, chairs
 from mirage_steps.demo.renderer.chair_shapes import BACK, SEAT, build_mesh, draw_shape
 from mirage_steps.settings import Procedural
-from mirage_steps.sources.procedural import render_images
+from mirage_steps.sources import procedural
 
 SIZE = 48
 
@@ -56,7 +56,7 @@ def test_at_90_degrees_the_front_is_at_image_left(many, azimuth, towards_left):
 
 def test_from_the_front_the_back_is_behind_the_seat(many):
     for chair in _near(many, 0):
-        # Both are in view, the back higher up in the picture and further away.
+        # Both are in view, the back higher up in the image and further away.
         (seat_row, seat_x), (back_row, back_x) = (
             (np.nonzero(chair.part == part)[0].mean(), chair.position[chair.part == part, 0].mean())
             for part in (SEAT, BACK)
@@ -121,17 +121,17 @@ def test_sides_of_boxes_face_outwards():
         mesh = build_mesh(draw_shape(np.random.default_rng(seed)))
         # Each box has six sides of four corners, its own.
         boxes = mesh.vertices.reshape(-1, 24, 3)
-        centres = boxes.mean(1).repeat(12, axis=0)
+        centers = boxes.mean(1).repeat(12, axis=0)
         corners = mesh.vertices[mesh.faces]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        assert (np.sum(normals * (corners.mean(1) - centres), axis=1) > 0).all()
+        assert (np.sum(normals * (corners.mean(1) - centers), axis=1) > 0).all()
         assert (np.sum(normals[:, None] * mesh.normals[mesh.faces], axis=2) > 0).all()
         assert mesh.vertices[:, 2].min() == 0
 
 
-def test_cars_and_chairs_take_turns(tmp_path):
+def test_cars_and_chairs_alternate(tmp_path):
     source = Procedural(objects="cars-and-chairs", images=6, size=32, seed=9)
-    entries, rejected = render_images(source, tmp_path, lambda items, total: items)
+    entries, rejected = procedural.list_images(source, tmp_path, lambda items, total: items)
     assert not rejected
     assert [entry.category for entry in entries] == ["car", "chair"] * 3
     for index, entry in enumerate(entries):
@@ -146,7 +146,7 @@ def test_cars_and_chairs_take_turns(tmp_path):
 @pytest.mark.parametrize("objects", ["cars", "chairs"])
 def test_images_of_one_category_have_no_category(tmp_path, objects):
     source = Procedural(objects=objects, images=2, size=32, seed=9)
-    entries, _ = render_images(source, tmp_path, lambda items, total: items)
+    entries, _ = procedural.list_images(source, tmp_path, lambda items, total: items)
     assert [entry.category for entry in entries] == [None, None]
     made = [chairs.render(9, i, 32) for i in range(2)]
     if objects == "cars":

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Config, Dinov2ForImageClassification, Dinov2Model
 
 from mirage_steps import settings
 from mirage_steps.networks.backbone import Backbone
@@ -94,3 +94,16 @@ def test_tokens_are_those_of_timm(published):
     assert expected.std() > 0.1
     torch.testing.assert_close(patches, expected[:, 1:], rtol=0, atol=1e-3)
     torch.testing.assert_close(cls, expected[:, 0], rtol=0, atol=1e-3)
+
+
+def test_a_classifier_s_backbone_is_used(tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = Dinov2ForImageClassification(Dinov2Config(image_size=32, patch_size=4, **shape)).eval()
+    model.save_pretrained(tmp_path)
+    pixels = _pixels(32)
+    patches, cls = _ours(tmp_path, pixels)
+    with torch.inference_mode():
+        expected = model.dinov2(_input(pixels)).last_hidden_state
+    torch.testing.assert_close(patches, expected[:, 1:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(cls, expected[:, 0], rtol=0, atol=1e-5)

@@ -1,5 +1,6 @@
 """Features of a set and the table of distances made of them."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -21,12 +22,13 @@ from mirage_steps.baseline import OWN_WHITE
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import run
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
+from mirage_steps.networks import inception
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.fetching import FILES
 
 CPU = torch.device("cpu")
 SIDE = 16
-INCEPTION_FILE = FILES["inception"].name
+INCEPTION_FILE = Path(FILES["inception"].path).name
 
 
 class _DummyInception(nn.Module):
@@ -164,7 +166,7 @@ def test_inception_of_any_file_name_is_cleanfids(tmp_path, inception_folder):
     other = tmp_path / "my.inception.pt"
     shutil.copy(inception_folder / INCEPTION_FILE, other)
     images = _images(5)
-    found = embed.Inception(other, CPU).features(images)
+    found = inception.Inception(other, CPU).features(images)
 
     resize = build_resizer("clean")
     pixels = torch.from_numpy(np.stack([resize(image) for image in images])).permute(0, 3, 1, 2)
@@ -191,29 +193,29 @@ def test_features_of_another_network_do_not_carry_the_name_of_cleanfids(
 
     assert name() == INCEPTION_FILE
     content = (inception_folder / INCEPTION_FILE).read_bytes()
-    digest = embed.hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256=digest))
-    assert name() == embed.INCEPTION
+    assert name() == inception.INCEPTION
 
 
 def test_a_missing_or_wrong_inception_file_is_one_line_with_key_and_url(tmp_path):
     with pytest.raises(UserError, match="embed.inception .*absent.pt: no such file") as error:
-        embed.inception_file(str(tmp_path / "absent.pt"), tmp_path)
+        inception.inception_file(str(tmp_path / "absent.pt"), tmp_path)
     assert FILES["inception"].url in str(error.value) and "\n" not in str(error.value)
     wrong = tmp_path / "wrong.pt"
     wrong.write_bytes(b"<html>not found</html>")
     with pytest.raises(UserError, match="embed.inception .*wrong.pt: not clean-fid's") as error:
-        embed.Inception(wrong, CPU)
+        inception.Inception(wrong, CPU)
     assert "\n" not in str(error.value)
 
 
 def test_auto_is_the_published_file_in_the_shared_folder(tmp_path, monkeypatch):
     content = b"weights"
-    digest = embed.hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256=digest))
     (tmp_path / "inception").mkdir()
     (tmp_path / "inception" / INCEPTION_FILE).write_bytes(content)
-    found = embed.inception_file("auto", tmp_path)
+    found = inception.inception_file("auto", tmp_path)
     assert found == tmp_path / "inception" / INCEPTION_FILE
 
 
@@ -221,9 +223,9 @@ def test_auto_is_the_published_file_in_the_shared_folder(tmp_path, monkeypatch):
 
 
 def test_table_holds_the_distances_of_the_files(tmp_path):
-    real = _features(tmp_path / "a.h5", 20, 0, embed.INCEPTION)
-    other = _features(tmp_path / "b.h5", 20, 1, embed.INCEPTION)
-    views = _features(tmp_path / "v.h5", 20, 2, embed.INCEPTION)
+    real = _features(tmp_path / "a.h5", 20, 0, inception.INCEPTION)
+    other = _features(tmp_path / "b.h5", 20, 1, inception.INCEPTION)
+    views = _features(tmp_path / "v.h5", 20, 2, inception.INCEPTION)
     rows = (("real-vs-real", str(other), str(real)), ("mv-bg-hag", str(views), str(real)))
     fid.main(row=rows, dataset="cars", out=tmp_path)
     lines, cells, content = _table(tmp_path)
@@ -242,7 +244,7 @@ def test_table_holds_the_distances_of_the_files(tmp_path):
             frechet = frechet_from_features(x["backbone"][:], y["backbone"][:])
             kernel = kernel_distance(x["backbone"][:], y["backbone"][:])
         assert (row["fid"], row["fd_backbone"], row["kid_backbone"]) == (expected, frechet, kernel)
-        assert (row["n"], row["inception"]) == (20, embed.INCEPTION)
+        assert (row["n"], row["inception"]) == (20, inception.INCEPTION)
         assert cells[row["row"]] == ["20", f"{expected:.3f}", f"{frechet:.3f}", f"{kernel:.6f}"]
     assert "the floor" in next(line for line in lines if line.startswith("real-vs-real"))
     assert not any(line.startswith("- in ") for line in lines)
@@ -260,7 +262,7 @@ def test_an_absent_column_is_a_dash_with_its_reason(tmp_path):
 
 def test_a_dash_in_some_rows_only_names_them(tmp_path):
     one, two = (_features(tmp_path / f"{i}.h5", 9, i) for i in range(2))
-    full = [str(_features(tmp_path / f"{i}.h5", 9, i, embed.INCEPTION)) for i in (2, 3)]
+    full = [str(_features(tmp_path / f"{i}.h5", 9, i, inception.INCEPTION)) for i in (2, 3)]
     rows = (("no-mv", str(one), str(two)), ("mv-bg-hag", *full))
     fid.main(row=rows, dataset="cars", out=tmp_path)
     lines, cells, _ = _table(tmp_path)
@@ -299,7 +301,7 @@ def test_rows_without_background_name_the_network_that_removed_it(tmp_path):
         (9, {"sam": "vit_h"}, "background removal differ"),
         (9, {"image_size": 32}, "networks differ"),
         (9, {"token": "mean-patch"}, "networks differ"),
-        (9, {"inception": embed.INCEPTION}, "Inception differ"),
+        (9, {"inception": inception.INCEPTION}, "Inception differ"),
         (9, {"nan": True}, "not finite"),
     ],
 )
@@ -337,7 +339,7 @@ def _pair(folder: Path, number: int = 0, **attributes: object) -> list[str]:
     """Features of a scored and of a real set, with Inception's."""
     files = (folder / f"{number}-{side}.h5" for side in ("scored", "real"))
     return [
-        str(_features(path, 9, 2 * number + i, embed.INCEPTION, **attributes))
+        str(_features(path, 9, 2 * number + i, inception.INCEPTION, **attributes))
         for i, path in enumerate(files)
     ]
 

@@ -223,7 +223,8 @@ def _prepared(image: Image.Image, index: int) -> Image.Image:
 
 
 def test_batches_are_in_order_and_know_each_image_s_index(tmp_path):
-    batches = list(image_batches(_entries(tmp_path, 7), _prepared, 3))
+    rows, batches = zip(*image_batches(_entries(tmp_path, 7), _prepared, 3), strict=True)
+    assert rows == (slice(0, 3), slice(3, 6), slice(6, 7))
     assert [batch.shape for batch in batches] == [(3, 2, 3, 3), (3, 2, 3, 3), (1, 2, 3, 3)]
     together = np.concatenate(batches)
     assert together.dtype == np.uint8

@@ -1,20 +1,12 @@
 """DDIM inversion and novel views of given images, against the equations."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
-from mirage_steps import settings, turn
-from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import write_csv
-from mirage_steps.files.h5 import write_names
 from mirage_steps.method.diffusion import (
     cumulative_alphas,
     ddim_invert,
@@ -24,10 +16,10 @@ from mirage_steps.method.diffusion import (
     subsample,
     to_pixels,
 )
-from mirage_steps.method.foreground import object_maps
 from mirage_steps.method.inversion import invert, novel_views, randomize_phases, reconstruct
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
+from mirage_steps.method.poses import object_maps
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
@@ -334,9 +326,6 @@ def test_a_sampled_reference_given_as_trajectory_changes_nothing(network):
 
 # Novel views of photos
 
-SETTINGS = settings.Views(steps=3, batch_size=4, precision="float32")
-SIX = [3, 0, 5, 3, 1, 2]
-
 
 def _photos(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), np.uint8)
@@ -371,87 +360,6 @@ def test_the_reconstruction_is_sampled_from_the_end_of_the_trajectory():
     found = reconstruct(model, trajectory, own, THREE)
     assert torch.equal(found, sample_single(model, trajectory[0], own, THREE))
     assert (to_pixels(found) != _photos(2)).any()
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """A model's folder, and crops and poses of six photos: the words of the step."""
-    model = _fill_zeros(build(CONFIG, 0))
-    (tmp_path / "training").mkdir()
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()},
-        tmp_path / "training/model.safetensors",
-    )
-    config = {"unet": asdict(CONFIG), "seed": 0}
-    (tmp_path / "training/config.json").write_text(json.dumps(config))
-    names = [f"{number}.jpg" for number in range(6)]
-    with h5py.File(tmp_path / "crops.h5", "w") as file:
-        file["images"] = _photos(6)
-        write_names(file, names)
-    rows = [(name, SIX[index], 0.25 * index, 0) for index, name in enumerate(names)]
-    write_csv(tmp_path / "poses.csv", ("image", "pose", "distance", "category"), rows)
-    (tmp_path / "poses.json").write_text(json.dumps({"k": CONFIG.poses, "categories": 1}))
-    return {
-        "model": tmp_path / "training/model.safetensors",
-        "crops": tmp_path / "crops.h5",
-        "poses": tmp_path / "poses.csv",
-        "out": tmp_path / "turned",
-        "views": SETTINGS,
-        "device": "cpu",
-    }
-
-
-def test_the_step_turns_evenly_spaced_photos_and_writes_how_well(photos):
-    paper = settings.NovelViews(inversion_iterations=1, phase_cutoff="none", stride=1)
-    turn.main(**photos, sheet=settings.Sheet(objects=3), novel_views=paper)
-    out = photos["out"]
-    assert sorted(path.name for path in out.iterdir()) == [
-        "contact_sheet.png",
-        "turn.gif",
-        "turned.json",
-    ]
-    about = json.loads((out / "turned.json").read_text())
-    model = _fill_zeros(build(CONFIG, 0))
-    for record, index in zip(about["photos"], (0, 2, 5), strict=True):
-        photo, pose = _photos(6)[index], SIX[index]
-        own = torch.tensor([pose])
-        trajectory = invert(model, from_pixels(photo[None]), own, THREE)
-        quality = psnr(photo, to_pixels(reconstruct(model, trajectory, own, THREE))[0])
-        assert record == {
-            "image": f"{index}.jpg",
-            "pose": pose,
-            "distance": 0.25 * index,
-            "reconstruction_psnr_db": pytest.approx(quality, abs=1e-3),
-            "inversion_evaluations": SETTINGS.steps,
-        }
-    with Image.open(out / "turn.gif") as film:
-        assert film.n_frames == CONFIG.poses
-
-
-def test_no_more_photos_are_turned_than_there_are(photos):
-    turn.main(**photos, sheet=settings.Sheet(objects=9))
-    about = json.loads((photos["out"] / "turned.json").read_text())
-    assert [record["image"] for record in about["photos"]] == [f"{i}.jpg" for i in range(6)]
-
-
-def test_photos_of_another_list_or_size_are_refused(photos):
-    rows = photos["poses"].read_text().splitlines(keepends=True)
-    photos["poses"].write_text("".join(rows[:-1]))
-    with pytest.raises(UserError, match="list different images; rerun the poses step"):
-        turn.main(**photos)
-    photos["poses"].write_text("".join(rows))
-    with h5py.File(photos["crops"], "a") as file:
-        del file["images"]
-        file["images"] = np.zeros((6, 24, 24, 3), np.uint8)
-    with pytest.raises(UserError, match="crops of 24 pixels, the model makes 16"):
-        turn.main(**photos)
-    photos["poses"].with_suffix(".json").write_text('{"k": 3, "categories": 2}')
-    with pytest.raises(UserError, match="has other poses than"):
-        turn.main(**photos)
-    photos["poses"].with_suffix(".json").unlink()
-    with pytest.raises(UserError, match="poses.json: not readable"):
-        turn.main(**photos)
-    assert not photos["out"].exists()
 
 
 # How alike two images are

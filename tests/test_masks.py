@@ -25,8 +25,10 @@ from transformers import Dinov2Config, Dinov2Model
 
 from mirage_steps import masks, settings
 from mirage_steps.errors import UserError
+from mirage_steps.files.estimator import ESTIMATOR, save_estimator
 from mirage_steps.method.foreground import ForegroundModel, Region
 from mirage_steps.method.pca import Pca
+from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.networks import sam as loading
 from mirage_steps.networks.fetching import FILES
 from mirage_steps.networks.tiny_sam import build_tiny_sam
@@ -226,12 +228,11 @@ def backbone(tmp_path_factory):
     return settings.Backbone(model=str(folder), resolution=32, batch_size=4)
 
 
-def _foreground(path, threshold: float, dim: int = 32):
+def _estimator(path, threshold: float, dim: int = 32):
     """A stored PCA 1 with this threshold on a random component."""
     component = np.linalg.qr(np.random.default_rng(0).normal(size=(dim, 1)))[0].T
-    ForegroundModel(Pca(np.zeros(dim), component, np.ones(1), np.ones(1)), 0, 1, threshold).save(
-        path
-    )
+    pca = Pca(np.zeros(dim), component, np.ones(1), np.ones(1))
+    save_estimator(path, PoseEstimator({}, ForegroundModel(pca, 0, 1, threshold), 0.06))
     return path
 
 
@@ -240,7 +241,7 @@ def test_step_writes_set_report_and_picture(tmp_path, backbone, monkeypatch, thr
     monkeypatch.setattr(masks, "load_sam", lambda *_: _tiny_sam())
     masks.main(
         images=_set(tmp_path / "set.h5", _images(6)),
-        foreground=_foreground(tmp_path / "pca1.npz", threshold),
+        estimator=_estimator(tmp_path / ESTIMATOR, threshold),
         out=tmp_path / "out",
         backbone=backbone,
         masks=settings.Masks(sam="somewhere/stand-in-sam"),
@@ -261,7 +262,7 @@ def test_a_foreground_model_of_another_backbone_is_refused(tmp_path, backbone):
     with pytest.raises(UserError, match="length 16, those of tiny-dino have 32"):
         masks.main(
             images=_set(tmp_path / "set.h5", _images(2)),
-            foreground=_foreground(tmp_path / "pca1.npz", 0.0, dim=16),
+            estimator=_estimator(tmp_path / ESTIMATOR, 0.0, dim=16),
             out=tmp_path / "out",
             backbone=backbone,
             device="cpu",
@@ -364,8 +365,8 @@ def test_a_published_name_is_its_file_in_the_shared_folder(tmp_path, monkeypatch
     monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: _tiny_sam(6))
     file = FILES["vit_b"]
     (tmp_path / "sam").mkdir()
-    torch.save(_tiny_sam(5).state_dict(), tmp_path / "sam" / file.name)
-    digest = hashlib.sha256((tmp_path / "sam" / file.name).read_bytes()).hexdigest()
+    torch.save(_tiny_sam(5).state_dict(), tmp_path / file.path)
+    digest = hashlib.sha256((tmp_path / file.path).read_bytes()).hexdigest()
     monkeypatch.setitem(FILES, "vit_b", replace(file, sha256=digest))
     loaded = loading.load_sam("vit_b", CPU, tmp_path)
     expected = _tiny_sam(5).state_dict()["image_encoder.pos_embed"]

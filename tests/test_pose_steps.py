@@ -1,6 +1,7 @@
 """From images to pose labels: the steps themselves, with a tiny random backbone."""
 
 import csv
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -31,11 +32,14 @@ from mirage_steps import (
 )
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.images import read_rgb
 from mirage_steps.files.manifest import read_manifest
+from mirage_steps.files.tokens import Tokens
 from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share
-from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.foreground import ForegroundModel, TokenBatch, token_moments
 from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.networks.backbone import Backbone
 
 CPU = torch.device("cpu")
@@ -75,8 +79,8 @@ def _draw(path, number: int) -> None:
     image = Image.fromarray(rng.integers(0, 60, (height, width, 3), dtype=np.uint8))
     cx, cy = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.4, 0.6)
     rx, ry = width * rng.uniform(0.15, 0.3), height * rng.uniform(0.15, 0.3)
-    colour = tuple(int(value) for value in rng.integers(170, 256, 3))
-    ImageDraw.Draw(image).ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=colour)
+    color = tuple(int(value) for value in rng.integers(170, 256, 3))
+    ImageDraw.Draw(image).ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=color)
     image.save(path)
 
 
@@ -100,11 +104,12 @@ def done(tmp_path_factory) -> SimpleNamespace:
         manifest=manifest, out=root / "cropped", windows=windows, backbone=backbone, device="cpu"
     )
     pose_space.main(
-        tokens=root / "cropped/tokens.h5", foreground=root / "found/pca1.npz", out=root / "space"
+        tokens=root / "cropped/tokens.h5", estimator=root / "found" / ESTIMATOR, out=root / "space"
     )
     poses.main(
         maps=root / "space/maps.h5",
         crops=root / "crops/crops.h5",
+        estimator=root / "space" / ESTIMATOR,
         out=root / "poses",
         poses=settings.Poses(k=4, starts=2),
     )
@@ -154,7 +159,16 @@ def test_tokens_have_their_shapes_types_and_order(done):
         assert file["cls_token"].shape == (COUNT, DIM)
         assert file["content"].shape == (COUNT, 4) and file["content"].dtype == np.float32
         assert _names(file) == [entry.image for entry in done.entries]
-        assert dict(file.attrs) == {"model": "backbone", "resolution": 32, "patch_size": 4}
+        about = json.loads(file.attrs["backbone"])
+        weights = (done.root / "backbone/model.safetensors").read_bytes()
+        assert about == {
+            "model": str(done.root / "backbone"),
+            "resolution": 32,
+            "weights": settings.WEIGHTS,
+            "sha256": {"model.safetensors": hashlib.sha256(weights).hexdigest()},
+        }
+        for step in ("found", "space", "poses"):
+            assert load_estimator(done.root / step / ESTIMATOR).backbone == about
         expected = [content_box(entry.width, entry.height) for entry in done.entries]
         np.testing.assert_allclose(file["content"][:], expected, atol=1e-6)
 
@@ -182,7 +196,7 @@ def test_tokens_of_crops_are_those_of_windows_with_the_object_in_the_middle(done
     hidden = _direct(done.model, squares)
     with h5py.File(done.root / "cropped/tokens.h5") as file:
         assert _names(file) == [row["image"] for row in done.windows]
-        # The windows are equal but for rounding, which may change a pixel by one grey level.
+        # The windows are equal but for rounding, which may change a pixel by one gray level.
         np.testing.assert_allclose(file["patch_tokens"][:], hidden[:, 1:], atol=2e-2)
         content = file["content"][:]
     moved = 0
@@ -219,7 +233,7 @@ def test_other_resolutions_interpolate_positions_and_pixels(tmp_path):
     )
 
 
-def test_the_model_s_own_normalisation_is_used(tmp_path):
+def test_the_model_s_own_normalization_is_used(tmp_path):
     _save_backbone(tmp_path / "b")
     preprocessor = tmp_path / "b" / "preprocessor_config.json"
     preprocessor.write_text('{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')
@@ -247,13 +261,14 @@ def _literal_valid(entry) -> np.ndarray:
 def test_padding_is_left_out_of_the_moments(done):
     kept, edge = [], []
     with h5py.File(done.root / "whole/tokens.h5") as file:
-        everything, border, inside = foreground.token_moments(file)
+        tokens = Tokens(file, _names(file), {})
+        everything, border, inside = token_moments(tokens)
         for entry, tokens in zip(done.entries, file["patch_tokens"][:], strict=True):
             valid = _literal_valid(entry)
             framed = np.pad(valid, 1)
-            neighbours = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+            neighbors = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
             kept.append(tokens[valid.ravel()].astype(float))
-            edge.append(tokens[(valid & ~neighbours).ravel()].astype(float))
+            edge.append(tokens[(valid & ~neighbors).ravel()].astype(float))
         assert any(len(tokens) < GRID**2 for tokens in kept)
     kept, edge = np.concatenate(kept), np.concatenate(edge)
     assert everything.count == len(kept) and border.count == len(edge)
@@ -282,7 +297,7 @@ def test_boxes_and_windows_fit_their_images(done):
     assert summary["images"] == COUNT
     assert summary["images_without_object"] == COUNT - len(done.windows)
     assert summary["sign"] in (-1, 1) and summary["component"] in (1, 2, 3)
-    model = ForegroundModel.load(done.root / "found/pca1.npz")
+    model = load_estimator(done.root / "found" / ESTIMATOR).foreground
     assert model.threshold == summary["threshold"] and model.component + 1 == summary["component"]
 
 
@@ -293,7 +308,7 @@ def test_the_paper_s_rule_takes_the_first_component_at_zero(done, tmp_path):
         out=tmp_path,
         foreground=settings.Foreground(rule="first-component", threshold="zero"),
     )
-    model = ForegroundModel.load(tmp_path / "pca1.npz")
+    model = load_estimator(tmp_path / ESTIMATOR).foreground
     assert model.component == 0 and model.threshold == 0.0
 
 
@@ -342,7 +357,7 @@ def test_crops_are_the_windows_in_the_manifest_s_order(done):
 
 
 def test_maps_are_projections_of_foreground_tokens_of_length_one(done):
-    model = ForegroundModel.load(done.root / "found/pca1.npz")
+    model = load_estimator(done.root / "found" / ESTIMATOR).foreground
     with h5py.File(done.root / "cropped/tokens.h5") as file:
         tokens = file["patch_tokens"][:].astype(np.float64)
     with h5py.File(done.root / "space/maps.h5") as file:
@@ -353,8 +368,8 @@ def test_maps_are_projections_of_foreground_tokens_of_length_one(done):
     row = model.sign * model.pca.components[model.component]
     front = (tokens - model.pca.mean) @ row > model.threshold
     chosen = tokens[front & valid]
-    stored = np.load(done.root / "space/pca2.npz")
-    np.testing.assert_allclose(stored["mean"], chosen.mean(0)[None], atol=1e-3)
+    (pca,) = load_estimator(done.root / "space" / ESTIMATOR).pcas
+    np.testing.assert_allclose(pca.mean, chosen.mean(0), atol=1e-3)
     # The sign of each axis is free.
     axes = np.linalg.eigh(np.cov(chosen.T))[1][:, ::-1][:, :3].T
     expected = (tokens - chosen.mean(0)) @ axes.T * (front & valid)[..., None]
@@ -372,11 +387,14 @@ def test_padding_of_crops_is_left_out_of_pose_space():
     moments = Moments(DIM)
     moments.add(seen)
     model = ForegroundModel(Pca.fit(moments, 3), component=0, sign=-1, threshold=0.1)
-    file = {"patch_tokens": tokens, "content": content}
-    (found,) = pose_space.foreground_moments(file, model, np.zeros(5, int))
+    batch = TokenBatch(slice(0, 5), tokens, np.zeros((5, DIM), np.float16), content)
+    estimator = PoseEstimator({}, model, 0.06)
+    (found,) = estimator.fit_pose_space([batch], np.zeros(5, int), settings.PoseSpace()).pcas
     chosen = seen[(seen - model.pca.mean) @ -model.pca.components[0] > 0.1]
-    assert found.count == len(chosen)
     np.testing.assert_allclose(found.mean, chosen.mean(0), atol=1e-9)
+    covariance = np.cov(chosen.T)
+    expected = [row @ covariance @ row for row in found.components]
+    np.testing.assert_allclose(found.variance, expected, rtol=1e-6)
 
 
 # Poses
@@ -385,13 +403,15 @@ def test_padding_of_crops_is_left_out_of_pose_space():
 def test_each_image_has_the_pose_of_its_nearest_centroid(done):
     rows = read_csv(done.root / "poses/poses.csv")
     assert [row["image"] for row in rows] == [row["image"] for row in done.windows]
-    model = np.load(done.root / "poses/poses.npz")
+    estimator = load_estimator(done.root / "poses" / ESTIMATOR, complete=True)
+    (model,) = estimator.poses
     with h5py.File(done.root / "space/maps.h5") as file:
-        maps = np.where(file["valid"][:][..., None], file["maps"][:], model["means"])
-    assert model["centroids"].shape == (1, 4, GRID**2 * 3)
-    gaps = np.linalg.norm(maps.reshape(len(maps), 1, -1) - model["centroids"], axis=2)
+        maps = np.where(file["valid"][:][..., None], file["maps"][:], model.means)
+    assert model.centroids.shape == (4, GRID**2 * 3)
+    gaps = np.linalg.norm(maps.reshape(len(maps), 1, -1) - model.centroids, axis=2)
     assert [int(row["pose"]) for row in rows] == gaps.argmin(1).tolist()
     np.testing.assert_allclose([float(row["distance"]) for row in rows], gaps.min(1), rtol=1e-4)
+    assert estimator.far == pytest.approx(np.quantile(gaps.min(1), 0.99), rel=1e-4)
     counts = json.loads((done.root / "poses/poses.json").read_text())
     images = np.bincount(gaps.argmin(1), minlength=4).tolist()
     assert counts == {"k": 4, "categories": 1, "images": images}
@@ -406,7 +426,10 @@ def test_the_evaluation_counts_every_labelled_image(done):
 def test_more_poses_than_images_are_refused(done, tmp_path):
     with pytest.raises(UserError, match=r"poses\.k = 25, but an object was found in only"):
         poses.main(
-            maps=done.root / "space/maps.h5", crops=done.root / "crops/crops.h5", out=tmp_path
+            maps=done.root / "space/maps.h5",
+            crops=done.root / "crops/crops.h5",
+            estimator=done.root / "space" / ESTIMATOR,
+            out=tmp_path,
         )
     assert not list(tmp_path.iterdir())
 
@@ -415,6 +438,7 @@ def test_steps_run_again_give_the_same_poses_and_pictures(done, tmp_path):
     poses.main(
         maps=done.root / "space/maps.h5",
         crops=done.root / "crops/crops.h5",
+        estimator=done.root / "space" / ESTIMATOR,
         out=tmp_path,
         poses=settings.Poses(k=4, starts=2),
     )

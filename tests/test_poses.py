@@ -8,10 +8,10 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
-from mirage_steps.method.foreground import object_maps
 from mirage_steps.method.poses import (
     PoseModel,
     fill_padding,
+    object_maps,
     order_errors,
     position_means,
     score_azimuths,
@@ -103,7 +103,7 @@ def test_a_right_order_in_either_direction_has_no_errors():
         assert order_errors(list(order)) == 0
 
 
-def test_each_swap_of_far_neighbours_is_an_error_and_near_ones_are_not():
+def test_each_swap_of_far_neighbors_is_an_error_and_near_ones_are_not():
     means = list(np.arange(8) * 45.0)
     means[2], means[3] = means[3], means[2]
     assert order_errors(means) == 1
@@ -212,12 +212,18 @@ def _turning_maps(count: int = 90, seed: int = 7) -> tuple[np.ndarray, np.ndarra
 
 
 def _fit(maps: np.ndarray, seed: int = 0, k: int = 6) -> PoseModel:
-    return PoseModel.fit(maps.copy(), np.zeros((4, 3), np.float32), k, 3, seed)
+    return PoseModel.fit(maps.copy(), np.ones(maps.shape[:2], bool), k, 3, seed)
+
+
+def _nearest(model: PoseModel, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    seen = np.ones(4, bool)
+    poses, distances = zip(*(model.nearest(one, seen) for one in maps), strict=True)
+    return np.array(poses), np.array(distances)
 
 
 def test_poses_are_the_clusters_of_scikit_learn_in_circular_order():
     maps, angles = _turning_maps()
-    poses, distances = _fit(maps).assign(maps)
+    poses, distances = _nearest(_fit(maps), maps)
     reference = KMeans(6, n_init=3, random_state=0).fit(maps.reshape(90, -1))
     labels = reference.predict(maps.reshape(90, -1))
     # The same partition under other numbers.
@@ -231,11 +237,22 @@ def test_poses_are_the_clusters_of_scikit_learn_in_circular_order():
 def test_new_maps_go_to_the_nearest_centroid():
     model = _fit(_turning_maps()[0])
     fresh = _turning_maps(seed=8)[0]
-    poses, distances = model.assign(fresh)
-    for pose, distance, one in zip(poses, distances, fresh, strict=True):
+    for pose, distance, one in zip(*_nearest(model, fresh), fresh, strict=True):
         gaps = [np.sqrt(((one.ravel() - centroid) ** 2).sum()) for centroid in model.centroids]
         assert pose == int(np.argmin(gaps))
         assert distance == pytest.approx(min(gaps), rel=1e-5)
+
+
+def test_what_lies_on_padding_says_nothing_about_the_pose():
+    maps, _ = _turning_maps()
+    valid = np.random.default_rng(3).random((90, 4)) < 0.7
+    model = PoseModel.fit(maps.copy(), valid, 6, 3, 0)
+    np.testing.assert_array_equal(model.means, position_means(maps, valid))
+    other = np.where(valid[..., None], maps, 1e3).astype(np.float32)
+    again = PoseModel.fit(other.copy(), valid, 6, 3, 0)
+    np.testing.assert_array_equal(again.centroids, model.centroids)
+    for one, two, usable in zip(maps, other, valid, strict=True):
+        assert model.nearest(one, usable) == model.nearest(two, usable)
 
 
 def test_the_seed_fixes_the_poses():
@@ -245,13 +262,3 @@ def test_the_seed_fixes_the_poses():
     np.testing.assert_array_equal(one.centroids, same.centroids)
     assert one.centroids.shape == (6, 12) and one.centroids.dtype == np.float32
     assert not np.array_equal(one.centroids, other.centroids)
-
-
-def test_a_saved_model_assigns_alike(tmp_path):
-    maps = _turning_maps()[0]
-    model = PoseModel.fit(maps.copy(), position_means(maps, np.ones((90, 4), bool)), 5, 2, 0)
-    PoseModel.save_all(tmp_path / "poses.npz", [model])
-    (again,) = PoseModel.load_all(tmp_path / "poses.npz")
-    np.testing.assert_array_equal(again.means, model.means)
-    for one, two in zip(again.assign(maps), model.assign(maps), strict=True):
-        np.testing.assert_array_equal(one, two)

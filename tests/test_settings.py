@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tyro
@@ -289,7 +290,7 @@ def test_flags_of_sources_come_back_through_their_subcommand(given, monkeypatch,
         taken.append(source)
         return [Entry("a.png", Path("a.png"), 1, 1)], []
 
-    monkeypatch.setitem(dataset._LISTINGS, type(given), listing)
+    monkeypatch.setattr(dataset, "module_of", lambda _: SimpleNamespace(list_images=listing))
     words = flags(given)
     at = words.index("--kind")
     command = [given.kind, *words[:at], *words[at + 2 :]]

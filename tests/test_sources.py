@@ -1,4 +1,4 @@
-"""CompCars and the turntable cars of EPFL: what is read, what is refused, and whose boxes count."""
+"""CompCars and the turntable cars of EPFL: what is read, what is refused, which boxes count."""
 
 import re
 
@@ -10,8 +10,9 @@ from mirage_steps import dataset, foreground
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
-from mirage_steps.method.boxes import from_letterbox, padded_share, square_window
+from mirage_steps.method.boxes import padded_share, square_window
 from mirage_steps.method.foreground import Region
+from mirage_steps.method.pose_estimator import Detection
 from mirage_steps.settings import CompCars, Epfl, Folder, Procedural
 from mirage_steps.sources import check_source, compcars, epfl
 
@@ -39,12 +40,8 @@ def _list(source, out) -> tuple[dict[str, Entry], dict[str, str]]:
     """The manifest's entries and the reasons of rejected files, both by file name."""
     dataset.main(source=source, out=out)
     entries = {entry.path.name: entry for entry in read_manifest(out / "manifest.csv")}
-    reasons = {row["image"].rpartition("/")[2]: row["reason"] for row in _rejected(out)}
-    return entries, reasons
-
-
-def _rejected(out) -> list[dict]:
-    return read_csv(out / "rejected.csv")
+    rejected = read_csv(out / "rejected.csv")
+    return entries, {row["image"].rpartition("/")[2]: row["reason"] for row in rejected}
 
 
 def _refused(call) -> str:
@@ -90,7 +87,7 @@ BAD_LABELS = {
 }
 
 
-def test_photos_with_unusable_labels_stay_and_are_warned_of_once(tmp_path, caplog):
+def test_photos_with_unusable_labels_are_kept_with_one_warning(tmp_path, caplog):
     for name, label in BAD_LABELS.items():
         _car(tmp_path / "cars", name, label)
     _car(tmp_path / "cars", "good", "3\n1\n5 6 50 30\n")
@@ -107,12 +104,12 @@ def test_photos_with_unusable_labels_stay_and_are_warned_of_once(tmp_path, caplo
 def test_a_label_that_cannot_be_read_says_why(tmp_path, name, label):
     _car(tmp_path, name, label)
     path = tmp_path / "label" / MODEL / f"{name}.txt"
-    told = "no label file" if label is None else f"not a label of CompCars: {path}"
-    with pytest.raises(ValueError, match=re.escape(told)):
+    reason = "no label file" if label is None else f"not a label of CompCars: {path}"
+    with pytest.raises(ValueError, match=re.escape(reason)):
         compcars.read_label(path, *SIZE)
 
 
-def test_boxes_are_clipped_and_come_back_from_the_manifest(tmp_path):
+def test_boxes_are_clipped_and_survive_the_manifest(tmp_path):
     boxes = {
         "inside": ("5 6 50 30", (5, 6, 50, 30)),
         "fraction": ("5.25 6.5 50.125 30", (5.25, 6.5, 50.125, 30)),
@@ -146,7 +143,7 @@ def test_photos_without_a_usable_box_are_rejected_only_where_boxes_are_asked_for
     entries, rejected = _list(CompCars(path=tmp_path / "cars", boxes=True), tmp_path / "out")
     assert list(entries) == ["good.jpg"]
     assert rejected == {
-        f"{name}.jpg": "no usable box in its label, and source.boxes is on" for name in labels
+        f"{name}.jpg": "has no usable box, and source.boxes is on" for name in labels
     }
     entries, rejected = _list(CompCars(path=tmp_path / "cars"), tmp_path / "all")
     assert len(entries) == len(labels) + 1 and not rejected
@@ -164,22 +161,22 @@ def test_unreadable_and_too_large_photos_of_compcars_are_rejected(tmp_path):
 
 
 def test_a_path_that_is_not_compcars_is_one_line_with_the_key_and_the_remedy(tmp_path):
-    def told(path) -> str:
+    def refused(path) -> str:
         return _refused(lambda: check_source(CompCars(path=path)))
 
-    message = told(tmp_path / "gone")
+    message = refused(tmp_path / "gone")
     assert "no such folder" in message and str(tmp_path / "gone") in message
     assert compcars.HOME in message
     (tmp_path / "neither").mkdir()
-    message = told(tmp_path / "neither")
+    message = refused(tmp_path / "neither")
     assert "has no folder image or label" in message and compcars.HOME in message
     (tmp_path / "half/image").mkdir(parents=True)
-    message = told(tmp_path / "half")
+    message = refused(tmp_path / "half")
     assert "has no folder label;" in message and compcars.HOME in message
     (tmp_path / "above/data/image").mkdir(parents=True)
-    assert "did you mean" not in told(tmp_path / "above")
+    assert "did you mean" not in refused(tmp_path / "above")
     (tmp_path / "above/data/label").mkdir()
-    assert told(tmp_path / "above").endswith(f"did you mean {tmp_path / 'above/data'}?")
+    assert refused(tmp_path / "above").endswith(f"did you mean {tmp_path / 'above/data'}?")
     check_source(CompCars(path=tmp_path / "above/data"))
 
 
@@ -202,18 +199,18 @@ def test_sources_without_input_need_no_check(tmp_path):
 # EPFL
 
 TIMES = [[100.0, 101.0, 103.0, 104.5, 108.0, 109.0], [7.0, 9.0, 10.0, 11.0, 15.0]]
-TURNS, FRONTS, SENSES = [5, 5], [2, 3], [1, -1]
+PERIODS, FRONTS, SENSES = [5, 5], [2, 3], [1, -1]
 
 
 def _turntable(root):
-    """Two sequences of 6 and 5 photos; the last photo of the first is beyond one turn."""
+    """Two sequences of 6 and 5 photos; the last photo of the first is beyond one rotation."""
     root.mkdir(parents=True)
     lines = [
         f"2 {SIZE[0]} {SIZE[1]}",
-        *(" ".join(map(str, row)) for row in ([6, 5],)),
+        "6 5",
         "tripod_seq_%02d_%03d.jpg",
         "bbox_%02d.txt",
-        *(" ".join(map(str, row)) for row in (TURNS, FRONTS, SENSES)),
+        *(" ".join(map(str, row)) for row in (PERIODS, FRONTS, SENSES)),
     ]
     (root / "tripod-seq.txt").write_text("\n".join(lines) + "\n")
     # Rows end in times that belong to no photo, as a table of fixed width has them.
@@ -228,11 +225,11 @@ def _turntable(root):
 
 
 def _literal_azimuth(sequence: int, photo: int) -> float:
-    """Sequence and photo from 1: the share of the turn since the frontal photo, in degrees."""
+    """Sequence and photo from 1: the share of the rotation since the frontal photo, in degrees."""
     seconds = TIMES[sequence - 1]
-    one_turn = seconds[TURNS[sequence - 1] - 1] - seconds[0]
+    one_rotation = seconds[PERIODS[sequence - 1] - 1] - seconds[0]
     since_front = seconds[photo - 1] - seconds[FRONTS[sequence - 1] - 1]
-    angle = SENSES[sequence - 1] * since_front / one_turn * 360
+    angle = SENSES[sequence - 1] * since_front / one_rotation * 360
     while angle < 0:
         angle += 360
     while angle >= 360:
@@ -261,23 +258,23 @@ def test_azimuths_follow_the_times_of_the_photos(tmp_path):
     assert entries["tripod_seq_02_001.jpg"].azimuth_deg == 135
 
 
-def test_azimuths_stay_in_one_turn_whatever_the_photo():
+def test_azimuths_wrap_around():
     seconds = np.cumsum(np.random.default_rng(0).uniform(0.5, 3, 40))
     for sense in (1, -1):
-        found = np.array(epfl.turntable(seconds, 20, 7, sense))
+        found = np.array(epfl.turntable_azimuths(seconds, 20, 7, sense))
         assert ((found >= 0) & (found < 360)).all() and found[6] == 0
         period = seconds[19] - seconds[0]
         steps = sense * np.diff(found) % 360
         np.testing.assert_allclose(steps, np.diff(seconds) / period * 360, atol=1e-9)
     # One period later the car stands as before.
-    later = epfl.turntable(np.array([0.0, 1, 2, 4, 5, 6]), 4, 1, 1)
+    later = epfl.turntable_azimuths(np.array([0.0, 1, 2, 4, 5, 6]), 4, 1, 1)
     assert later == pytest.approx([0, 90, 180, 0, 90, 180])
 
 
 @pytest.mark.parametrize("seconds, sense", [([3.0, 2.0], 1), ([1.0, 1.0], 1), ([1.0, 2.0], 0)])
-def test_a_turn_that_takes_no_time_or_has_no_sense_is_refused(seconds, sense):
-    with pytest.raises(ValueError, match="a turn of"):
-        epfl.turntable(np.array(seconds), 2, 1, sense)
+def test_a_rotation_without_duration_or_sense_is_refused(seconds, sense):
+    with pytest.raises(ValueError, match="a rotation of"):
+        epfl.turntable_azimuths(np.array(seconds), 2, 1, sense)
 
 
 def test_boxes_of_the_turntable_are_corner_and_size(tmp_path):
@@ -287,7 +284,7 @@ def test_boxes_of_the_turntable_are_corner_and_size(tmp_path):
     assert entries["tripod_seq_01_004.jpg"].box == (4, 8, 34, 28)
     assert entries["tripod_seq_02_002.jpg"].box == (50, 30, 60, 40)
     assert rejected == {
-        f"tripod_seq_02_{photo:03d}.jpg": "its box lies outside, and source.boxes is on"
+        f"tripod_seq_02_{photo:03d}.jpg": "has no usable box, and source.boxes is on"
         for photo in (3, 4)
     }
     entries, rejected = _list(Epfl(path=root), tmp_path / "all")
@@ -317,30 +314,24 @@ def test_the_folder_above_tripod_seq_will_do(tmp_path):
 
 def test_a_path_that_is_not_the_turntable_is_one_line_with_the_key_and_the_url(tmp_path):
     (tmp_path / "empty").mkdir()
-    for name, told in (("gone", "no such folder"), ("empty", "has no tripod-seq.txt")):
+    for name, reason in (("gone", "no such folder"), ("empty", "has no tripod-seq.txt")):
         message = _refused(lambda name=name: check_source(Epfl(path=tmp_path / name)))
-        assert told in message and epfl.HOME in message and str(tmp_path / name) in message
+        assert reason in message and epfl.HOME in message and str(tmp_path / name) in message
 
 
-def test_a_missing_table_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["times.txt", "bbox_02.txt"])
+def test_a_missing_table_is_named(tmp_path, name):
     root = _turntable(tmp_path / "cars")
-    (root / "times.txt").unlink()
+    (root / name).unlink()
     with pytest.raises(UserError) as error:
         dataset.main(source=Epfl(path=root), out=tmp_path / "out")
-    assert str(error.value) == f"{root / 'times.txt'}: no such file; get it at {epfl.HOME}"
-
-
-def test_a_missing_table_of_boxes_is_named(tmp_path):
-    root = _turntable(tmp_path / "cars")
-    (root / "bbox_02.txt").unlink()
-    with pytest.raises(UserError, match=re.escape(f"{root / 'bbox_02.txt'}: no such file")):
-        dataset.main(source=Epfl(path=root), out=tmp_path / "out")
+    assert str(error.value) == f"{root / name}: no such file; get it at {epfl.HOME}"
 
 
 @pytest.mark.parametrize(
     "name, text", [("bbox_02.txt", "1 2 30 20\n"), ("times.txt", "1 2 3 4 5\n1 2 3 4 5\n")]
 )
-def test_no_photo_is_lost_silently_where_a_table_is_short(tmp_path, name, text):
+def test_no_photo_is_lost_silently_if_a_table_is_short(tmp_path, name, text):
     root = _turntable(tmp_path / "cars")
     (root / name).write_text(text)
     try:
@@ -376,24 +367,18 @@ def test_a_damaged_table_is_one_line(tmp_path, name, text):
     assert "\n" not in message and str(root) in message and epfl.HOME in message
 
 
-# Whose box the crop is made of
+# What foreground.csv says of a box
 
 
-def _row(box, region, size=SIZE) -> tuple:
-    entry = Entry("a.jpg", None, *size, box=box)
-    return foreground._row(entry, region, 0.1)
-
-
-def test_the_manifest_s_box_is_taken_whether_or_not_an_object_was_found():
+def test_a_row_of_the_foreground_table_has_box_window_and_covered_share():
+    entry, box = Entry("a.jpg", None, *SIZE), (5.0, 6.0, 50.0, 30.0)
+    window = square_window(box, *SIZE, 0.1)
     mask = np.zeros((4, 4), bool)
     mask[1, 1:3] = True
     region = Region((0.25, 0.25, 0.75, 0.5), mask)
-    box = (5.0, 6.0, 50.0, 30.0)
-    window = square_window(box, *SIZE, 0.1)
-    padded = padded_share(window, *SIZE)
+    known = ("a.jpg", 1, *box, *window, padded_share(window, *SIZE))
     # Two of 16 patches of a letterbox of 60 x 60, of which 60 x 40 are image.
-    assert _row(box, region) == ("a.jpg", 1, *box, *window, padded, pytest.approx(2 / 16 * 1.5))
-    assert _row(box, None) == ("a.jpg", 1, *box, *window, padded, 0.0)
-    own = from_letterbox(region.box, *SIZE)
-    assert _row(None, region)[1:6] == (1, *own) and own != box
-    assert _row(None, None) == ("a.jpg", 0, *[""] * 10)
+    row = foreground._row(entry, Detection(box, window, region, mask))
+    assert row == (*known, pytest.approx(2 / 16 * 1.5))
+    assert foreground._row(entry, Detection(box, window, None, mask)) == (*known, 0.0)
+    assert foreground._row(entry, Detection(None, None, None, mask)) == ("a.jpg", 0, *[""] * 10)

@@ -17,7 +17,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files import atomic as files
 from mirage_steps.settings import StableDiffusion
 from mirage_steps.sources import stable_diffusion as module
-from mirage_steps.sources.stable_diffusion import generate_images, prompts
+from mirage_steps.sources.stable_diffusion import list_images, prompts
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -91,11 +91,17 @@ def _plain(iterable, total):
 
 
 def _generate(source: StableDiffusion, out: Path, **options):
-    return generate_images(source, out, _plain, device="cpu", **options)
+    return list_images(source, out, _plain, device="cpu", **options)
 
 
 def _pixels(entries) -> np.ndarray:
     return np.stack([np.asarray(Image.open(entry.path)) for entry in entries]).astype(int)
+
+
+def _set_part(folder: Path, part: str, library: str, name: str) -> None:
+    """State the class of a part in ``model_index.json``."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {part: [library, name]}))
 
 
 def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -107,7 +113,7 @@ def _files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 class _Fake:
-    """Stands for a pipeline: pictures of noise, and whatever else a test wants."""
+    """A pipeline that makes images of noise, and fails, flags or blanks what a test asks for."""
 
     safety_checker = None
     Tokens = namedtuple("Tokens", "input_ids")
@@ -139,10 +145,11 @@ class _Fake:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Puts a fake in the place of the loader."""
+    """Replaces the pipeline by a fake one."""
 
     def use(**options) -> _Fake:
         pipeline = _Fake(**options)
+        monkeypatch.setattr(module, "resolve", lambda name, key, weights: Path(name))
         monkeypatch.setattr(module, "load_pipeline", lambda folder, device: pipeline)
         return pipeline
 
@@ -150,7 +157,7 @@ def fake(monkeypatch):
 
 
 def _no_loading(monkeypatch) -> None:
-    monkeypatch.setattr(module, "load_pipeline", lambda *_: pytest.fail("loads the pipeline"))
+    monkeypatch.setattr(module, "resolve", lambda *_: pytest.fail("looks for the model"))
 
 
 # Prompts
@@ -190,7 +197,7 @@ def test_every_image_gets_its_prompts_settings_and_viewpoint(fake, tmp_path):
     assert not rejected
 
 
-def test_noise_is_every_images_own(fake, tmp_path):
+def test_every_image_has_noise_of_its_own(fake, tmp_path):
     pipeline = fake()
     _generate(_source("m"), tmp_path / "a")
     _generate(_source("m", seed=1), tmp_path / "b")
@@ -198,7 +205,7 @@ def test_noise_is_every_images_own(fake, tmp_path):
     assert len(set(seeds)) == 10
 
 
-def test_a_prompt_that_hides_the_view_is_refused(fake, tmp_path):
+def test_a_category_too_long_for_the_text_encoder_is_refused(fake, tmp_path):
     fake()
     with pytest.raises(UserError, match=r"^source\.category: its prompt has 87 tokens, .*77"):
         _generate(_source("m", category="very " * 80), tmp_path)
@@ -226,9 +233,7 @@ def test_a_scheduler_that_draws_noise_takes_each_images_own(copy, tmp_path):
     from diffusers import EulerAncestralDiscreteScheduler
 
     EulerAncestralDiscreteScheduler(steps_offset=1).save_pretrained(copy / "scheduler")
-    index = json.loads((copy / "model_index.json").read_text())
-    index["scheduler"][1] = "EulerAncestralDiscreteScheduler"
-    (copy / "model_index.json").write_text(json.dumps(index))
+    _set_part(copy, "scheduler", "diffusers", "EulerAncestralDiscreteScheduler")
     whole, _ = _generate(_source(copy, images=3, batch_size=3), tmp_path / "whole")
     single, _ = _generate(_source(copy, images=3, batch_size=1), tmp_path / "single")
     assert abs(_pixels(whole) - _pixels(single)).max() <= 1
@@ -266,7 +271,7 @@ def test_only_missing_images_are_generated_again(model, tmp_path):
             seen.append(item[0])
             yield item
 
-    after_entries, _ = generate_images(source, tmp_path, progress, device="cpu")
+    after_entries, _ = list_images(source, tmp_path, progress, device="cpu")
     after = _files(tmp_path)
     assert seen == [5, 0, 2, 3, 1, 4]
     assert after_entries == before_entries
@@ -294,10 +299,9 @@ def test_a_complete_set_does_not_load_the_pipeline(fake, tmp_path, monkeypatch):
     entries, _ = _generate(_source("m"), tmp_path)
     before = _files(tmp_path)
     _no_loading(monkeypatch)
-    resolve = lambda name: pytest.fail("looks for the model")  # noqa: E731
     for source in (_source("m"), _source("m", batch_size=4)):
-        assert _generate(source, tmp_path, resolve=resolve)[0] == entries
-    assert _generate(_source("m", images=3), tmp_path, resolve=resolve)[0] == entries[:3]
+        assert _generate(source, tmp_path)[0] == entries
+    assert _generate(_source("m", images=3), tmp_path)[0] == entries[:3]
     assert _files(tmp_path) == before
 
 
@@ -322,14 +326,15 @@ def test_other_settings_take_another_folder_and_back(change, fake, tmp_path, mon
     _no_loading(monkeypatch)
     with caplog.at_level("INFO", "mirage_steps"):
         assert _generate(source, tmp_path)[0] == entries
-    assert caplog.messages[-1].endswith(f"delete what you do not need: {other.name}")
+    assert caplog.messages[-1].endswith(f"delete them at will: {other.name}")
 
 
-def test_another_version_of_the_program_takes_another_folder(monkeypatch):
-    before = module._key(_source("m"))
-    assert module._key(_source("m", images=9, batch_size=9)) == before
+def test_another_version_of_the_program_takes_another_folder(fake, tmp_path, monkeypatch):
+    fake()
+    before, _ = _generate(_source("m", images=1), tmp_path)
+    assert _generate(_source("m", images=2, batch_size=9), tmp_path)[0][:1] == before
     monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
-    assert module._key(_source("m")) != before
+    assert _generate(_source("m", images=1), tmp_path)[0] != before
 
 
 # Rejection
@@ -369,10 +374,8 @@ def test_the_models_own_safety_checker_is_used(flags, copy, tmp_path):
     CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(copy / "feature_extractor")
-    index = json.loads((copy / "model_index.json").read_text())
-    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
-    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-    (copy / "model_index.json").write_text(json.dumps(index))
+    _set_part(copy, "safety_checker", "stable_diffusion", "StableDiffusionSafetyChecker")
+    _set_part(copy, "feature_extractor", "transformers", "CLIPImageProcessor")
     entries, rejected = _generate(_source(copy, images=2), tmp_path)
     assert (len(entries), len(rejected)) == ((0, 2) if flags else (2, 0))
     assert {reason for _, reason in rejected} <= {module.FLAGGED}
@@ -391,17 +394,16 @@ def _drop_weight(path: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def _set_kind(folder: Path, kind: str) -> None:
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+def _write_index(folder: Path, text: str) -> None:
+    (folder / "model_index.json").write_text(text)
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (shutil.rmtree, "no such folder"),
-        (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
-        (lambda folder: (folder / "model_index.json").write_text("[]"), "json is damaged"),
-        (lambda folder: _set_kind(folder, "FluxPipeline"), "holds a FluxPipeline, not"),
+        (lambda folder: (folder / "model_index.json").unlink(), "no file named model_index.json"),
+        (lambda folder: _write_index(folder, "{"), "not a valid JSON file"),
+        (lambda folder: _write_index(folder, '{"_class_name": "Flux"}'), "holds a Flux, not"),
         (lambda folder: _truncate(folder / UNET), "cannot be loaded (Unable to load weights"),
         (lambda folder: (folder / UNET).unlink(), "cannot be loaded (Error no file named"),
         (lambda folder: _truncate(folder / "text_encoder/model.safetensors"), "cannot be loaded ("),
@@ -414,17 +416,23 @@ def _set_kind(folder: Path, kind: str) -> None:
         (lambda folder: _truncate(folder / "tokenizer/tokenizer.json"), "cannot be loaded ("),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_named_in_one_line(damage, reason, copy, tmp_path):
+def test_an_unusable_folder_is_named_in_one_line(damage, reason, copy, tmp_path, monkeypatch):
     damage(copy)
+    monkeypatch.setattr(module, "resolve", lambda *_: copy)
     with pytest.raises(UserError) as caught:
-        _generate(_source("hub/name"), tmp_path / "out", resolve=lambda name: copy)
+        _generate(_source("hub/name"), tmp_path / "out")
     message = str(caught.value)
     assert message.startswith(f"source.model {copy}: ") and reason in message
     assert "\n" not in message
     assert not list((tmp_path / "out").rglob("*.*"))
 
 
-def test_weights_in_pickles_are_not_read(copy, tmp_path):
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"^source\.model .*: no such file or folder"):
+        _generate(_source(tmp_path / "gone"), tmp_path / "out")
+
+
+def test_pickled_weights_are_not_read(copy, tmp_path):
     import torch
 
     torch.save(load_file(copy / UNET), (copy / UNET).with_suffix(".bin"))
@@ -445,7 +453,7 @@ def test_too_little_memory_names_the_batch_size(fake, tmp_path, monkeypatch):
         _generate(_source("m"), tmp_path)
 
 
-def test_too_little_room_is_found_before_the_model_is_loaded(tmp_path, monkeypatch):
+def test_a_full_disk_is_noticed_before_the_model_is_loaded(tmp_path, monkeypatch):
     _no_loading(monkeypatch)
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)

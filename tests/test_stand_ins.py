@@ -1,9 +1,9 @@
 """The embedded small networks, and the code that trains them."""
 
+import inspect
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -12,13 +12,19 @@ from segment_anything import SamPredictor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
-from mirage_steps import features, foreground, pose_space, settings
+from mirage_steps import features, foreground, settings
 from mirage_steps.demo.renderer import cars
 from mirage_steps.demo.stand_ins import backbone, evaluation, prompts, sam, scenes
-from mirage_steps.demo.stand_ins.augment import random_colours, random_view
+from mirage_steps.demo.stand_ins.augment import random_colors, random_view
 from mirage_steps.demo.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
+from mirage_steps.demo.stand_ins.training import StandInTraining
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.manifest import Entry, write_manifest
-from mirage_steps.method.poses import PoseModel, fill_padding, position_means, score_azimuths
+from mirage_steps.files.tokens import open_tokens
+from mirage_steps.method.foreground import fit_foreground
+from mirage_steps.method.pose_estimator import PoseEstimator
+from mirage_steps.method.poses import score_azimuths
+from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -50,14 +56,26 @@ def test_backbone_loads_as_dinov2_does():
     assert found.last_hidden_state.shape == (2, 1 + 16 * 16, 128)
 
 
+def _backbone() -> Backbone:
+    return Backbone.load(settings.Backbone(model=str(DINO), resolution=64), torch.device("cpu"))
+
+
 def test_first_component_of_the_backbone_is_foreground():
-    model = Dinov2Model.from_pretrained(DINO).eval()
     found = _fresh_cars(32)
-    pictures = np.stack([car.image for car in found])
-    tokens = evaluation.patch_tokens(model, backbone.normalise, pictures)
-    scores, threshold, _ = evaluation.foreground_scores(tokens)
-    truth = evaluation.patch_masks(np.stack([car.mask for car in found]), 16)
-    assert evaluation.iou(scores > threshold, truth).mean() >= 0.6
+    network = _backbone()
+    batches = evaluation.whole_images(network, [Image.fromarray(car.image) for car in found])
+    model, _ = fit_foreground(batches, evaluation.FOREGROUND)
+    estimator = PoseEstimator({}, model, 0.06)
+    shown = np.concatenate([estimator.shown(batch.tokens, batch.content) for batch in batches])
+    truth = evaluation.patch_masks(np.stack([car.mask for car in found]), network.grid)
+    assert evaluation.iou(shown.reshape(truth.shape), truth).mean() >= 0.6
+
+
+def test_the_evaluation_finds_poses_as_the_paper_does():
+    scores = evaluation.evaluate_backbone(_backbone(), images=150, k=6)
+    assert (scores.images, scores.k) == (150, 6)
+    assert scores.foreground_iou > 0.9 and 0.6 < scores.first_variance < 1
+    assert scores.median_error < 25 and scores.within_30 > 0.6
 
 
 def test_poses_of_fresh_cars_are_found(tmp_path):
@@ -72,12 +90,14 @@ def test_poses_of_fresh_cars_are_found(tmp_path):
     features.main(manifest=manifest, out=tmp_path / "whole", backbone=network)
     foreground.main(manifest=manifest, tokens=tmp_path / "whole" / "tokens.h5", out=tmp_path)
     features.main(manifest=manifest, windows=windows, out=tmp_path, backbone=network)
-    pose_space.main(tokens=tmp_path / "tokens.h5", foreground=tmp_path / "pca1.npz", out=tmp_path)
-    with h5py.File(tmp_path / "maps.h5") as file:
-        maps, valid = file["maps"][:], file["valid"][:]
-    means = position_means(maps, valid)
-    fill_padding(maps, valid, means)
-    labels, _ = PoseModel.fit(maps, means, k, starts=10, seed=0).assign(maps)
+    estimator = load_estimator(tmp_path / ESTIMATOR)
+    with open_tokens(tmp_path / "tokens.h5") as tokens:
+        one = np.zeros(256, int)
+        estimator = estimator.fit_pose_space(tokens, one, settings.PoseSpace())
+        made = [estimator.maps(b.tokens, b.content, one[b.rows]) for b in tokens]
+    maps, valid, _ = (np.concatenate(part) for part in zip(*made, strict=True))
+    estimator = estimator.fit_poses(maps, valid, one, settings.Poses(k=k))
+    labels, _ = estimator.assign(maps, valid, one)
     scores = score_azimuths(labels, np.array([entry.azimuth_deg for entry in entries]), k)
     assert scores["median_error_deg"] <= 15 and scores["share_within_30_deg"] >= 0.8
     assert scores["order_errors"] == 0
@@ -95,12 +115,17 @@ def test_sam_finds_cars_from_a_box_and_points():
     assert np.mean(found) >= 0.8
 
 
-@pytest.mark.parametrize("folder", [DINO, SAM], ids=["dinov2", "sam"])
-def test_model_card_says_what_it_is(folder):
-    card = (folder / "README.md").read_text()
-    assert "Stand-in" in card and "It is not" in card
-    assert all(family in card for family in (*cars.STAND_IN_FAMILIES, *cars.DEMO_FAMILIES))
-    assert json.loads((folder / "evaluation.json").read_text())["images"] >= 500
+@pytest.mark.parametrize(
+    "folder, module, scores_class",
+    [(DINO, backbone, evaluation.BackboneScores), (SAM, sam, sam.SamScores)],
+    ids=["dinov2", "sam"],
+)
+def test_model_card_states_what_was_measured(folder, module, scores_class):
+    scores = json.loads((folder / "evaluation.json").read_text())
+    training = inspect.signature(module.main).parameters["training"].default
+    card = module.model_card(scores_class(**scores), training, 20_000)
+    assert (folder / "README.md").read_text() == card
+    assert "Stand-in" in card and "It is not" in card and scores["images"] >= 500
 
 
 def test_sam_gives_the_same_through_predictor_and_forward():
@@ -159,7 +184,7 @@ def test_mirrored_scenes_exchange_left_and_right(few_scenes):
     columns = torch.linspace(-1, 1, 32)
     weight = view.foreground.clamp(min=1e-6)
     x, y = (view.position[:, axis] for axis in (0, 1))
-    # The mean of x does not tell a picture from its mirror image; y's sign does.
+    # The mean of x does not tell an image from its mirror image; y's sign does.
     slope = (columns * (x - (x.sum((1, 2)) / weight.sum((1, 2)))[:, None, None] * weight)).sum(
         (1, 2)
     )
@@ -168,7 +193,7 @@ def test_mirrored_scenes_exchange_left_and_right(few_scenes):
         torch.sign(slope) == torch.sign(slope[0]) * torch.sign(side[0]) * torch.sign(side)
     ).all()
     assert (side > 0).any() and (side < 0).any()
-    assert float(view.image.min()) >= 0 and float(random_colours(view.image, rng).max()) <= 1
+    assert float(view.image.min()) >= 0 and float(random_colors(view.image, rng).max()) <= 1
 
 
 def test_scenes_do_not_depend_on_batches(few_scenes):
@@ -184,14 +209,14 @@ def test_scenes_step_writes_what_it_renders(tmp_path, few_scenes):
 
 
 def test_two_steps_of_training_change_the_networks(tmp_path, few_scenes):
-    model, losses = backbone.train(
-        few_scenes, backbone.BackboneTraining(steps=2, batch_size=4, warmup=1)
-    )
+    settings = StandInTraining(steps=2, batch_size=4, warmup=1)
+    model, losses = backbone.train(few_scenes, settings)
     assert len(losses) == 2 and all(np.isfinite(losses))
     backbone.save_backbone(model, tmp_path / "backbone")
     loaded = Dinov2Model.from_pretrained(tmp_path / "backbone")
     torch.testing.assert_close(loaded.state_dict(), model.state_dict())
-    network = sam.train(few_scenes, sam.SamTraining(steps=2, batch_size=4, warmup=1))
+    network, losses = sam.train(few_scenes, settings)
+    assert len(losses) == 2 and all(np.isfinite(losses))
     sam.save_sam(network, tmp_path / "sam")
     loaded = build_tiny_sam(tmp_path / "sam" / "model.safetensors")
     torch.testing.assert_close(loaded.state_dict(), network.state_dict())

@@ -21,8 +21,8 @@ from train_tiny import tiny
 
 from mirage_steps import train
 from mirage_steps.errors import UserError
-from mirage_steps.files.labels import read_labels
 from mirage_steps.files.records import read_metrics
+from mirage_steps.files.tables import read_labels
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Batches, KernelMuon, Trainer, make_optimizers
 from mirage_steps.method.unet import UNetConfig, build, preset

@@ -32,9 +32,9 @@ class Project:
         ):
             (folder / name).symlink_to(ROOT / name)
         shutil.copy(ROOT / "tests" / "mini.yaml", folder / "mini.yaml")
-        (folder / "photos to turn/below").mkdir(parents=True)
+        (folder / "my photos/below").mkdir(parents=True)
         for name, place in (("green", "green.png"), ("ochre", "below/an 'öchre' car.v2.png")):
-            shutil.copy(ROOT / f"examples/cars/{name}.png", folder / "photos to turn" / place)
+            shutil.copy(ROOT / f"examples/cars/{name}.png", folder / "my photos" / place)
 
     def settings(self, **sections: dict) -> None:
         """Change keys of sections of the data set ``mini``."""

@@ -1,11 +1,12 @@
 """The configuration as the Snakefile reads it, for commands beside it."""
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.settings import Configuration
+from mirage_steps.settings import Configuration, Dataset
 
 # As the Snakefile has them.
 CONFIGFILES = ("config/config.yaml", "config/paper.yaml")
@@ -29,3 +30,19 @@ def read_configuration(files: Sequence[Path]) -> Configuration:
         except WorkflowError as error:
             raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     return settings.load(merged)
+
+
+def read_dataset(configuration: Configuration, name: str) -> Dataset:
+    """Settings of a data set, those of the data set that it uses filled in.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    if name not in configuration.datasets:
+        meant = difflib.get_close_matches(name, configuration.datasets, n=1)
+        known = ", ".join(configuration.datasets)
+        hint = f"did you mean {meant[0]!r}" if meant else f"known are {known}"
+        raise UserError(
+            f"NAME {name}: no such data set; {hint}; one of your own needs --configfile"
+        )
+    return configuration.dataset(name)

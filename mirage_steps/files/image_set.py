@@ -38,4 +38,4 @@ def create_image_set(
 def write_preview(path: Path, file: h5py.File) -> None:
     """Write a picture of the first images of a set, six rows of them."""
     columns = int(file.attrs["columns"])
-    tiles.grid(path, file["images"][: _ROWS * columns], columns)
+    tiles.save_image(path, tiles.tile(file["images"][: _ROWS * columns], columns))

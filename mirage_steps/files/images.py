@@ -1,4 +1,4 @@
-"""Reading photos: any mode to RGB, orientation honoured, size bounded before decoding."""
+"""Image files: found in folders and read upright, any mode to RGB, with a bound on their size."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class UnreadableImage(Exception):
 def read_rgb(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
     """Decode an image file to 8-bit RGB, upright.
 
-    Grey, palette and CMYK are converted, 16-bit and float images scaled to 8 bits, transparency
+    Gray, palette and CMYK are converted, 16-bit and float images scaled to 8 bits, transparency
     laid on white, the EXIF orientation applied; of an animation the first frame is taken.
 
     Args:
@@ -63,7 +63,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scale 16-bit, 32-bit or float grey values to 0..255.
+    """Scale 16-bit, 32-bit or float gray values to 0..255.
 
     16-bit values by their type's range; the others by the narrowest of 0..1, 0..255 and 0..65535
     that holds them, else by their own.
@@ -73,11 +73,19 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise UnreadableImage("holds values that are infinite or not a number")
-    low, high = 0.0, 65535.0
-    if values.min() < 0 or values.max() > high:
-        low, high = values.min(), values.max()
-    elif values.max() <= 1.0:
-        high = 1.0
-    elif values.max() <= 255.0:
-        high = 255.0
+    low, high = values.min(), values.max()
+    if low >= 0 and high <= 65535:
+        low, high = 0.0, next(top for top in (1.0, 255.0, 65535.0) if high <= top)
     return np.round((values - low) / max(high - low, np.finfo(float).tiny) * 255).astype(np.uint8)
+
+
+def find_files(root: Path) -> list[Path]:
+    """All files of a folder and its subfolders in sorted order, without hidden ones."""
+    root = root.expanduser().resolve()
+    found = (path for path in root.rglob("*") if path.is_file())
+    return sorted(p for p in found if not f"/{p.relative_to(root)}".count("/."))
+
+
+def printable(path: Path) -> str:
+    """The path with undecodable bytes escaped, so that it can be written down."""
+    return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")

@@ -4,12 +4,15 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from mirage_steps.errors import UserError
+from mirage_steps.files.h5 import slices
 from mirage_steps.files.images import UnreadableImage, read_rgb
 from mirage_steps.files.manifest import Entry
 
@@ -57,16 +60,16 @@ def read_entry(entry: Entry) -> Image.Image:
 
 def image_batches(
     entries: Sequence[Entry], prepare: Callable[[Image.Image, int], Image.Image], size: int
-) -> Iterator[np.ndarray]:
-    """Decode and prepare images in batches.
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Decode and prepare images in batches, with a progress bar.
 
     Args:
-        entries: images to read, all of which were readable when the manifest was made.
+        entries: images to read.
         prepare: from an upright RGB image and its index to an image of fixed size.
         size: images a batch.
 
     Yields:
-        (n, H, W, 3) uint8, n <= ``size``.
+        The images' place among all, and (n, H, W, 3) uint8, n <= ``size``.
 
     Raises:
         UserError: an image can no longer be read, or has another size.
@@ -75,11 +78,9 @@ def image_batches(
     def load(index: int) -> np.ndarray:
         return np.asarray(prepare(read_entry(entries[index]), index))
 
-    batch: list[np.ndarray] = []
-    for array in ahead(load, range(len(entries))):
-        batch.append(array)
-        if len(batch) == size:
-            yield np.stack(batch)
-            batch = []
-    if batch:
-        yield np.stack(batch)
+    arrays = ahead(load, range(len(entries)))
+    with tqdm(total=len(entries), unit="image", mininterval=1.0) as progress:
+        for rows in slices(len(entries), size):
+            batch = np.stack(list(islice(arrays, rows.stop - rows.start)))
+            yield rows, batch
+            progress.update(len(batch))

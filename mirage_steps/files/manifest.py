@@ -7,8 +7,8 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv, write_csv
 from mirage_steps.method.boxes import Box
 
-_BOX = ("x0", "y0", "x1", "y1")
-HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *_BOX)
+BOX = ("x0", "y0", "x1", "y1")
+HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *BOX)
 
 
 @dataclass(frozen=True)
@@ -78,5 +78,5 @@ def _entry(folder: Path, row: dict[str, str]) -> Entry:
         float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
         row.get("viewpoint") or None,
         row.get("category") or None,
-        tuple(float(row[key]) for key in _BOX) if row.get("x0") else None,
+        tuple(float(row[key]) for key in BOX) if row.get("x0") else None,
     )

@@ -1,38 +1,77 @@
-"""Photos to turn: what their outputs are called, and which a folder holds."""
+"""Photos to show in all poses: opened, found in a folder, and how their outputs are named."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from mirage_steps.errors import UserError
-from mirage_steps.sources.folder import find_files, printable
+from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb, upright_rgb
 
+Photo = Path | str | Image.Image | np.ndarray
+_SMALLEST = 16  # pixels a side below which a photo shows nothing
 # What an output's name ends in beside its suffix: `x.run.json` is the record of x.
 _TAKEN = (".run", ".views")
 
 
-def distinct_stems(photos: Sequence[Path]) -> list[str]:
-    """What the outputs of each photo are called: its name, with the suffix where others share it.
+def open_photo(photo: Photo) -> tuple[str, Image.Image]:
+    """Name and upright RGB image of a photo.
+
+    Args:
+        photo: a file, an image, or (H, W, 3) uint8.
 
     Raises:
-        UserError: two photos would have outputs of the same name.
+        UserError: it cannot be read, or is too small.
     """
-    stems = _stems([photo.name for photo in photos])
-    first: dict[str, Path] = {}
-    for stem, photo in zip(stems, photos, strict=True):
-        if stem in first:
-            raise UserError(
-                f"{first[stem]} and {photo}: the outputs of both would be called {stem}; turn them "
-                "in two calls, with another --out"
-            )
-        first[stem] = photo
-    return stems
+    path = Path(photo).expanduser() if isinstance(photo, (Path, str)) else None
+    where = path or "the photo"
+    try:
+        if path is not None:
+            if not path.is_file():
+                why = "is a folder; give the photos in it" if path.is_dir() else "no such file"
+                raise UserError(f"{path}: {why}")
+            image = read_rgb(path)
+        elif isinstance(photo, Image.Image):
+            image = upright_rgb(photo)
+        else:
+            image = _from_array(np.asarray(photo))
+    except (UnreadableImage, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{where}: cannot be used: {reason}") from None
+    if min(image.size) < _SMALLEST:
+        raise UserError(
+            f"{where}: cannot be used: {image.width}x{image.height} pixels are too few; "
+            f"{_SMALLEST}x{_SMALLEST} is the least"
+        )
+    return path.name if path else "photo", image
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise UserError(
+            f"the photo: an array of {pixels.dtype} and shape {pixels.shape}; give (H, W, 3) uint8"
+        )
+    return Image.fromarray(pixels)
+
+
+def output_names(photos: Sequence[Path]) -> list[str]:
+    """Names of the photos' outputs: their own without suffix, with it where others share that.
+
+    Args:
+        photos: paths relative to one folder.
+    """
+    short = [str(photo.parent / photo.stem) for photo in photos]
+    counts = Counter(short)
+    return [
+        str(photo) if counts[stem] > 1 or stem.endswith(_TAKEN) else stem
+        for photo, stem in zip(photos, short, strict=True)
+    ]
 
 
 def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
-    """The photos of a folder, however deep, by what their outputs are called.
+    """The photos of a folder, searched recursively, by the names of their outputs.
 
     Args:
         folder: as in the key ``photos``.
@@ -46,41 +85,28 @@ def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     root = folder.expanduser()
     if not root.is_dir():
         raise UserError(f"photos {folder}: no such folder; set it to the folder with your photos")
-    files, rejected = [], []
-    for path in find_files(root):
-        below = path.relative_to(root.resolve())
-        if reason := _unusable(path, str(below)):
-            rejected.append((printable(below), reason))
-        else:
-            files.append(below)
-    stems = _stems([str(path) for path in files])
-    counts = Counter(stems)
+    files = [path.relative_to(root.resolve()) for path in find_files(root)]
+    reasons = {path: _unusable(root, path) for path in files}
+    usable = [path for path in files if reasons[path] is None]
+    names = output_names(usable)
+    counts = Counter(names)
     found = {}
-    for stem, path in zip(stems, files, strict=True):
-        if counts[stem] > 1:
-            rejected.append((str(path), "another photo's outputs have the same name; rename it"))
+    for name, path in zip(names, usable, strict=True):
+        if counts[name] == 1:
+            found[name] = root / path
         else:
-            found[stem] = root / path
-    return found, rejected
+            reasons[path] = "another photo's outputs have the same name; rename it"
+    return found, [(printable(path), reason) for path, reason in reasons.items() if reason]
 
 
-def _unusable(path: Path, name: str) -> str | None:
-    """Why a file cannot be a photo of the pipeline, as far as its name and header tell."""
+def _unusable(root: Path, path: Path) -> str | None:
+    """Why a file of a folder cannot be a photo of it, as far as its name and header tell."""
+    name = str(path)
     if set("{}<>\n") & set(name) or not name.isprintable():
         return "{ } < > or a line break in its name, which Snakemake would misread; rename it"
     try:
-        with Image.open(path) as image:
+        with Image.open(root / path) as image:
             image.verify()
     except Exception:  # Pillow raises nearly anything on damaged data
         return "not an image"
     return None
-
-
-def _stems(names: Sequence[str]) -> list[str]:
-    """Names without suffix where that tells them apart."""
-    short = [str(Path(name).parent / Path(name).stem) for name in names]
-    counts = Counter(short)
-    return [
-        name if counts[stem] > 1 or stem.endswith(_TAKEN) else stem
-        for name, stem in zip(names, short, strict=True)
-    ]

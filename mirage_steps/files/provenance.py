@@ -79,18 +79,16 @@ def _inputs(value: object) -> object:
 
 def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
     """What tells the networks of a step apart: what was fetched, or the local files."""
-    # Only steps with networks wait for the import.
-    from mirage_steps.networks.fetching import is_published, item_marker
-
     found: dict[str, object] = {}
     for key in _NETWORKS:
         value = str(settings.get(key, "none"))
         path = Path(value)
-        item = "inception" if value == "auto" else value
+        # Written by networks/fetching.py.
+        marker = weights / f"{'inception' if value == 'auto' else value}.json"
         if path.exists():
             files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
             found[key] = [identity(file) for file in files]
-        elif is_published(item) and (marker := item_marker(item, weights)).is_file():
+        elif marker.is_file():
             found[key] = json.loads(marker.read_text(encoding="utf-8"))
     return found
 

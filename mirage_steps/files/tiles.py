@@ -1,5 +1,6 @@
-"""Pictures that are images side by side, drawn with Pillow alone, whole or not at all."""
+"""Pictures of images side by side, drawn with Pillow alone, written whole or not at all."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,84 +11,71 @@ from mirage_steps.files.atomic import atomic
 
 _GAP = 2
 _FONT = 11  # pixels
+_LETTER = 6  # pixels, somewhat more than the mean width
 _LINE = 16
 
 
-def save_image(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W, 3) uint8."""
+def save_image(path: Path, image: Image.Image | np.ndarray) -> None:
+    """Write an image, or (H, W, 3) uint8."""
     with atomic(path) as temporary:
-        Image.fromarray(pixels).save(temporary)
+        Image.fromarray(np.asarray(image)).save(temporary)
 
 
-def tile(images: np.ndarray, columns: int, gap: int = _GAP) -> np.ndarray:
+def tile(images: np.ndarray, columns: int) -> np.ndarray:
     """Images (n, H, W, 3) uint8 row by row on white, as one (H', W', 3) picture."""
     count, height, width, _ = images.shape
     rows = -(-count // columns)
-    picture = np.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, 3), 255, np.uint8
-    )
-    for number, image in enumerate(images):
-        top = gap + number // columns * (height + gap)
-        left = gap + number % columns * (width + gap)
-        picture[top : top + height, left : left + width] = image
-    return picture
+    cells = np.full((rows * columns, height + _GAP, width + _GAP, 3), 255, np.uint8)
+    cells[:count, :height, :width] = images
+    cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
+    picture = cells.reshape(rows * (height + _GAP), columns * (width + _GAP), 3)
+    return np.pad(picture, ((_GAP, 0), (_GAP, 0), (0, 0)), constant_values=255)
 
 
-def grid(path: Path, images: np.ndarray, columns: int) -> None:
-    """Write images (n, H, W, 3) uint8 as one picture."""
-    save_image(path, tile(images, columns))
-
-
-def contact_sheet(path: Path, rows: np.ndarray, references: Sequence[int], title: str) -> None:
-    """Objects in rows, poses in columns, the reference of each row framed.
+def turntable(path: Path, rows: np.ndarray) -> None:
+    """Write objects side by side as an endless GIF with a frame for each pose.
 
     Args:
-        path: of the picture.
-        rows: (objects, k, S, S, 3) uint8.
-        references: column of each object's reference.
-        title: what the objects are.
+        path: of the GIF.
+        rows: (objects, k, S, S, 3) uint8, the poses in circular order.
     """
-    title = f"{title}; red: the reference whose keys and values the others read"
-    save_image(path, np.asarray(_sheet(rows, references, range(rows.shape[1]), title)))
+    objects, k = rows.shape[:2]
+    columns = -(-objects // -(-objects // 4))  # at most four in a row, rows evenly filled
+    frames = [_enlarged(tile(rows[:, pose], columns), 2) for pose in range(k)]
+    with atomic(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=350, loop=0)
 
 
-def strip(
-    views: np.ndarray, poses: Sequence[int], own: int, title: str, warnings: Sequence[str]
-) -> Image.Image:
-    """A photo in all poses, its own framed, and what is doubtful about it.
-
-    Args:
-        views: (k, S, S, 3) uint8.
-        poses: (k,) their numbers.
-        own: column of the photo's own pose.
-        title: what is shown.
-        warnings: lines below, in red.
-    """
-    return _sheet(views[None], [own], poses, title, [f"warning: {line}" for line in warnings])
-
-
-def _sheet(
+def contact_sheet(
     rows: np.ndarray,
     references: Sequence[int],
     poses: Sequence[int],
     title: str,
-    below: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> Image.Image:
+    """Objects in rows below a title and the numbers of the poses, references framed in red.
+
+    Args:
+        rows: (objects, k, S, S, 3) uint8.
+        references: column of each object's reference.
+        poses: (k,) their numbers.
+        title: wrapped to the width of the picture.
+        warnings: below the rows, in red, wrapped likewise.
+    """
     objects, k, side = rows.shape[:3]
     scale = max(1, round(96 / side))
-    tiles = Image.fromarray(tile(rows.reshape(-1, side, side, 3), k))
-    tiles = tiles.resize((scale * tiles.width, scale * tiles.height), Image.Resampling.BICUBIC)
+    tiles = _enlarged(tile(rows.reshape(-1, side, side, 3), k), scale)
     font = ImageFont.load_default(_FONT)
-    lines = [_wrapped(line, font, tiles.width) for line in (title, *below)]
-    head, foot = lines[0], [part for line in lines[1:] for part in line]
+    letters = tiles.width // _LETTER
+    head = textwrap.wrap(title, letters)
+    foot = [part for line in warnings for part in textwrap.wrap(line, letters)]
     top = _LINE * (len(head) + 1)
     picture = Image.new("RGB", (tiles.width, top + tiles.height + _LINE * len(foot)), "white")
     picture.paste(tiles, (0, top))
     draw = ImageDraw.Draw(picture)
-    for number, line in enumerate(head):
-        middle = (picture.width / 2, _LINE * (number + 0.5))
-        draw.text(middle, line, "black", font, anchor="mm")
     step = scale * (side + _GAP)
+    for number, line in enumerate(head):
+        draw.text((picture.width / 2, _LINE * (number + 0.5)), line, "black", font, anchor="mm")
     for column, pose in enumerate(poses):
         middle = (step * (column + 0.5) + scale, top - _LINE / 2)
         draw.text(middle, f"pose {pose}", "black", font, anchor="mm")
@@ -99,25 +87,22 @@ def _sheet(
     return picture
 
 
-def _wrapped(line: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """A line in parts that fit."""
-    parts = [""]
-    for word in line.split():
-        longer = f"{parts[-1]} {word}".strip()
-        if parts[-1] and font.getlength(longer) > width - 8:
-            parts.append(word)
-        else:
-            parts[-1] = longer
-    return parts
+def write_sheet(out: Path, rows: np.ndarray, references: Sequence[int], title: str) -> None:
+    """Write ``contact_sheet.png`` and ``turntable.gif`` of objects in all poses.
+
+    Args:
+        out: their folder.
+        rows: (objects, k, S, S, 3) uint8.
+        references: column of each object's reference.
+        title: what the objects are.
+    """
+    title = f"{title}; red: the reference whose keys and values the others read"
+    sheet = contact_sheet(rows, references, range(rows.shape[1]), title)
+    save_image(out / "contact_sheet.png", sheet)
+    turntable(out / "turntable.gif", rows)
 
 
-def turn(path: Path, rows: np.ndarray) -> None:
-    """Objects side by side, turning through the poses, as an endless GIF."""
-    objects, k = rows.shape[:2]
-    columns = -(-objects // -(-objects // 4))  # at most four in a row, rows evenly filled
-    frames = []
-    for pose in range(k):
-        frame = Image.fromarray(tile(rows[:, pose], columns))
-        frames.append(frame.resize((2 * frame.width, 2 * frame.height), Image.Resampling.BICUBIC))
-    with atomic(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=350, loop=0)
+def _enlarged(pixels: np.ndarray, scale: int) -> Image.Image:
+    """A picture (H, W, 3) uint8 ``scale`` times as large."""
+    height, width = pixels.shape[:2]
+    return Image.fromarray(pixels).resize((scale * width, scale * height), Image.Resampling.BICUBIC)

@@ -14,7 +14,7 @@ def content_box(width: int, height: int) -> Box:
 
 
 def letterbox(image: Image.Image, size: int, fill: tuple[int, int, int]) -> Image.Image:
-    """Scale an image into a centred square of ``size`` pixels without changing its aspect."""
+    """Scale an image into a centered square of ``size`` pixels without changing its aspect."""
     scale = size / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     square = Image.new("RGB", (size, size), fill)
@@ -46,28 +46,35 @@ def valid_patches(content: np.ndarray, grid: int) -> np.ndarray:
 def from_letterbox(box: Box, width: int, height: int) -> Box:
     """A box in fractions of the letterbox as pixels of the original, clipped to it."""
     side = max(width, height)
-    left, top = (side - width) / 2, (side - height) / 2
-    x0, y0, x1, y1 = (value * side for value in box)
-    return (
-        min(max(x0 - left, 0.0), width),
-        min(max(y0 - top, 0.0), height),
-        min(max(x1 - left, 0.0), width),
-        min(max(y1 - top, 0.0), height),
+    offset = ((side - width) / 2, (side - height) / 2) * 2
+    limits = (width, height) * 2
+    return tuple(
+        min(max(edge * side - start, 0.0), limit)
+        for edge, start, limit in zip(box, offset, limits, strict=True)
     )
 
 
 def clipped(box: Box, width: int, height: int) -> Box | None:
     """The part of a box that lies on its image, None where that is nothing."""
+    x0, y0, x1, y1 = _inside(box, width, height)
+    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+def _inside(box: Box, width: int, height: int) -> Box:
     x0, y0, x1, y1 = box
-    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-    return inside if inside[2] > inside[0] and inside[3] > inside[1] else None
+    return (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+
+
+def rounded(box: Box) -> Box:
+    """A box in thousandths of a pixel, which tables keep exactly."""
+    return tuple(round(float(edge), 3) for edge in box)
 
 
 def square_window(box: Box, width: int, height: int, margin: float) -> Box:
-    """The square crop that shows a box centred, its longer side filling all but the margins.
+    """The square crop that shows a box centered, its longer side filling all but the margins.
 
     A window that leaves the image is shifted inside first; where it is larger than the image it
-    stays centred on the image along that axis, so that both ends are padded alike.
+    stays centered on the image along that axis, so that both ends are padded alike.
 
     Args:
         box: the object in pixels.
@@ -85,18 +92,10 @@ def square_window(box: Box, width: int, height: int, margin: float) -> Box:
     return (start[0], start[1], start[0] + side, start[1] + side)
 
 
-def centred(window: Box, box: Box) -> Box:
+def centered(window: Box, box: Box) -> Box:
     """The window moved so that the middle of ``box`` is its own, even where it leaves the image."""
     right, down = ((box[i] + box[i + 2] - window[i] - window[i + 2]) / 2 for i in (0, 1))
     return (window[0] + right, window[1] + down, window[2] + right, window[3] + down)
-
-
-def padded_share(window: Box, width: int, height: int) -> float:
-    """Share of a window's area outside the image, in [0, 1]."""
-    inside_x = min(window[2], width) - max(window[0], 0.0)
-    inside_y = min(window[3], height) - max(window[1], 0.0)
-    area = (window[2] - window[0]) * (window[3] - window[1])
-    return float(1 - max(inside_x, 0.0) * max(inside_y, 0.0) / area)
 
 
 def window_content(window: Box, width: int, height: int) -> Box:
@@ -110,6 +109,12 @@ def window_content(window: Box, width: int, height: int) -> Box:
     )
 
 
+def padded_share(window: Box, width: int, height: int) -> float:
+    """Share of a window's area outside the image, in [0, 1]."""
+    x0, y0, x1, y1 = window_content(window, width, height)
+    return float(1 - max(x1 - x0, 0.0) * max(y1 - y0, 0.0))
+
+
 def crop(image: Image.Image, window: Box, size: int) -> Image.Image:
     """Cut a square window out of an image and scale it; edge pixels are replicated outside.
 
@@ -119,13 +124,11 @@ def crop(image: Image.Image, window: Box, size: int) -> Image.Image:
         size: side of the result in pixels.
     """
     width, height = image.size
-    x0, y0, x1, y1 = window
-    inside = (max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height))
-    scale = size / (x1 - x0)
-    left, top = round((inside[0] - x0) * scale), round((inside[1] - y0) * scale)
-    # A window read from a table is square only up to its decimals.
-    right = min(round((inside[2] - x0) * scale), size)
-    bottom = min(round((inside[3] - y0) * scale), size)
+    inside = _inside(window, width, height)
+    scale = size / (window[2] - window[0])
+    left, top = (round((inside[axis] - window[axis]) * scale) for axis in (0, 1))
+    # A rounded window is square only up to its decimals.
+    right, bottom = (min(round((inside[axis + 2] - window[axis]) * scale), size) for axis in (0, 1))
     target = (max(right - left, 1), max(bottom - top, 1))
     part = image.resize(target, Image.Resampling.BICUBIC, box=inside, reducing_gap=3.0)
     left, top = min(left, size - target[0]), min(top, size - target[1])

@@ -1,13 +1,12 @@
-"""Kinds of object in one data set, found before any pose (the paper's future work, section 5).
+"""Object categories in one data set, found before any pose (the paper's future work, section 5).
 
-The paper proposes to cluster the CLS tokens first. What varies most between images of two kinds
-need not be the kind: pose, size and colour vary too, and a K-Means over raw features splits along
-the widest of them. But a kind comes in lumps and those do not. So the features are whitened, after
-which no direction is wider than another, and a mixture of normal distributions finds the lumps.
+The paper proposes to cluster the CLS tokens first. What varies most between images of two
+categories need not be the category: pose, size and color vary too, and K-Means over raw features
+splits along the widest of them. But categories form clusters, and those do not. So the features are
+whitened, after which no direction is wider than another, and a Gaussian mixture finds the clusters.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from mirage_steps.method.pca import Moments, Pca
 
 DIMENSIONS = 16  # of the whitened features
 _STARTS = 10
-# Added to the variances, of which the whitened features have 1: lumps thinner than this are noise.
+# Added to the variances, which whitening makes 1: clusters thinner than this are noise.
 _FLOOR = 1e-2
 
 
@@ -28,21 +27,26 @@ class CategoryModel:
         weights: (c,) share of each category.
         means: (c, d) in whitened coordinates.
         precisions: (c, d, d) Cholesky factors of the inverse covariances.
+        token: the feature of a crop: ``cls``, or ``mean-patch`` for the object's mean token.
     """
 
     pca: Pca
     weights: np.ndarray
     means: np.ndarray
     precisions: np.ndarray
+    token: str = "cls"
 
     @classmethod
-    def fit(cls, features: np.ndarray, count: int, seed: int) -> "CategoryModel":
+    def fit(
+        cls, features: np.ndarray, count: int, seed: int, token: str = "cls"
+    ) -> "CategoryModel":
         """Find categories.
 
         Args:
             features: (n, dim), one of each image.
             count: number of categories.
             seed: of the starts.
+            token: which feature it is.
         """
         from sklearn.mixture import GaussianMixture  # takes a second to import
 
@@ -56,7 +60,7 @@ class CategoryModel:
         )
         order = np.argsort(-mixture.weights_, kind="stable")
         parts = (mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
-        return cls(pca, *(part[order] for part in parts))
+        return cls(pca, *(part[order] for part in parts), token)
 
     def assign(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Most likely category of each image.
@@ -72,22 +76,8 @@ class CategoryModel:
         mixture = GaussianMixture(len(self.weights))
         mixture.weights_, mixture.means_ = self.weights, self.means
         mixture.precisions_cholesky_ = self.precisions
-        likely = mixture.predict_proba(_whitened(self.pca, features))
-        return likely.argmax(1), likely.max(1)
-
-    def save(self, path: Path) -> None:
-        """Write the model as an ``.npz`` file of plain arrays."""
-        mixture = {"weights": self.weights, "means": self.means, "precisions": self.precisions}
-        # The PCA has a mean of its own.
-        np.savez(path, **{f"pca_{key}": part for key, part in self.pca.arrays().items()}, **mixture)
-
-    @classmethod
-    def load(cls, path: Path) -> "CategoryModel":
-        """Read what :meth:`save` wrote."""
-        with np.load(path) as arrays:
-            keys = ("mean", "components", "variance", "variance_ratio")
-            pca = Pca(*(arrays[f"pca_{key}"] for key in keys))
-            return cls(pca, arrays["weights"], arrays["means"], arrays["precisions"])
+        probabilities = mixture.predict_proba(_whitened(self.pca, features))
+        return probabilities.argmax(1), probabilities.max(1)
 
 
 def mean_token(tokens: np.ndarray, shown: np.ndarray) -> np.ndarray:
@@ -98,10 +88,10 @@ def mean_token(tokens: np.ndarray, shown: np.ndarray) -> np.ndarray:
         shown: bool (n, T).
 
     Returns:
-        (n, dim); zero where nothing is shown.
+        (n, dim) float32; zero where nothing is shown.
     """
     weights = shown[..., None].astype(np.float32)
-    return (tokens * weights).sum(1) / np.maximum(weights.sum(1), 1)
+    return (tokens.astype(np.float32) * weights).sum(1) / np.maximum(weights.sum(1), 1)
 
 
 def _whitened(pca: Pca, features: np.ndarray) -> np.ndarray:

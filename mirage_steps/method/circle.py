@@ -17,9 +17,9 @@ def circular_distance(a: np.ndarray, b: np.ndarray | float) -> np.ndarray:
 def shortest_cycle(distances: np.ndarray) -> np.ndarray:
     """Order in which points lie around a circle: a short closed tour through all of them.
 
-    Neighbouring poses share most of what is visible, so their maps are close, and the tour that
+    Neighboring poses share most of what is visible, so their maps are close, and the tour that
     visits all at the least total distance follows the circle. Improved from every nearest-
-    neighbour start by 2-opt and by moving single points, until neither helps; deterministic.
+    neighbor start by 2-opt and by moving single points, until neither helps; deterministic.
 
     Args:
         distances: (k, k) symmetric, non-negative.

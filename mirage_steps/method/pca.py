@@ -6,7 +6,6 @@ through the count, the sum and the sum of outer products, which add up over batc
 machines. One matrix product a batch, memory of one (dim, dim) matrix.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,8 +40,8 @@ class Moments:
         # The scatter about the batch's own mean: no cancellation where the mean is large.
         batch.count = len(vectors)
         batch.mean = vectors.mean(axis=0, dtype=np.float64)
-        centred = vectors.astype(np.float64) - batch.mean
-        batch.scatter = centred.T @ centred
+        centered = vectors.astype(np.float64) - batch.mean
+        batch.scatter = centered.T @ centered
         self.merge(batch)
 
     def merge(self, other: "Moments") -> None:
@@ -94,7 +93,8 @@ class Pca:
         largest = np.abs(rows).argmax(axis=1)
         rows = rows * np.where(rows[np.arange(len(rows)), largest] < 0, -1.0, 1.0)[:, None]
         total = max(np.trace(covariance), np.finfo(float).tiny)
-        return cls(moments.mean.copy(), rows, values, values / total)
+        # In C order, as a file keeps it, so that a stored PCA projects to the same bits.
+        return cls(moments.mean.copy(), np.ascontiguousarray(rows), values, values / total)
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
         """Coordinates of vectors along the components.
@@ -108,24 +108,3 @@ class Pca:
         rows = self.components.astype(np.float32)
         offset = (self.components @ self.mean).astype(np.float32)
         return vectors.astype(np.float32) @ rows.T - offset
-
-    @classmethod
-    def stack(cls, models: Sequence["Pca"]) -> dict[str, np.ndarray]:
-        """The arrays of several models by name, with an axis in front, for saving."""
-        arrays = [model.arrays() for model in models]
-        return {key: np.stack([one[key] for one in arrays]) for key in arrays[0]}
-
-    @classmethod
-    def unstack(cls, arrays: Mapping[str, np.ndarray]) -> list["Pca"]:
-        """The models that :meth:`stack` took apart."""
-        keys = ("mean", "components", "variance", "variance_ratio")
-        return [cls(*parts) for parts in zip(*(arrays[key] for key in keys), strict=True)]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The fitted arrays by name, for saving."""
-        return {
-            "mean": self.mean,
-            "components": self.components,
-            "variance": self.variance,
-            "variance_ratio": self.variance_ratio,
-        }

@@ -1,12 +1,36 @@
 """Poses as clusters of maps in pose space (paper, section 3.1)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
+
+
+def object_maps(
+    values: np.ndarray, shown: np.ndarray, mask_background: bool = True, normalize: bool = True
+) -> np.ndarray:
+    """Maps by which poses are compared (section 3.1).
+
+    Zero is the mean of all objects. Where the background keeps its own far-off values, as in the
+    paper, outlines weigh more than what they enclose. Where maps are not normalized, as in the
+    paper, those that show little of their object lie together near zero, whatever its pose.
+
+    Args:
+        values: (n, T, c) tokens projected by PCA 2.
+        shown: bool (n, T), patches on the image that show the object.
+        mask_background: set all other patches to zero.
+        normalize: scale each map to Euclidean length 1; one that shows nothing stays zero.
+
+    Returns:
+        (n, T, c) float32.
+    """
+    maps = np.where(shown[..., None], values, 0) if mask_background else values
+    maps = maps.astype(np.float32)
+    if not normalize:
+        return maps
+    lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
+    return maps / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
 def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -19,10 +43,8 @@ def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
     Returns:
         (T, c) float32; the overall mean where a position is valid in no map.
     """
-    sums = np.zeros(maps.shape[1:])
     counts = valid.sum(0)
-    for one, usable in zip(maps, valid, strict=True):
-        sums[usable] += one[usable]
+    sums = maps.sum(0, dtype=np.float64, where=valid[..., None])
     overall = sums.sum(0) / max(counts.sum(), 1)
     means = sums / np.maximum(counts, 1)[:, None]
     return np.where(counts[:, None] > 0, means, overall).astype(np.float32)
@@ -30,8 +52,7 @@ def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def fill_padding(maps: np.ndarray, valid: np.ndarray, means: np.ndarray) -> None:
     """Set padding to its position's mean, in place, so that it says nothing about the pose."""
-    for one, usable in zip(maps, valid, strict=True):
-        one[~usable] = means[~usable]
+    np.copyto(maps, means, where=~valid[..., None])
 
 
 @dataclass(frozen=True)
@@ -40,7 +61,7 @@ class PoseModel:
 
     Args:
         centroids: (k, T * c) float32 mean maps.
-        means: (T, c) float32, what stands in for padding.
+        means: (T, c) float32, the values of padding.
     """
 
     centroids: np.ndarray
@@ -48,56 +69,38 @@ class PoseModel:
 
     @classmethod
     def fit(
-        cls, maps: np.ndarray, means: np.ndarray, k: int, starts: int, seed: int
+        cls, maps: np.ndarray, valid: np.ndarray, k: int, starts: int, seed: int
     ) -> "PoseModel":
         """Cluster maps by Euclidean K-Means and number the clusters around the circle.
 
         Args:
-            maps: (n, T, c) float32, of ``object_maps`` and then :func:`fill_padding`.
-            means: (T, c).
+            maps: (n, T, c) float32, of :func:`object_maps`; changed in place by
+                :func:`fill_padding`.
+            valid: bool (n, T), False on padding.
             k: number of poses.
             starts: K-Means runs, of which the one with the least inertia is kept.
             seed: of the starts.
         """
-        from sklearn.cluster import KMeans  # takes a second, for which assign() need not wait
+        from sklearn.cluster import KMeans  # takes a second, for which nearest() need not wait
 
+        means = position_means(maps, valid)
+        fill_padding(maps, valid, means)
         flat = maps.reshape(len(maps), -1)
         kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
         centroids = kmeans.cluster_centers_
         gaps = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
         return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)
 
-    def assign(self, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Nearest pose of each map.
+    def nearest(self, values: np.ndarray, valid: np.ndarray) -> tuple[int, float]:
+        """Nearest pose of one map, and the Euclidean distance to its centroid.
 
         Args:
-            maps: (n, T, c), of ``object_maps`` and then :func:`fill_padding` with ``means``.
-
-        Returns:
-            (n,) int pose and (n,) float Euclidean distance to its centroid.
+            values: (T, c), of :func:`object_maps`.
+            valid: bool (T,), False on padding.
         """
-        poses = np.empty(len(maps), np.int64)
-        distances = np.empty(len(maps))
-        for index, one in enumerate(maps.reshape(len(maps), -1)):
-            gaps = np.linalg.norm(self.centroids - one, axis=1)
-            poses[index] = gaps.argmin()
-            distances[index] = gaps.min()
-        return poses, distances
-
-    @staticmethod
-    def save_all(path: Path, models: Sequence["PoseModel"]) -> None:
-        """Write the models of all categories as an ``.npz`` file of plain arrays."""
-        np.savez(
-            path,
-            centroids=np.stack([model.centroids for model in models]),
-            means=np.stack([model.means for model in models]),
-        )
-
-    @classmethod
-    def load_all(cls, path: Path) -> list["PoseModel"]:
-        """Read what :meth:`save_all` wrote, a model for each category."""
-        with np.load(path) as arrays:
-            return list(map(cls, arrays["centroids"], arrays["means"]))
+        filled = np.where(valid[:, None], values, self.means).ravel()
+        gaps = np.linalg.norm(self.centroids - filled, axis=1)
+        return int(gaps.argmin()), float(gaps.min())
 
 
 def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: int = 1) -> dict:
@@ -107,7 +110,7 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: 
         poses: (n,) pose of each image, 0..k-1 in circular order.
         azimuths: (n,) true azimuth in degrees.
         k: number of poses, of all categories together.
-        categories: kinds of object, each with equally many poses in a circle of their own.
+        categories: number of categories, each with equally many poses in a circle of their own.
 
     Returns:
         ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of

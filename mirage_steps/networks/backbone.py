@@ -1,8 +1,10 @@
 """Any vision transformer of ``transformers`` as a source of patch tokens."""
 
+import hashlib
 import inspect
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, first_line
 from mirage_steps.networks.dinov2 import is_plain, load_dinov2
+from mirage_steps.networks.fetching import resolve
+from mirage_steps.networks.names import network_name
 
-# What names of the embedded networks begin with, wherever a figure of theirs appears.
-STAND_IN = "stand-in"
-# DINOv2's preprocessor; the model's own is used where its folder has one.
+# Of DINOv2's preprocessor, for models that have none of their own.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -30,8 +32,9 @@ class Backbone:
         resolution: side of its square input in pixels.
         patch_size: side of a patch in pixels.
         dim: length of a token.
-        mean: of the colour channels in [0, 1].
-        std: of the colour channels in [0, 1].
+        mean: of the color channels in [0, 1].
+        std: of the color channels in [0, 1].
+        folder: of the model.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Backbone:
     dim: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    folder: Path
 
     @classmethod
     def load(
@@ -59,50 +63,70 @@ class Backbone:
         Raises:
             UserError: it is not there, is no vision transformer, or does not fit the resolution.
         """
-        resolution = backbone.resolution
-        model = backbone.model
-        if not Path(model).exists():
-            # Only what may have to be fetched waits for the import.
-            from mirage_steps.networks.fetching import local
-
-            model = str(local(model, f"backbone.model {model}", weights))
+        folder = resolve(backbone.model, "backbone.model", weights)
         try:
-            config, network = _load(Path(model))
-            mean, std = _normalisation(model)
-        except Exception as error:
-            # transformers raises nearly anything on files that are not what their names say.
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            if isinstance(error, KeyError):
-                reason = f"weights missing, as {error.args[0]}"
-            raise UserError(_cannot_load(model, reason)) from None
+            config, network = _load(folder)
+            mean, std = _normalization(folder)
+        except Exception as error:  # transformers raises nearly anything on damaged files
+            absent = isinstance(error, KeyError)
+            reason = f"weights missing, as {error.args[0]}" if absent else first_line(error)
+            raise UserError(
+                f"backbone.model {folder}: not a transformers model folder ({reason}); it needs "
+                "config.json and model.safetensors"
+            ) from None
         patch_size = config.get("patch_size")
         if not isinstance(patch_size, int):
             raise UserError(
-                f"backbone.model {model}: has no patch tokens; use a vision transformer"
+                f"backbone.model {folder}: has no patch tokens; use a vision transformer"
             )
-        if resolution % patch_size:
-            near = round(resolution / patch_size) * patch_size
+        if backbone.resolution % patch_size:
+            near = round(backbone.resolution / patch_size) * patch_size
             raise UserError(
-                f"backbone.resolution {resolution} is not a multiple of the patch size "
-                f"{patch_size} of {model}; use {max(near, patch_size)}"
+                f"backbone.resolution {backbone.resolution} is not a multiple of the patch size "
+                f"{patch_size} of {folder}; use {max(near, patch_size)}"
             )
-        name = Path(model).name
-        if config.get("stand_in", False) and not name.startswith(STAND_IN):
-            name = f"{STAND_IN} {name}"  # whatever its folder is called
         return cls(
-            name,
+            network_name(folder, stand_in=config.get("stand_in", False)),
             network.to(device).eval().requires_grad_(False),
-            resolution,
+            backbone.resolution,
             patch_size,
             config["hidden_size"],
             mean,
             std,
+            folder,
         )
 
     @property
     def grid(self) -> int:
         """Patches a side."""
         return self.resolution // self.patch_size
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """Its mean color, (r, g, b) in 0..255, for what surrounds an image."""
+        return tuple(round(255 * value) for value in self.mean)
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """Hash of each weight file, by name: what tells this model apart."""
+        hashes = {}
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".safetensors", ".bin"):
+                with open(path, "rb") as content:
+                    hashes[path.name] = hashlib.file_digest(content, "sha256").hexdigest()
+        return hashes
+
+    def half_tokens(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens as poses are estimated from them, rounded to float16.
+
+        Args:
+            images: as in :meth:`tokens`.
+
+        Returns:
+            (n, grid * grid, dim) and (n, dim) float16.
+        """
+        patches, summary = self.tokens(images)
+        return patches.half().cpu().numpy(), summary.half().cpu().numpy()
 
     @torch.inference_mode()
     def tokens(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,13 +139,11 @@ class Backbone:
             (n, grid * grid, dim) and (n, dim) float32 on the model's device; registers dropped.
         """
         device = next(self.model.parameters()).device
-        pixels = torch.from_numpy(np.array(images)).to(device)
-        pixels = pixels.permute(0, 3, 1, 2).float().div(255)
+        pixels = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float().div(255)
         if pixels.shape[-1] != self.resolution:
             size = (self.resolution, self.resolution)
-            pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(
-                0, 1
-            )
+            pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True)
+            pixels = pixels.clamp(0, 1)
         mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
         hidden = self.model((pixels - mean) / std)
         # CLS comes first, then registers if there are any, then the patches row by row.
@@ -132,22 +154,20 @@ def _load(folder: Path) -> tuple[dict, nn.Module]:
     """Configuration of a model, and the model as a function from images to hidden states."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if is_plain(folder, config):
-        return config, load_dinov2(folder)
+        return config, load_dinov2(folder, config)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     network, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
-    # A weight that is not in the file is drawn at random, which the features would not show.
-    absent = sorted(
-        key for key in loading["missing_keys"] if "pooler" not in key and "mask" not in key
-    )
+    # transformers initializes missing weights at random, which the features would not show.
+    absent = [key for key in loading["missing_keys"] if "pooler" not in key and "mask" not in key]
     if absent:
-        raise ValueError(f"{len(absent)} weights missing, as {absent[0]}")
+        raise KeyError(min(absent))
     return network.config.to_dict(), _HiddenStates(network)
 
 
 class _HiddenStates(nn.Module):
-    """A model of transformers, of which only the last hidden states count."""
+    """The last hidden states of a model of transformers."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -159,21 +179,11 @@ class _HiddenStates(nn.Module):
         return self.network(pixel_values=pixel_values, **self.options).last_hidden_state
 
 
-def _normalisation(model: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the model's own preprocessor, DINOv2's where it has none."""
-    found = Path(model, "preprocessor_config.json")
-    if not found.is_file():
-        return _IMAGENET
-    content = json.loads(found.read_text())
+def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the model's own preprocessor, or DINOv2's."""
+    path = folder / "preprocessor_config.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
     mean, std = content.get("image_mean", _IMAGENET[0]), content.get("image_std", _IMAGENET[1])
-    if {np.asarray(part, float).shape for part in (mean, std)} != {(3,)}:
+    if {np.shape(values) for values in (mean, std)} != {(3,)}:
         raise ValueError("preprocessor_config.json: image_mean and image_std need three numbers")
     return tuple(mean), tuple(std)
-
-
-def _cannot_load(model: str, reason: str) -> str:
-    """The one line for a folder that holds no model."""
-    return (
-        f"backbone.model {model}: not a transformers model folder ({reason}); it needs config.json "
-        "and model.safetensors"
-    )

@@ -48,7 +48,8 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
             raise UserError(f"{folder}: made by another version; rerun the training")
         model.load_state_dict(weights)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; run the training step first") from None
+        path = error.filename or folder / "model.safetensors"  # safetensors names none
+        raise UserError(f"{path}: no such file; run the training step first") from None
     except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         reason = f"not a trained model ({first_line(error)}); rerun the training"
         raise UserError(f"{folder}: {reason}") from None

@@ -1,7 +1,6 @@
 """Loading segment-anything: published weights, a checkpoint file, or the embedded stand-in."""
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from safetensors import SafetensorError
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
-from mirage_steps.errors import UserError
-from mirage_steps.networks.fetching import local
+from mirage_steps.errors import UserError, first_line
+from mirage_steps.networks.fetching import resolve
+from mirage_steps.networks.names import network_name
 from mirage_steps.networks.tiny_sam import build_tiny_sam
 from mirage_steps.settings import WEIGHTS
 
@@ -19,7 +19,7 @@ _ARCHITECTURES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 def load_sam(sam: str, device: torch.device, weights: Path = Path(WEIGHTS)) -> Sam:
-    """Load a segment-anything model in evaluation mode.
+    """A segment-anything model in evaluation mode.
 
     Args:
         sam: ``vit_b``, ``vit_l`` or ``vit_h`` (Meta's weights, fetched once), a checkpoint file
@@ -28,38 +28,16 @@ def load_sam(sam: str, device: torch.device, weights: Path = Path(WEIGHTS)) -> S
         weights: folder of fetched networks.
 
     Raises:
-        UserError: weights that are not there, cannot be fetched, or are of another model.
+        UserError: weights that are missing, cannot be fetched, or are of another model.
     """
-    path = local(sam, f"masks.sam {sam}", weights)
+    path = resolve(sam, "masks.sam", weights)
     model = _stand_in(path) if path.is_dir() else _from_checkpoint(path)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _from_checkpoint(path: Path) -> Sam:
-    """Build the architecture whose weights a checkpoint holds."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model = sam_model_registry[_architecture(state)](checkpoint=None)
-        model.load_state_dict(state)
-    except (
-        pickle.UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, AttributeError,
-        TypeError,
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"masks.sam {path}: not a checkpoint of segment-anything ({_first_line(error)}); "
-            "delete it if its download broke off"
-        ) from None
-    return model
-
-
-def _architecture(state: Mapping[str, torch.Tensor]) -> str:
-    """Name of the architecture by the width of the image encoder's position embedding."""
-    if not isinstance(state, Mapping) or "image_encoder.pos_embed" not in state:
-        raise ValueError("no image_encoder.pos_embed in it")
-    width = state["image_encoder.pos_embed"].shape[-1]
-    if width not in _ARCHITECTURES:
-        raise ValueError(f"an image encoder of width {width}, known are {list(_ARCHITECTURES)}")
-    return _ARCHITECTURES[width]
+def sam_name(sam: str) -> str:
+    """Name of the model in tables; only stand-ins are folders."""
+    return network_name(sam, stand_in=Path(sam).is_dir())
 
 
 def _stand_in(folder: Path) -> Sam:
@@ -71,10 +49,29 @@ def _stand_in(folder: Path) -> Sam:
         return build_tiny_sam(weights)
     except (SafetensorError, RuntimeError) as error:
         raise UserError(
-            f"masks.sam {weights}: not the stand-in's weights ({_first_line(error)})"
+            f"masks.sam {weights}: not the stand-in's weights ({first_line(error)})"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    """What went wrong, short enough for one line."""
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+def _from_checkpoint(path: Path) -> Sam:
+    """The architecture whose weights a checkpoint holds, with these weights."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = sam_model_registry[_architecture(state)](checkpoint=None)
+        model.load_state_dict(state)
+    except (
+        pickle.UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, AttributeError,
+        TypeError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"masks.sam {path}: not a checkpoint of segment-anything ({first_line(error)})"
+        ) from None
+    return model
+
+
+def _architecture(state: dict[str, torch.Tensor]) -> str:
+    """Name of the architecture by the width of the image encoder's position embedding."""
+    width = state["image_encoder.pos_embed"].shape[-1]
+    if width not in _ARCHITECTURES:
+        raise ValueError(f"an image encoder of width {width}, known are {list(_ARCHITECTURES)}")
+    return _ARCHITECTURES[width]

@@ -21,10 +21,10 @@ _PROMPT_WIDTH = 64
 
 
 def build_tiny_sam(checkpoint: Path | None) -> Sam:
-    """A SAM for pictures of 128 pixels, in evaluation mode, about 1.1 million parameters.
+    """A SAM for images of 128 pixels, in evaluation mode, about 1.1 million parameters.
 
-    It takes RGB pictures in [0, 255] and prompts as the published networks do, through
-    ``SamPredictor`` as well as through ``Sam.forward``; its low-resolution masks have 64 pixels.
+    Its input, RGB in [0, 255] with prompts, is that of the published networks; its low-resolution
+    masks have 64 pixels a side.
 
     Args:
         checkpoint: safetensors file of its weights; None leaves them random.
@@ -49,16 +49,12 @@ def build_tiny_sam(checkpoint: Path | None) -> Sam:
             mask_in_chans=8,
         ),
         mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
             transformer=TwoWayTransformer(
                 depth=2, embedding_dim=_PROMPT_WIDTH, mlp_dim=256, num_heads=4
             ),
             transformer_dim=_PROMPT_WIDTH,
-            iou_head_depth=3,
             iou_head_hidden_dim=64,
         ),
-        pixel_mean=[123.675, 116.28, 103.53],
-        pixel_std=[58.395, 57.12, 57.375],
     )
     if checkpoint is not None:
         sam.load_state_dict(load_file(checkpoint))

@@ -1,6 +1,23 @@
-"""Where images come from: a module for each kind of source."""
+"""Where images come from: a module for each kind of source, named as the kind.
+
+Each module has ``list_images(source, out, progress)``, which lists the images or makes them in the
+data set's folder ``out``; ``progress`` wraps an iterable of known length, such as ``tqdm``. Where
+the source has a ``path``, the module also has ``check(source)``, which gives the folder.
+"""
+
+from importlib import import_module
+from types import ModuleType
 
 from mirage_steps import settings
+from mirage_steps.files.manifest import Entry
+
+Listing = tuple[list[Entry], list[tuple[str, str]]]
+"""Usable images, and (name, reason) of every rejected one."""
+
+
+def module_of(source: settings.Settings) -> ModuleType:
+    """The module of a source; imported on demand, since it may need large packages."""
+    return import_module(f"{__name__}.{source.kind.replace('-', '_')}")
 
 
 def check_source(source: settings.Settings) -> None:
@@ -9,12 +26,5 @@ def check_source(source: settings.Settings) -> None:
     Raises:
         UserError: saying what is missing and where it belongs.
     """
-    from mirage_steps.sources import compcars, epfl, folder
-
-    checks = {
-        settings.Folder: folder.check,
-        settings.CompCars: compcars.check,
-        settings.Epfl: epfl.check,
-    }
-    if type(source) in checks:
-        checks[type(source)](source)
+    if hasattr(source, "path"):
+        module_of(source).check(source)

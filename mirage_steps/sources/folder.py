@@ -1,30 +1,23 @@
-"""A folder of images, searched recursively."""
+"""A folder of images, searched recursively, and what the sources with a folder share."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
-
 from mirage_steps.errors import UserError
-from mirage_steps.files.images import UnreadableImage, read_rgb
+from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.manifest import Entry
 from mirage_steps.settings import Folder
+from mirage_steps.sources import Listing
 
 
-def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[tuple[str, str]]]:
-    """Decode every file of a folder once, in sorted order.
+def list_images(source: Folder, out: Path, progress) -> Listing:
+    """Decode every file of a folder once, in sorted order; the images stay where they are.
 
-    Hidden files and folders are passed over. Images are named by their absolute path, which may
-    hold any characters but a line break, and must be UTF-8 to stand in a table. A link keeps its
-    own name: two links to one file are two images, and labels find them.
-
-    Args:
-        source: the folder and the bound on pixels.
-        out: the data set's folder; not used, since the images stay where they are.
-        progress: wraps an iterable of known length, such as ``tqdm``.
-
-    Returns:
-        Usable images, and (name, reason) of every other file.
+    Hidden files and folders are skipped. Images are named by their absolute path, which may hold
+    any characters but a line break, and must be UTF-8. A link keeps its own name: two links to one
+    file are two images, and labels find them.
 
     Raises:
         UserError: the folder is missing or empty.
@@ -33,52 +26,38 @@ def list_images(source: Folder, out: Path, progress) -> tuple[list[Entry], list[
     files = find_files(root)
     if not files:
         raise UserError(f"source.path {root}: holds no files")
-
     return inspect_images(files, source.max_pixels, progress)
 
 
 def check(source: Folder) -> Path:
-    """The folder, absolute.
+    """The folder, absolute; raises UserError if it is not there."""
+    return require_folder(source.path, "set it to the folder with your images")
 
-    Raises:
-        UserError: it is not there.
-    """
-    root = source.path.expanduser()
+
+def require_folder(path: Path, remedy: str) -> Path:
+    """``path`` absolute; raises UserError with the remedy if it is no folder."""
+    root = path.expanduser().resolve()
     if not root.is_dir():
-        raise UserError(
-            f"source.path {root}: no such folder; set it to the folder with your images"
-        )
-    return root.resolve()
+        raise UserError(f"source.path {path}: no such folder; {remedy}")
+    return root
 
 
-def find_files(root: Path) -> list[Path]:
-    """All files of a folder, however deep, in sorted order; hidden ones are passed over."""
-    root = root.expanduser().resolve()
-    return sorted(path for path in root.rglob("*") if path.is_file() and not _hidden(path, root))
-
-
-def inspect_images(
-    files: list[Path], max_pixels: int, progress
-) -> tuple[list[Entry], list[tuple[str, str]]]:
+def inspect_images(files: Sequence[Path], max_pixels: int, progress) -> Listing:
     """Decode each file once, to know its size and that it can be used.
 
     Args:
         files: absolute paths, in the order of the manifest.
         max_pixels: images with more are rejected before decoding.
         progress: wraps an iterable of known length, such as ``tqdm``.
-
-    Returns:
-        Usable images, and (name, reason) of every other file.
     """
 
     def read(path: Path) -> tuple[Path, tuple[int, int] | str]:
-        if "\n" in str(path) or not _is_utf8(path):
+        if printable(path) != str(path):
             return path, "file name cannot stand in a UTF-8 table; rename it"
         try:
-            image: Image.Image = read_rgb(path, max_pixels)
+            return path, read_rgb(path, max_pixels).size
         except (UnreadableImage, OSError) as error:
             return path, str(error)
-        return path, image.size
 
     entries, rejected = [], []
     for path, result in progress(ahead(read, files), total=len(files)):
@@ -89,8 +68,18 @@ def inspect_images(
     return entries, rejected
 
 
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def select_boxes(entries: list[Entry], boxes: bool) -> Listing:
+    """Entries with the boxes that their data set states, or without.
+
+    Args:
+        entries: each with its box, None where it has none that lies on the image.
+        boxes: keep the boxes and reject images without one; otherwise remove all boxes.
+    """
+    if not boxes:
+        return [replace(entry, box=None) for entry in entries], []
+    reason = "has no usable box, and source.boxes is on"
+    rejected = [(entry.image, reason) for entry in entries if entry.box is None]
+    return [entry for entry in entries if entry.box is not None], rejected
 
 
 def _is_utf8(path: Path) -> bool:
@@ -99,8 +88,3 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def printable(path: Path) -> str:
-    """The path with undecodable bytes escaped, so that it can be written down."""
-    return str(path).encode(errors="backslashreplace").decode().replace("\n", "\\n")

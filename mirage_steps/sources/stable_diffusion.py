@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,267 +10,210 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, first_line
 from mirage_steps.files.atomic import atomic, require_disk, write_json
 from mirage_steps.files.command import log
 from mirage_steps.files.manifest import Entry
-from mirage_steps.settings import StableDiffusion
+from mirage_steps.networks.fetching import resolve
+from mirage_steps.settings import WEIGHTS, StableDiffusion
+from mirage_steps.sources import Listing
 
 if TYPE_CHECKING:  # diffusers takes seconds to import, and most runs do without it
     import torch
     from diffusers import StableDiffusionPipeline
 
-# To be raised by a change of this file that changes images: it is part of their folder's name.
+# Part of the images' key: raise it with every change of this file that changes images.
 VERSION = 1
 VIEWPOINTS = ("front", "side", "back")
 FLAGGED = "flagged by the model's safety checker"
-BLANK = "all of one colour: what the model computed was no number"
+BLANK = "all of one color: the model's output was not a number"
 _PNG_BYTES_PER_PIXEL = 1.6
-# The one scheduler whose steps draw noise for the whole batch, not from each image's generator.
-_UNSEEDED = "DPMSolverSDEScheduler"
 
 
-def generate_images(
+def list_images(
     source: StableDiffusion,
     out: Path,
     progress,
     *,
+    weights: Path = Path(WEIGHTS),
     device: str = "auto",
-    resolve: Callable[[str], Path] = lambda name: Path(name),
-) -> tuple[list[Entry], list[tuple[str, str]]]:
+) -> Listing:
     """Generate the images that are not there yet into ``out/images/KEY``, and list all.
 
-    KEY stands for all settings that change an image, so a changed setting takes another folder,
-    and the former one resumes it. An image depends on these settings and its own index alone, up
-    to rounding: the same network gives slightly different numbers in batches of another size and
-    on another device. What is rejected is remembered beside the images (``000007.txt``, the
-    reason) and not tried again. A model is known by its name: after a change of a folder's
-    weights give it another name, or delete its images.
+    KEY is a hash of the settings that change an image, so other settings take another folder, and
+    the former ones resume theirs. An image depends on these settings and its own index alone, up
+    to rounding, which differs between batch sizes and devices. A rejected image leaves its reason
+    (``000007.txt``) and is not tried again. A model is known by its name: after a change of a
+    folder's weights rename the folder, or delete its images.
 
     Args:
-        source: what to generate, how much of it, with which model.
-        out: the data set's folder.
-        progress: wraps an iterable of known length, such as ``tqdm``.
-        device: where the networks run; float16 on CUDA, float32 on the CPU.
-        resolve: gives the folder of ``source.model``; called only if images are missing.
+        source: what to generate, how many, with which model.
+        out, progress: as for every source.
+        weights: folder of fetched networks.
+        device: auto, cpu or cuda; float16 on CUDA, float32 elsewhere.
 
     Returns:
         The images by index, and (name, reason) of those that the model's safety checker flags or
-        that are of one colour.
+        that are of one color.
 
     Raises:
-        UserError: the model or the device is not there, or there is too little room.
+        UserError: the model or the device is not there, or the disk has too little room.
     """
-    folder = out / "images" / _key(source)
-    known = _known(folder, source.images)
-    _mention_others(folder)
-    missing = [index for index in range(source.images) if index not in known]
-    new: Iterator[tuple[int, str | None]] = iter(())
+    settings = _tracked(source)
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    folder, side = out / "images" / key, settings["saved_size"]
+    done = _done(folder, source.images)
+    missing = [index for index in range(source.images) if index not in done]
+    others = sorted(path.parent.name for path in folder.parent.glob("*/settings.json"))
+    if others := ", ".join(name for name in others if name != key):
+        log.info("%s holds images of other settings, delete them at will: %s", out, others)
+    new: Iterable[tuple[int, str | None]] = ()
     if missing:
-        log.info("%d of %d images are there: %s", len(known), source.images, folder)
-        estimate = len(missing) * _side(source) ** 2 * _PNG_BYTES_PER_PIXEL
-        require_disk(out, int(estimate), f"generating {len(missing)} images")
-        pipeline = load_pipeline(resolve(source.model), device)
+        log.info("%d of %d images are there: %s", len(done), source.images, folder)
+        size = int(len(missing) * side**2 * _PNG_BYTES_PER_PIXEL)
+        require_disk(out, size, f"generating {len(missing)} images")
+        model = resolve(source.model, "source.model", weights)
+        pipeline = load_pipeline(model, device)
         _require_short(pipeline.tokenizer, source.category)
-        if not (folder / "settings.json").is_file():
-            write_json(folder / "settings.json", _tracked(source))
-        new = _generate(pipeline, source, folder, missing)
-    results = dict(progress(chain(known.items(), new), total=source.images))
+        if not done:
+            write_json(folder / "settings.json", settings)
+        images = _generate(pipeline, source, missing)
+        new = ((i, _save(folder / f"{i:06d}.png", side, *image)) for i, image in images)
     entries, rejected = [], []
-    for index, reason in sorted(results.items()):
-        path = folder / _name(index)
-        name = path.relative_to(out).as_posix()
+    for index, reason in sorted(progress(chain(done.items(), new), total=source.images)):
+        name = f"images/{key}/{index:06d}.png"
         if reason is None:
             view = prompts(source.category, index)[2]
-            entries.append(Entry(name, path, _side(source), _side(source), viewpoint=view))
+            entries.append(Entry(name, out / name, side, side, viewpoint=view))
         else:
             rejected.append((name, reason))
     return entries, rejected
 
 
 def prompts(category: str, index: int) -> tuple[str, str, str]:
-    """The paper's prompts of an image; the views take turns, so any first images are balanced.
+    """Positive prompt, negative prompt and viewpoint of an image, as in the paper.
+
+    The viewpoints alternate, so that any first images are balanced.
 
     Args:
-        category: kind of object, such as "single massive armchair".
+        category: of the object, such as "single massive armchair".
         index: of the image, from 0.
-
-    Returns:
-        Positive prompt, negative prompt and viewpoint, which is one of ``VIEWPOINTS``.
     """
     view = VIEWPOINTS[index % len(VIEWPOINTS)]
-    positive = f"A high-quality photo of {category}, {view} view"
     negative = "Low-quality, close-up, cropped"
-    # The model prefers fronts, so the other two views have to be told not to be one.
-    return positive, negative if view == "front" else f"{negative}, front view", view
+    # The model prefers front views, so the other two need a negative prompt against them.
+    negative += "" if view == "front" else ", front view"
+    return f"A high-quality photo of {category}, {view} view", negative, view
 
 
 def load_pipeline(folder: Path, device: str) -> "StableDiffusionPipeline":
     """Load Stable Diffusion from a local folder, from safetensors only.
 
-    The folder's own scheduler is kept: Stable Diffusion's PNDM draws no noise, and others draw
-    theirs from each image's generator. DDIM takes the place of the one that does neither. The
-    safety checker is used if the folder has one.
+    The folder's own scheduler is kept if all its noise comes from each image's generator, and DDIM
+    replaces it otherwise. The safety checker is used if the folder has one.
 
     Args:
-        folder: of a diffusers pipeline: ``model_index.json`` and a folder for each part.
-        device: ``auto``, ``cpu`` or ``cuda``.
-
-    Returns:
-        The pipeline on the device, float16 on CUDA and float32 elsewhere.
+        folder: of a diffusers pipeline.
+        device: auto, cpu or cuda; float16 on CUDA, float32 elsewhere.
 
     Raises:
-        UserError: the folder or the device is not there, or the folder's content cannot be used.
+        UserError: the device is not there, or the folder cannot be used.
     """
-    _require_stable_diffusion(folder)
     import torch
     from diffusers import DDIMScheduler
 
     from mirage_steps.method.device import choose_device
 
     chosen = choose_device(device)
-    dtype = torch.float16 if chosen.type == "cuda" else torch.float32
     try:
-        pipeline = _read_pipeline(folder, dtype)
-    except UserError:
-        raise
+        pipeline = _read(folder, torch.float16 if chosen.type == "cuda" else torch.float32)
     except Exception as error:
         # Damaged weights, tokenizers and configurations raise nearly anything, tokenizers even
         # a bare Exception; whatever it was, this folder cannot be used.
-        reason = " ".join((str(error).strip() or repr(error)).splitlines()[0].split())
-        raise UserError(f"source.model {folder}: cannot be loaded ({reason})") from None
-    if type(pipeline.scheduler).__name__ == _UNSEEDED:
+        raise UserError(
+            f"source.model {folder}: cannot be loaded ({first_line(error)}); set it to the folder "
+            "of a Stable Diffusion pipeline of diffusers"
+        ) from None
+    # The one scheduler whose steps draw noise for the whole batch.
+    if type(pipeline.scheduler).__name__ == "DPMSolverSDEScheduler":
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     if pipeline.safety_checker is None:
-        log.info("%s has no safety checker: its images are taken unchecked", folder)
+        log.info("%s has no safety checker: its images are not checked", folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(chosen)
 
 
-def _require_stable_diffusion(folder: Path) -> None:
-    """Refuse a folder that is not there or holds something else.
-
-    Raises:
-        UserError: with the reason.
-    """
-    if not folder.is_dir():
-        raise UserError(
-            f"source.model {folder}: no such folder; set it to that of a diffusers pipeline"
-        )
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        kind = index["_class_name"]
-    except FileNotFoundError:
-        raise UserError(
-            f"source.model {folder}: has no model_index.json, so it is no diffusers pipeline"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"source.model {folder}: model_index.json is damaged ({error!r})") from None
-    if kind != "StableDiffusionPipeline":
-        raise UserError(f"source.model {folder}: holds a {kind}, not a StableDiffusionPipeline")
-    vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-    if not any(all((folder / "tokenizer" / f).is_file() for f in v) for v in vocabularies):
-        # Transformers would make a tokenizer without words, and the prompts would say nothing.
-        raise UserError(f"source.model {folder}: cannot be loaded (tokenizer/ has no vocabulary)")
-
-
-def _read_pipeline(folder: Path, dtype: "torch.dtype") -> "StableDiffusionPipeline":
-    """Read networks, tokenizer and scheduler of a folder; raises nearly anything.
-
-    The networks are read one by one, since only so it is known which weights were not there.
-    """
+def _read(folder: Path, dtype: "torch.dtype") -> "StableDiffusionPipeline":
+    """Read all parts of a pipeline; raises nearly anything."""
     import diffusers
     import transformers
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()
-    local = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
-    # The other way of loading needs the package accelerate, which is not a dependency.
-    plain = {"low_cpu_mem_usage": False}
-    networks: dict[str, tuple[type, dict]] = {
-        "unet": (diffusers.UNet2DConditionModel, plain),
-        "vae": (diffusers.AutoencoderKL, plain),
-        "text_encoder": (transformers.CLIPTextModel, {}),
+    name = diffusers.DiffusionPipeline.load_config(folder, local_files_only=True)["_class_name"]
+    if name != "StableDiffusionPipeline":
+        raise ValueError(f"it holds a {name}, not a StableDiffusionPipeline")
+    vocabularies = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    if not any(all((folder / "tokenizer" / f).is_file() for f in v) for v in vocabularies):
+        # Transformers would make a tokenizer without words, and the prompts would say nothing.
+        raise ValueError("tokenizer/ has no vocabulary")
+    networks: dict[str, type] = {
+        "unet": diffusers.UNet2DConditionModel,
+        "vae": diffusers.AutoencoderKL,
+        "text_encoder": transformers.CLIPTextModel,
     }
-    parts: dict[str, object] = {"image_encoder": None}
+    parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if (folder / "safety_checker").is_dir():
-        networks["safety_checker"] = (StableDiffusionSafetyChecker, {})
-    else:
-        parts |= {"safety_checker": None, "feature_extractor": None}
-        parts["requires_safety_checker"] = False
-    for name, (kind, options) in networks.items():
-        parts[name], loading = kind.from_pretrained(
-            folder / name, output_loading_info=True, **local, **options
+        networks["safety_checker"], parts = StableDiffusionSafetyChecker, {}
+    # Loading with low memory needs the package accelerate, which is not a dependency.
+    options = dict(local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False)
+    for name, network in networks.items():
+        parts[name], loading = network.from_pretrained(
+            folder / name, output_loading_info=True, dtype=dtype, **options
         )
-        # A weight that is not in the file is drawn at random.
-        absent = sorted(loading["missing_keys"])
-        if absent:
+        # Weights that are not in the file are random.
+        if absent := sorted(loading["missing_keys"]):
             raise ValueError(f"{name}: {len(absent)} weights missing, as {absent[0]}")
-    return diffusers.StableDiffusionPipeline.from_pretrained(folder, **parts, **local, **plain)
+    return diffusers.StableDiffusionPipeline.from_pretrained(folder, **parts, **options)
 
 
 def _require_short(tokenizer, category: str) -> None:
-    """Refuse a category so long that the model would not read the view, which comes last.
-
-    Raises:
-        UserError: more tokens than the model reads.
-    """
-    for index in range(len(VIEWPOINTS)):
-        tokens = len(tokenizer(prompts(category, index)[0]).input_ids)
-        if tokens > tokenizer.model_max_length:
-            raise UserError(
-                f"source.category: its prompt has {tokens} tokens, the model reads "
-                f"{tokenizer.model_max_length}; shorten it"
-            )
+    """Refuse a category so long that the model would not read the viewpoint, which comes last."""
+    count = max(len(tokenizer(prompts(category, i)[0]).input_ids) for i in range(len(VIEWPOINTS)))
+    if count > tokenizer.model_max_length:
+        raise UserError(
+            f"source.category: its prompt has {count} tokens, the model reads "
+            f"{tokenizer.model_max_length}; shorten it"
+        )
 
 
 def _generate(
-    pipeline: "StableDiffusionPipeline",
-    source: StableDiffusion,
-    folder: Path,
-    indices: Sequence[int],
-) -> Iterator[tuple[int, str | None]]:
-    """Generate and save images batch by batch.
-
-    Yields:
-        Index, and why it was rejected; None for a saved image.
-
-    Raises:
-        UserError: a batch does not fit into memory.
-    """
-    for start in range(0, len(indices), source.batch_size):
-        batch = indices[start : start + source.batch_size]
-        for index, (image, flagged) in zip(batch, _sample(pipeline, source, batch), strict=True):
-            reason = FLAGGED if flagged else BLANK if _is_blank(image) else None
-            _save(image, _side(source), folder / _name(index), reason)
-            yield index, reason
-
-
-def _sample(
     pipeline: "StableDiffusionPipeline", source: StableDiffusion, indices: Sequence[int]
-) -> list[tuple[Image.Image, bool]]:
-    """Images of these indices, and whether the safety checker flags them."""
+) -> Iterator[tuple[int, tuple[Image.Image, bool]]]:
+    """Each index with its image and whether the safety checker flags it, batch by batch."""
     import torch
 
-    texts = [prompts(source.category, index) for index in indices]
-    try:
-        output = pipeline(
-            prompt=[positive for positive, _, _ in texts],
-            negative_prompt=[negative for _, negative, _ in texts],
-            height=source.size,
-            width=source.size,
-            num_inference_steps=source.steps,
-            guidance_scale=source.guidance_scale,
-            generator=[_generator(source.seed, index) for index in indices],
-        )
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"source.batch_size {source.batch_size}: the device has too little memory for it; "
-            "set a smaller one, the images made so far are kept"
-        ) from None
-    flagged = output.nsfw_content_detected or [False] * len(indices)
-    return list(zip(output.images, flagged, strict=True))
+    for start in range(0, len(indices), source.batch_size):
+        batch = indices[start : start + source.batch_size]
+        positive, negative, _ = zip(*(prompts(source.category, i) for i in batch), strict=True)
+        try:
+            output = pipeline(
+                prompt=list(positive),
+                negative_prompt=list(negative),
+                height=source.size,
+                width=source.size,
+                num_inference_steps=source.steps,
+                guidance_scale=source.guidance_scale,
+                generator=[_generator(source.seed, index) for index in batch],
+            )
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"source.batch_size {source.batch_size}: the device has too little memory for it; "
+                "set a smaller one, the images made so far are kept"
+            ) from None
+        flags = output.nsfw_content_detected or [False] * len(batch)
+        yield from zip(batch, zip(output.images, flags, strict=True), strict=True)
 
 
 def _generator(seed: int, index: int) -> "torch.Generator":
@@ -282,68 +224,29 @@ def _generator(seed: int, index: int) -> "torch.Generator":
     return torch.Generator("cpu").manual_seed(int(state[0]))
 
 
-def _is_blank(image: Image.Image) -> bool:
-    """Whether all pixels are equal: diffusers turns what is no number into black."""
-    return all(low == high for low, high in image.getextrema())
-
-
-def _save(image: Image.Image, side: int, path: Path, reason: str | None) -> None:
-    """Save an image, scaled down to ``side``, or in its place the reason for not keeping it."""
-    if reason is not None:
-        with atomic(path.with_suffix(".txt")) as temporary:
+def _save(path: Path, side: int, image: Image.Image, flagged: bool) -> str | None:
+    """Save an image, scaled down to ``side``, or in its place the reason to reject it."""
+    blank = all(low == high for low, high in image.getextrema())  # diffusers makes NaNs black
+    reason = FLAGGED if flagged else BLANK if blank else None
+    with atomic(path.with_suffix(".txt") if reason else path) as temporary:
+        if reason:
             temporary.write_text(f"{reason}\n", encoding="utf-8")
-        return
-    with atomic(path) as temporary:
-        image.resize((side, side), Image.Resampling.LANCZOS).save(temporary)
+        else:
+            image.resize((side, side), Image.Resampling.LANCZOS).save(temporary)
+    return reason
 
 
-def _known(folder: Path, images: int) -> dict[int, str | None]:
-    """What former runs made: index, and why it was rejected; None for an image."""
-    # One listing: asking for each of 100k files takes long on a network's disk.
-    names = set(os.listdir(folder)) if folder.is_dir() else set()
-    known: dict[int, str | None] = {}
-    for index in range(images):
-        name = Path(_name(index))
-        if name.name in names:
-            known[index] = None
-        elif (note := name.with_suffix(".txt").name) in names:
-            known[index] = (folder / note).read_text(encoding="utf-8").strip()
-    return known
-
-
-def _mention_others(folder: Path) -> None:
-    """Log which images of other settings are still there."""
-    others = sorted(
-        file.parent.name
-        for file in folder.parent.glob("*/settings.json")
-        if file.parent.name != folder.name
-    )
-    if others:
-        log.info(
-            "%s: images of other settings are still there, delete what you do not need: %s",
-            folder.parent,
-            ", ".join(others),
-        )
+def _done(folder: Path, images: int) -> dict[int, str | None]:
+    """Index of each image that former runs made, and why it was rejected; None for an image."""
+    # Listed, since asking for each of 100k files takes long on a network's disk.
+    notes = {path: path.read_text(encoding="utf-8").strip() for path in folder.glob("*.txt")}
+    found = notes | dict.fromkeys(folder.glob("*.png"))
+    paths = (path for path in sorted(found) if path.stem.isdecimal() and int(path.stem) < images)
+    return {int(path.stem): found[path] for path in paths}
 
 
 def _tracked(source: StableDiffusion) -> dict[str, object]:
-    """All that changes an image."""
-    tracked = source.model_dump(
-        include={"category", "model", "steps", "guidance_scale", "size", "seed"}
-    )
-    return {**tracked, "saved_size": _side(source), "version": VERSION}
-
-
-def _key(source: StableDiffusion) -> str:
-    """Eight hexadecimal digits that stand for the settings."""
-    text = json.dumps(_tracked(source), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _side(source: StableDiffusion) -> int:
-    """Side at which images are kept: they are never enlarged."""
-    return min(source.size, source.saved_size)
-
-
-def _name(index: int) -> str:
-    return f"{index:06d}.png"
+    """All settings that change an image; images are never enlarged."""
+    names = {"category", "model", "steps", "guidance_scale", "size", "seed"}
+    side = min(source.size, source.saved_size)
+    return {**source.model_dump(include=names), "saved_size": side, "version": VERSION}

@@ -1,7 +1,7 @@
 """Shapes of procedural cars: families of proportions, and the meshes of one car.
 
 A car stands on the plane z = 0 in its own frame: x to the front, y to its left, z up; its length
-is about one unit, centred on x = 0. Body and cabin are lofts along x of rounded cross-sections.
+is about one unit, centered on x = 0. Body and cabin are lofts along x of rounded cross-sections.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ BODY, CABIN, WHEEL, MIRROR = range(4)
 
 @dataclass(frozen=True)
 class Family:
-    """Ranges of the proportions of one kind of car.
+    """Ranges of the proportions of one body style.
 
     Heights are fractions of the car's height, positions along the car are fractions of its length
     from the front (0) to the rear (1), ``width`` and ``height`` are fractions of its length.
@@ -23,10 +23,10 @@ class Family:
 
     width: Range
     height: Range
-    nose: Range  # height of the bonnet at the front
+    nose: Range  # height of the hood at the front
     belt: Range  # height of the lower edge of the windows
     tail: Range  # height of the body at the rear
-    cowl: Range  # foot of the windscreen
+    cowl: Range  # foot of the windshield
     roof_front: Range
     roof_rear: Range
     deck: Range  # foot of the rear window
@@ -102,7 +102,7 @@ class Shape:
     tumblehome: float  # share of the width that the cabin loses from belt to roof
 
     def roof(self, x: np.ndarray) -> np.ndarray:
-        """Height of the cabin's centre line at ``x``; the belt's where there is no cabin."""
+        """Height of the cabin's center line at ``x``; the belt's where there is no cabin."""
         knots = np.array([self.deck, self.roof_rear, self.roof_front, self.cowl])
         heights = np.array([self.belt, self.height, self.height, self.belt])
         sag = 0.03 * self.height * (2 * x - self.roof_front - self.roof_rear) ** 2 / 0.5
@@ -113,14 +113,14 @@ class Shape:
 class Mesh:
     """Triangles of one car.
 
-    ``vertices`` and ``normals`` (n, 3) float32; ``faces`` (m, 3) int32; ``kinds`` (m,) one of
+    ``vertices`` and ``normals`` (n, 3) float32; ``faces`` (m, 3) int32; ``components`` (m,) one of
     BODY, CABIN, WHEEL, MIRROR.
     """
 
     vertices: np.ndarray
     normals: np.ndarray
     faces: np.ndarray
-    kinds: np.ndarray
+    components: np.ndarray
 
 
 def draw_shape(family: Family, rng: np.random.Generator) -> Shape:
@@ -140,7 +140,7 @@ def draw_shape(family: Family, rng: np.random.Generator) -> Shape:
     middle = 0.5 * (along["roof_front"] + along["roof_rear"]) + rng.uniform(-0.02, 0.04)
     cabin = along["cowl"] - deck
     pillars = (middle,) if cabin < 0.6 else (middle + 0.06, middle - 0.14)
-    panelled = rng.random() < family.panel_sides
+    paneled = rng.random() < family.panel_sides
     return Shape(
         width=draw(family.width),
         height=height,
@@ -153,7 +153,7 @@ def draw_shape(family: Family, rng: np.random.Generator) -> Shape:
         boxiness=draw(family.boxiness),
         axles=(front, rear),
         pillars=pillars,
-        window_end=pillars[0] if panelled else -0.5,
+        window_end=pillars[0] if paneled else -0.5,
         tumblehome=rng.uniform(0.10, 0.22),
         **along,
     )
@@ -167,19 +167,19 @@ def build_mesh(shape: Shape) -> Mesh:
             parts.append((WHEEL, _wheel(shape, x, side)))
     for side in (-1.0, 1.0):
         parts.append((MIRROR, _mirror(shape, side)))
-    vertices, normals, faces, kinds, offset = [], [], [], [], 0
-    for kind, rings in parts:
+    vertices, normals, faces, components, offset = [], [], [], [], 0
+    for component, rings in parts:
         points, triangles = _skin(rings)
         vertices.append(points)
         normals.append(_vertex_normals(points, triangles))
         faces.append(triangles + offset)
-        kinds.append(np.full(len(triangles), kind, np.uint8))
+        components.append(np.full(len(triangles), component, np.uint8))
         offset += len(points)
     return Mesh(
         np.concatenate(vertices).astype(np.float32),
         np.concatenate(normals).astype(np.float32),
         np.concatenate(faces).astype(np.int32),
-        np.concatenate(kinds),
+        np.concatenate(components),
     )
 
 
@@ -252,7 +252,7 @@ def _wheel(shape: Shape, x: float, side: float) -> np.ndarray:
 
 
 def _mirror(shape: Shape, side: float) -> np.ndarray:
-    """(rings, points, 3) rings of one wing mirror."""
+    """(rings, points, 3) rings of one side mirror."""
     t = np.linspace(-0.98, 0.98, 7)
     across, up = _superellipse(10, 3.0)
     radius = np.sqrt(1 - t**4)[:, None]

@@ -1,7 +1,7 @@
-"""Procedural pictures of cars with known azimuth, mask, parts and surface positions.
+"""Procedural images of cars with known azimuth, mask, parts and surface positions.
 
-Pure: everything about a picture follows from a seed and an index. Rays are cast at the meshes of
-``car_shapes``; windows, lights, grille and plate are painted by where a ray hits.
+Pure: an image follows from a seed and an index. Rays are cast at the meshes of ``car_shapes``;
+windows, lights, grille and plate are painted by where a ray hits.
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ __all__ = [
 ]  # fmt: skip
 
 PARTS: tuple[str, ...] = (
-    "background", "paint", "glass", "wheel", "head light", "tail light", "grille", "plate", "trim",
+    "background", "paint", "glass", "wheel", "headlight", "taillight", "grille", "plate", "trim",
 )  # fmt: skip
 _BACKGROUND, _PAINT, _GLASS, _WHEEL, _HEAD, _TAIL, _GRILLE, _PLATE, _TRIM = range(len(PARTS))
 
 
 @dataclass(frozen=True)
 class _Look:
-    """Colours (linear RGB in [0, 1]) and style of one car."""
+    """Colors (linear RGB in [0, 1]) and style of one car."""
 
     paint: np.ndarray
     gloss: float
@@ -48,11 +48,11 @@ class _Look:
     rim: np.ndarray
     spokes: int
     trim: np.ndarray
-    grille_colour: np.ndarray
+    grille_color: np.ndarray
     grille: tuple[float, float]  # half-width as a share of the car's, height as a share of its face
     lamp: tuple[float, float]  # inner edge and height, likewise
     tail: tuple[float, float]
-    warm: float  # yellowness of the head lights
+    warm: float  # yellowness of the headlights
 
 
 def render(
@@ -64,12 +64,12 @@ def render(
     span: tuple[float, float] = SPAN,
     overhang: float | None = None,
 ) -> Rendering:
-    """Render car number ``index`` of the endless set ``seed``.
+    """Render car number ``index`` of the data set with seed ``seed``.
 
     Args:
         families: names from FAMILIES; each car belongs to one of them.
-        size: side S of the square picture, in pixels.
-        placement: randomness of scale and offset in the frame, 0 (fixed and centred) to 1.
+        size: side S of the square image, in pixels.
+        placement: randomness of scale and offset in the frame, 0 (fixed and centered) to 1.
         span: bounds of the share of the frame that the longer side of the car's box fills, at
             placement 1; beyond 1 the frame cuts the car.
         overhang: share of the car's box that lies beyond the edge of the frame nearest to where
@@ -80,57 +80,57 @@ def render(
     shape = draw_shape(FAMILIES[families[int(rng.integers(len(families)))]], rng)
     mesh = build_mesh(shape)
     camera = rendering.draw_camera(azimuth, mesh, placement, span, overhang, rng)
-    look, around = _draw_look(azimuth, rng)
+    look, environment = _draw_look(azimuth, rng)
     solid = rendering.Solid(mesh, np.array([0.44, 0.5 * shape.width - 0.03]), shape.height)
     return rendering.render(
-        solid, partial(_surface, shape=shape, look=look), camera, around, azimuth, size
+        solid, partial(_surface, shape=shape, look=look), camera, environment, azimuth, size
     )
 
 
-def _draw_look(azimuth: float, rng: np.random.Generator) -> tuple[_Look, rendering.Surroundings]:
-    """Draw paint and details, and the surroundings and light."""
+def _draw_look(azimuth: float, rng: np.random.Generator) -> tuple[_Look, rendering.Environment]:
+    """Draw paint and details, and the environment."""
     if rng.random() < 0.72:
         paint = from_hsv(rng.uniform(), rng.uniform(0.60, 0.98), rng.uniform(0.40, 0.95))
     else:
         paint = from_hsv(rng.uniform(), rng.uniform(0, 0.06), rng.choice([0.93, 0.72, 0.42, 0.13]))
     sky = rendering.draw_sky(azimuth, rng)
-    grey = rng.uniform(0.05, 0.10)
+    gray = rng.uniform(0.05, 0.10)
     look = _Look(
         paint=paint,
         gloss=float(rng.uniform(0.1, 0.4)),
         glass=from_hsv(rng.uniform(0.5, 0.65), rng.uniform(0.1, 0.3), rng.uniform(0.07, 0.17)),
         rim=np.full(3, rng.uniform(0.45, 0.75)),
         spokes=int(rng.integers(5, 9)),
-        trim=np.full(3, grey) if rng.random() < 0.6 else paint * 0.75,
-        grille_colour=np.full(3, rng.uniform(0.04, 0.16)),
+        trim=np.full(3, gray) if rng.random() < 0.6 else paint * 0.75,
+        grille_color=np.full(3, rng.uniform(0.04, 0.16)),
         grille=(rng.uniform(0.30, 0.48), rng.uniform(0.16, 0.32)),
         lamp=(rng.uniform(0.50, 0.60), rng.uniform(0.18, 0.30)),
         tail=(rng.uniform(0.52, 0.68), rng.uniform(0.20, 0.42)),
         warm=float(rng.uniform(0.0, 0.45)),
     )
-    return look, rendering.draw_surroundings(sky, rng)
+    return look, rendering.draw_environment(sky, rng)
 
 
 def _surface(hits: Hits, shape: Shape, look: _Look) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Part (n,), albedo (n, 3) and mirror-likeness (n,) of the surface where rays hit it."""
-    point, normal, kind = hits.point, hits.normal, hits.kind
+    """Part (n,), albedo (n, 3) and gloss (n,) of the surface where rays hit it."""
+    point, normal, component = hits.point, hits.normal, hits.component
     part = np.full(len(point), _PAINT, np.uint8)
-    body, cabin, wheel = kind == BODY, kind == CABIN, kind == WHEEL
+    body, cabin, wheel = (component == one for one in (BODY, CABIN, WHEEL))
     part[body] = _body_part(point[body], normal[body], shape, look)
     part[cabin] = np.where(_is_glass(point[cabin], normal[cabin], shape), _GLASS, _PAINT)
     part[wheel] = _WHEEL
     palette = np.stack([
         look.paint, look.paint, look.glass, np.full(3, 0.05),
         np.array([1.0, 1.0 - 0.15 * look.warm, 0.95 - 0.8 * look.warm]),
-        np.array([0.80, 0.03, 0.04]), look.grille_colour, np.array([0.93, 0.93, 0.88]), look.trim,
+        np.array([0.80, 0.03, 0.04]), look.grille_color, np.array([0.93, 0.93, 0.88]), look.trim,
     ])  # fmt: skip
     albedo = palette[part]
-    albedo[wheel] = _wheel_colour(point[wheel], shape, look)
+    albedo[wheel] = _wheel_color(point[wheel], shape, look)
     albedo *= 1 - 0.45 * (body & _is_seam(point, normal, shape))[:, None]
     stripes = (part == _GRILLE) & (np.sin(point[:, 2] * 400) > 0.3)
     albedo[stripes] += 0.16
     gloss = np.array([0, look.gloss, 0.75, 0.02, 0.3, 0.2, 0.05, 0.05, 0.05])[part]
-    gloss[(kind == MIRROR)] = look.gloss
+    gloss[component == MIRROR] = look.gloss
     return part, albedo, gloss
 
 
@@ -167,7 +167,7 @@ def _is_glass(p: np.ndarray, normal: np.ndarray, shape: Shape) -> np.ndarray:
     above = z > shape.belt + 0.35 * frame
     side = (np.abs(normal[:, 1]) > 0.75) & above & (z < shape.roof(x) - frame)
     side &= z < shape.height - frame
-    # Windscreen posts: the windows of the sides stop short of the sloping ends of the cabin.
+    # Windshield posts: the windows of the sides stop short of the sloping ends of the cabin.
     side &= (z < shape.roof(x + 0.03) - 0.2 * frame) & (z < shape.roof(x - 0.04) - 0.2 * frame)
     for pillar in shape.pillars:
         side &= np.abs(x - pillar) > 0.012
@@ -194,14 +194,14 @@ def _is_seam(p: np.ndarray, normal: np.ndarray, shape: Shape) -> np.ndarray:
     return gaps & on_side
 
 
-def _wheel_colour(p: np.ndarray, shape: Shape, look: _Look) -> np.ndarray:
-    """(n, 3) albedo of tyres and rims at ``p`` (n, 3)."""
+def _wheel_color(p: np.ndarray, shape: Shape, look: _Look) -> np.ndarray:
+    """(n, 3) albedo of tires and rims at ``p`` (n, 3)."""
     nearest = np.where(p[:, 0] > 0, *shape.axles)
     across, up = p[:, 0] - nearest, p[:, 2] - shape.wheel
     radius = np.hypot(across, up) / shape.wheel
     spokes = np.cos(look.spokes * np.arctan2(up, across)) > -0.35
     rim = (radius < 0.64) & (spokes | (radius > 0.56) | (radius < 0.18))
     outside = np.abs(p[:, 1]) > 0.5 * shape.width * 0.985 - 0.02
-    colour = np.full((len(p), 3), 0.055)
-    colour[rim & outside] = look.rim
-    return colour
+    color = np.full((len(p), 3), 0.055)
+    color[rim & outside] = look.rim
+    return color

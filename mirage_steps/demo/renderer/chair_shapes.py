@@ -1,7 +1,7 @@
 """Shapes of procedural chairs and armchairs: random proportions, and the boxes of one chair.
 
-A chair stands on the plane z = 0 in its own frame: x to the front, y to its left, z up, centred on
-its seat; lengths are about metres.
+A chair stands on the plane z = 0 in its own frame: x to the front, y to its left, z up, centered on
+its seat; lengths are about meters.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Bounds = tuple[float, float]
 
 SEAT, BACK, ARM, LEG = range(1, 5)
 
-# Corner number 4 ix + 2 iy + iz of a box; each side's corners run counter-clockwise from outside.
+# Corner number 4 ix + 2 iy + iz of a box; each side's corners run counterclockwise from outside.
 _SIDES = np.array(
     [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
 )
@@ -105,7 +105,7 @@ def _draw_armchair(rng: np.random.Generator) -> Shape:
 
 
 def build_mesh(shape: Shape) -> Mesh:
-    """All boxes of a chair as one mesh, of kinds SEAT, BACK, ARM and LEG."""
+    """All boxes of a chair as one mesh, of components SEAT, BACK, ARM and LEG."""
     front, side = 0.5 * shape.depth, 0.5 * shape.width
     under, rest = shape.seat - shape.cushion, shape.seat + shape.gap
     boxes = [
@@ -163,12 +163,12 @@ def _box(x: Bounds, y: Bounds, z: Bounds, lean: float = 0.0) -> np.ndarray:
 
 
 def _mesh(boxes: list[tuple[int, np.ndarray]]) -> Mesh:
-    """Triangles of all boxes, given as kind and corners (8, 3)."""
+    """Triangles of all boxes, given as component and corners (8, 3)."""
     corners = np.stack([box for _, box in boxes])
     sides = corners[:, _SIDES]
     normals = np.cross(sides[:, :, 1] - sides[:, :, 0], sides[:, :, 3] - sides[:, :, 0])
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    # Normals that turn outwards towards the edges make flat sides look stuffed.
+    # Normals that lean outwards near the edges make flat sides look stuffed.
     outwards = sides - corners.mean(1)[:, None, None]
     outwards /= np.linalg.norm(outwards, axis=-1, keepdims=True)
     count = sides.shape[0] * sides.shape[1]
@@ -176,5 +176,5 @@ def _mesh(boxes: list[tuple[int, np.ndarray]]) -> Mesh:
         sides.reshape(-1, 3).astype(np.float32),
         (normals[:, :, None] + 0.3 * outwards).reshape(-1, 3).astype(np.float32),
         (4 * np.arange(count)[:, None, None] + _TRIANGLES).reshape(-1, 3).astype(np.int32),
-        np.repeat(np.array([kind for kind, _ in boxes], np.uint8), 12),
+        np.repeat(np.array([component for component, _ in boxes], np.uint8), 12),
     )

@@ -1,7 +1,7 @@
-"""One procedural picture of an object on the ground: camera, rays, surroundings, light.
+"""One procedural image of an object on the ground: camera, rays, environment, light.
 
-What ``cars`` and ``chairs`` have in common. Pure: everything drawn comes from the generator that
-is handed in, so that a picture follows from a seed and an index. Embree casts the rays.
+What ``cars`` and ``chairs`` share. Pure: all randomness comes from the generator that is passed in,
+so that an image follows from a seed and an index. Embree casts the rays.
 
 An object stands on the plane z = 0 in its own frame: x to the front, y to its left, z up; it is
 about one unit long or high.
@@ -24,7 +24,7 @@ _SAMPLES = 3  # per pixel and axis
 
 @dataclass(frozen=True)
 class Rendering:
-    """One picture and what the renderer knows about it.
+    """One image and what the renderer knows about it.
 
     Attributes:
         image: (S, S, 3) uint8 RGB.
@@ -49,16 +49,16 @@ class Rendering:
 class Camera:
     """Pinhole camera: ray = forward + u right + v up, u and v within the window's bounds."""
 
-    centre: np.ndarray
+    center: np.ndarray
     forward: np.ndarray
     right: np.ndarray
     up: np.ndarray
-    window: tuple[float, float, float]  # u and v of the window's centre, and its side
+    window: tuple[float, float, float]  # u and v of the window's center, and its side
 
 
 @dataclass(frozen=True)
 class Solid:
-    """The object as its surroundings see it.
+    """The object, and its extent for shadow and occlusion.
 
     Attributes:
         mesh: its triangles.
@@ -73,22 +73,22 @@ class Solid:
 
 @dataclass(frozen=True)
 class Sky:
-    """Sky and light; colours are linear RGB in [0, 1].
+    """Sky and light; colors are linear RGB in [0, 1].
 
     Attributes:
-        colours: (2, 3) at the horizon and above.
+        colors: (2, 3) at the horizon and above.
         waves: (n, 4) frequency x, y, phase and amplitude of the slow texture.
         light: (3,) unit vector towards the light.
     """
 
-    colours: np.ndarray
+    colors: np.ndarray
     waves: np.ndarray
     light: np.ndarray
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """Sky, colour (3,) of the ground, and ambient light in [0, 1]."""
+class Environment:
+    """Sky, color (3,) of the ground, and ambient light in [0, 1]."""
 
     sky: Sky
     ground: np.ndarray
@@ -101,33 +101,38 @@ class Hits:
 
     Attributes:
         number: (n,) number of the ray, row by row from the top left.
-        ray: (n, 3) its direction, not normalised.
+        ray: (n, 3) its direction, not normalized.
         point: (n, 3) in the object's frame.
         normal: (n, 3) of length 1.
-        kind: (n,) of the triangle.
+        component: (n,) of the mesh, of the triangle that was hit.
     """
 
     number: np.ndarray
     ray: np.ndarray
     point: np.ndarray
     normal: np.ndarray
-    kind: np.ndarray
+    component: np.ndarray
 
 
 Surface = Callable[[Hits], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Part (n,), albedo (n, 3) and mirror-likeness (n,), all but the part in [0, 1], of hits."""
+"""Part (n,), albedo (n, 3) and gloss (n,), all but the part in [0, 1], of hits."""
 
 
 def render(
-    solid: Solid, surface: Surface, camera: Camera, around: Surroundings, azimuth: float, size: int
+    solid: Solid,
+    surface: Surface,
+    camera: Camera,
+    environment: Environment,
+    azimuth: float,
+    size: int,
 ) -> Rendering:
-    """Render an object seen from ``azimuth`` (degrees) as a square picture of side ``size``."""
+    """Render an object seen from ``azimuth`` (degrees) as a square image of side ``size``."""
     hits = _trace(solid.mesh, camera, size * _SAMPLES)
     part, albedo, gloss = surface(hits)
-    colour = _shade(hits, albedo, gloss, solid.height, around)
-    # The surroundings are smooth: one ray a pixel is enough for them.
-    behind = _background(_rays(camera, size), camera, solid, around)
-    return _resolve(behind, hits, colour, part, solid.mesh, azimuth)
+    color = _shade(hits, albedo, gloss, solid.height, environment)
+    # The background is smooth: one ray a pixel is enough.
+    behind = _background(_rays(camera, size), camera, solid, environment)
+    return _resolve(behind, hits, color, part, solid.mesh, azimuth)
 
 
 def draw_camera(
@@ -143,33 +148,33 @@ def draw_camera(
     Args:
         azimuth: degrees.
         mesh: the object.
-        placement: randomness of scale and offset in the frame, 0 (fixed and centred) to 1.
+        placement: randomness of scale and offset in the frame, 0 (fixed and centered) to 1.
         span: bounds of the share of the frame that the longer side of the object's box fills, at
             placement 1; beyond 1 the frame cuts the object.
         overhang: share of the object's box that lies beyond the edge of the frame nearest to where
             it was drawn: 0 touches the edge, below 0 leaves room; None leaves it alone.
         rng: what is drawn from.
     """
-    turn = np.deg2rad(azimuth)
+    angle = np.deg2rad(azimuth)
     lift = np.deg2rad(rng.uniform(4, 24))
     distance = 0.62 / np.tan(0.5 * np.deg2rad(rng.uniform(16, 42)))
     target = 0.5 * (mesh.vertices.min(0) + mesh.vertices.max(0)).astype(float)
-    # Standing at angle `azimuth` from the object's front, counter-clockwise from above, one sees
+    # Standing at angle `azimuth` from the object's front, counterclockwise from above, one sees
     # its left side at 90 degrees: its front is then at image-left.
-    aside = np.array([np.cos(turn), np.sin(turn), 0])
+    aside = np.array([np.cos(angle), np.sin(angle), 0])
     forward = -np.cos(lift) * aside - np.array([0, 0, np.sin(lift)])
     right = np.cross(forward, [0, 0, 1.0])
     right /= np.linalg.norm(right)
     up = np.cross(right, forward)
-    centre = target - distance * forward
-    seen = mesh.vertices - centre
+    center = target - distance * forward
+    seen = mesh.vertices - center
     depth = seen @ forward
     u, v = seen @ right / depth, seen @ up / depth
     low, high = np.array([u.min(), v.min()]), np.array([u.max(), v.max()])
     middle_share = 0.5 * sum(span)
     share = middle_share + placement * rng.uniform(-0.5, 0.5) * (span[1] - span[0])
     side = (high - low).max() / share
-    # What the box leaves free of the frame is what it may be off the centre by.
+    # What the box leaves free of the frame is what it may be off the center by.
     slack = np.abs(side - (high - low)) * 0.5 * 0.92
     drawn = rng.uniform(-1, 1, 2)
     offset = placement * drawn * slack * (0.7, 0.45)
@@ -178,11 +183,11 @@ def draw_camera(
         extent = high[axis] - low[axis]
         offset[axis] = np.sign(drawn[axis]) * (0.5 * (side - extent) + overhang * extent)
     window = 0.5 * (low + high) + offset
-    return Camera(centre, forward, right, up, (float(window[0]), float(window[1]), float(side)))
+    return Camera(center, forward, right, up, (float(window[0]), float(window[1]), float(side)))
 
 
 def _rays(camera: Camera, size: int) -> np.ndarray:
-    """(size * size, 3) float32 ray directions, row by row from the top left, not normalised."""
+    """(size * size, 3) float32 ray directions, row by row from the top left, not normalized."""
     steps = (np.arange(size) + 0.5) / size - 0.5
     u0, v0, side = camera.window
     across = (u0 + side * steps)[None, :, None] * camera.right
@@ -195,7 +200,7 @@ def _trace(mesh: Mesh, camera: Camera, size: int) -> Hits:
     rays = _rays(camera, size)
     scene = EmbreeScene()
     TriangleMesh(scene, mesh.vertices, mesh.faces)
-    origins = np.broadcast_to(camera.centre.astype(np.float32), rays.shape).copy()
+    origins = np.broadcast_to(camera.center.astype(np.float32), rays.shape).copy()
     found = scene.run(origins, rays, query="INTERSECT", output=True)
     hit = np.flatnonzero(found["primID"] >= 0)
     face, u, v = found["primID"][hit], found["u"][hit, None], found["v"][hit, None]
@@ -203,54 +208,56 @@ def _trace(mesh: Mesh, camera: Camera, size: int) -> Hits:
     normal = (1 - u - v) * mesh.normals[corners[:, 0]]
     normal += u * mesh.normals[corners[:, 1]] + v * mesh.normals[corners[:, 2]]
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
-    point = camera.centre + rays[hit] * found["tfar"][hit, None]
-    return Hits(hit, rays[hit], point, normal, mesh.kinds[face])
+    point = camera.center + rays[hit] * found["tfar"][hit, None]
+    return Hits(hit, rays[hit], point, normal, mesh.components[face])
 
 
 def draw_sky(azimuth: float, rng: np.random.Generator) -> Sky:
     """Draw sky and light for an object seen from ``azimuth`` (degrees)."""
     waves = np.stack([rng.normal(0, 5, 6), rng.normal(0, 5, 6), rng.uniform(0, 6.3, 6),
                       rng.uniform(0.005, 0.022, 6)], -1)  # fmt: skip
-    colours = np.stack([
+    colors = np.stack([
         from_hsv(rng.uniform(), rng.uniform(0, 0.08), rng.uniform(0.80, 0.96)),
         from_hsv(rng.uniform(0.45, 0.7), rng.uniform(0.02, 0.20), rng.uniform(0.80, 0.98)),
     ])  # fmt: skip
-    # The light stands behind the camera, to one side: no picture is against the light.
-    beside = np.deg2rad(azimuth + rng.uniform(-65, 65))
+    # The light stands behind the camera, to one side: no image is against the light.
+    bearing = np.deg2rad(azimuth + rng.uniform(-65, 65))
     height = np.deg2rad(rng.uniform(40, 70))
-    light = np.array([np.cos(height) * np.cos(beside), np.cos(height) * np.sin(beside),
+    light = np.array([np.cos(height) * np.cos(bearing), np.cos(height) * np.sin(bearing),
                       np.sin(height)])  # fmt: skip
-    return Sky(colours, waves, light)
+    return Sky(colors, waves, light)
 
 
-def draw_surroundings(sky: Sky, rng: np.random.Generator) -> Surroundings:
-    """Draw the ground under a sky, and how much of the light comes from all around."""
+def draw_environment(sky: Sky, rng: np.random.Generator) -> Environment:
+    """Draw the ground under a sky, and the share of ambient light."""
     ground = from_hsv(rng.uniform(), rng.uniform(0, 0.14), rng.uniform(0.40, 0.64))
-    return Surroundings(sky, ground, float(rng.uniform(0.42, 0.60)))
+    return Environment(sky, ground, float(rng.uniform(0.42, 0.60)))
 
 
 def from_hsv(hue: float, saturation: float, value: float) -> np.ndarray:
-    """(3,) RGB of a colour whose hue, saturation and value are all in [0, 1]."""
+    """(3,) RGB of a color whose hue, saturation and value are all in [0, 1]."""
     ramp = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
     return value * (1 - saturation + saturation * np.clip(ramp, 0, 1))
 
 
-def _background(rays: np.ndarray, camera: Camera, solid: Solid, around: Surroundings) -> np.ndarray:
-    """(n, 3) float32 colours of sky and ground, with the object's soft shadow."""
+def _background(
+    rays: np.ndarray, camera: Camera, solid: Solid, environment: Environment
+) -> np.ndarray:
+    """(n, 3) float32 colors of sky and ground, with the object's soft shadow."""
     slope = rays[:, 2] / np.linalg.norm(rays, axis=1)
-    texture = _slow_texture(rays @ camera.right, rays @ camera.up, around.sky.waves)
+    texture = _slow_texture(rays @ camera.right, rays @ camera.up, environment.sky.waves)
     high = np.clip(slope * 3.0, 0, 1)[:, None]
-    sky = around.sky.colours[0] * (1 - high) + around.sky.colours[1] * high
-    away = camera.centre[2] / np.maximum(-slope, 1e-3)
+    sky = environment.sky.colors[0] * (1 - high) + environment.sky.colors[1] * high
+    away = camera.center[2] / np.maximum(-slope, 1e-3)
     reach = (away / np.linalg.norm(rays, axis=1))[:, None]
-    place = camera.centre[:2] + rays[:, :2] * reach
-    shadow = _shadow(place, solid, around.sky.light)
+    place = camera.center[:2] + rays[:, :2] * reach
+    shadow = _shadow(place, solid, environment.sky.light)
     haze = np.clip(away / 25, 0, 0.35)[:, None]
-    ground = around.ground * (1 - haze) + around.sky.colours[0] * 0.8 * haze
+    ground = environment.ground * (1 - haze) + environment.sky.colors[0] * 0.8 * haze
     ground = ground * (1 - shadow[:, None])
     mix = _smooth_step(slope, 0.018, -0.018)[:, None]
-    colour = sky * (1 - mix) + ground * mix
-    return (colour * (1 + texture[:, None])).astype(np.float32)
+    color = sky * (1 - mix) + ground * mix
+    return (color * (1 + texture[:, None])).astype(np.float32)
 
 
 def _slow_texture(u: np.ndarray, v: np.ndarray, waves: np.ndarray) -> np.ndarray:
@@ -277,20 +284,20 @@ def _smooth_step(x: np.ndarray, start: float, end: float) -> np.ndarray:
 
 
 def _shade(
-    hits: Hits, albedo: np.ndarray, gloss: np.ndarray, height: float, around: Surroundings
+    hits: Hits, albedo: np.ndarray, gloss: np.ndarray, height: float, environment: Environment
 ) -> np.ndarray:
-    """(n, 3) colours under one light, the sky and the ground."""
-    normal, light = hits.normal, around.sky.light
+    """(n, 3) colors under one light, the sky and the ground."""
+    normal, light = hits.normal, environment.sky.light
     view = hits.ray / np.linalg.norm(hits.ray, axis=1, keepdims=True)
     facing = np.sum(normal * view, axis=1, keepdims=True)
     mirrored = view - 2 * facing * normal
     lambert = np.clip(normal @ light, 0, 1)
     # The sky lights what looks up; what looks down or sits low gets the ground's dim light.
-    hemisphere = around.ambient * (0.72 + 0.28 * normal[:, 2])
+    hemisphere = environment.ambient * (0.72 + 0.28 * normal[:, 2])
     occlusion = 0.55 + 0.45 * _smooth_step(hits.point[:, 2], 0.0, 0.4 * height)
     diffuse = albedo * ((hemisphere + 0.68 * lambert) * occlusion)[:, None]
     up = _smooth_step(mirrored[:, 2], -0.1, 0.35)[:, None]
-    seen = around.ground * 0.55 * (1 - up) + around.sky.colours[1] * up
+    seen = environment.ground * 0.55 * (1 - up) + environment.sky.colors[1] * up
     fresnel = 0.25 + 0.75 * (1 - np.clip(-facing, 0, 1)) ** 3
     highlight = np.clip(mirrored @ light, 0, 1) ** 30
     shine = gloss[:, None] * (0.6 * seen * fresnel + 0.8 * highlight[:, None])
@@ -300,14 +307,14 @@ def _shade(
 def _resolve(
     behind: np.ndarray,
     hits: Hits,
-    colour: np.ndarray,
+    color: np.ndarray,
     part: np.ndarray,
     mesh: Mesh,
     azimuth: float,
 ) -> Rendering:
     """Average the rays of every pixel.
 
-    ``behind`` (S * S, 3) is the background; ``colour`` (n, 3) and ``part`` (n,) are of the hits.
+    ``behind`` (S * S, 3) is the background; ``color`` (n, 3) and ``part`` (n,) are of the hits.
     """
     size = round(len(behind) ** 0.5)
     fine = size * _SAMPLES
@@ -318,7 +325,7 @@ def _resolve(
 
     count = np.bincount(pixel, minlength=size * size)[:, None]
     mask = count / _SAMPLES**2
-    image = behind * (1 - mask) + pixel_sums(np.clip(colour, 0, 1)) / _SAMPLES**2
+    image = behind * (1 - mask) + pixel_sums(np.clip(color, 0, 1)) / _SAMPLES**2
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     inside = np.clip(2 * (hits.point - low) / (high - low) - 1, -1, 1)
     position = pixel_sums(inside) / np.maximum(count, 1)

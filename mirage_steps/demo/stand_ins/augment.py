@@ -1,4 +1,4 @@
-"""Random windows and colours of rendered scenes, a batch at a time, on torch tensors.
+"""Random windows and colors of rendered scenes, a batch at a time, on torch tensors.
 
 Every function draws from the generator it is given and changes nothing in place.
 """
@@ -15,7 +15,7 @@ from mirage_steps.demo.stand_ins.scenes import Scenes
 
 @dataclass(frozen=True)
 class View:
-    """A batch of training pictures and their truth.
+    """A batch of training images and their truth.
 
     Attributes:
         image: (n, 3, s, s) float32 RGB in [0, 1].
@@ -36,9 +36,9 @@ def uniform(n: int, low: float, high: float, rng: torch.Generator) -> Tensor:
 
 
 def random_windows(n: int, rng: torch.Generator) -> Tensor:
-    """(n, 4) windows (centre x, centre y, half-width, half-height), the picture being [-1, 1]^2.
+    """(n, 4) windows (center x, center y, half-width, half-height), the image being [-1, 1]^2.
 
-    Most of them are nearly the whole picture; windows may leave it a little, as the pipeline's
+    Most of them are nearly the whole image; windows may leave it a little, as the pipeline's
     crops do, whose outside repeats the edge.
     """
     half = torch.where(
@@ -72,23 +72,23 @@ def random_view(scenes: Scenes, rows: Tensor, size: int, rng: torch.Generator) -
     smooth = _sample(torch.cat([image, coverage, position], 1), grid, "bilinear")
     part = _sample(part, grid, "nearest")[:, 0].long()
     parts = functional.one_hot(part, len(cars.PARTS)).permute(0, 3, 1, 2)[:, 1:].float()
-    turn = torch.stack([torch.ones(n), mirror, torch.ones(n)], 1)[..., None, None]
+    flip = torch.stack([torch.ones(n), mirror, torch.ones(n)], 1)[..., None, None]
     foreground = smooth[:, 3]
-    return View(smooth[:, :3], foreground, turn * smooth[:, 4:7], parts * foreground[:, None])
+    return View(smooth[:, :3], foreground, flip * smooth[:, 4:7], parts * foreground[:, None])
 
 
 def _sample(values: Tensor, grid: Tensor, mode: str) -> Tensor:
     return functional.grid_sample(values, grid, mode, padding_mode="border", align_corners=False)
 
 
-def random_colours(image: Tensor, rng: torch.Generator) -> Tensor:
-    """Change the colours of pictures (n, 3, s, s) in [0, 1]: mixing, light, grey, blur, noise."""
+def random_colors(image: Tensor, rng: torch.Generator) -> Tensor:
+    """Change the colors of images (n, 3, s, s) in [0, 1]: mixing, light, gray, blur, noise."""
     n = len(image)
-    # Mild, since it is their colour that tells head lights from tail lights.
+    # Mild, since it is their color that tells headlights from taillights.
     mixing = torch.eye(3) + 0.08 * torch.randn(n, 3, 3, generator=rng)
     mixing = mixing / mixing.sum(2, keepdim=True).clamp(min=0.5)
-    grey = (torch.rand(n, generator=rng) < 0.04)[:, None, None]
-    mixing = torch.where(grey, torch.full((3, 3), 1 / 3), mixing)
+    gray = (torch.rand(n, generator=rng) < 0.04)[:, None, None]
+    mixing = torch.where(gray, torch.full((3, 3), 1 / 3), mixing)
     image = torch.einsum("nij,njyx->niyx", mixing, image)
     mean = image.mean((1, 2, 3), keepdim=True)
     contrast = uniform(n, 0.65, 1.35, rng)[:, None, None, None]

@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Prompt:
-    """Prompts for one picture, in fractions of its side.
+    """Prompts for one image, in fractions of its side.
 
     Attributes:
         box: (4,) x0, y0, x1, y1.
@@ -26,7 +26,7 @@ def coarse_prompt(
     Args:
         coverage: (g, g), the object's share of each patch.
         rng: draws the points and the errors.
-        jitter: standard deviation of the box's edges, in sides of the picture.
+        jitter: standard deviation of the box's edges, in sides of the image.
         max_points: most points to give; at least one is given.
     """
     grid = len(coverage)
@@ -37,5 +37,5 @@ def coarse_prompt(
     # Points come from patches that are wholly object where there are any.
     inside = np.argwhere(coverage >= min(0.95, coverage.max()))
     chosen = inside[rng.integers(len(inside), size=rng.integers(1, max_points + 1))]
-    centres = (chosen[:, ::-1] + rng.uniform(0.25, 0.75, chosen.shape)) / grid
-    return Prompt(box, centres)
+    centers = (chosen[:, ::-1] + rng.uniform(0.25, 0.75, chosen.shape)) / grid
+    return Prompt(box, centers)

@@ -1,49 +1,32 @@
-"""Step: train the stand-in for SAM, a tiny network of its architecture, on rendered cars."""
+"""Train the stand-in for SAM, a tiny network of its architecture, on rendered cars."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors.torch import save_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from mirage_steps.demo.renderer import cars
-from mirage_steps.demo.stand_ins.augment import random_colours, random_view
-from mirage_steps.demo.stand_ins.backbone import Optimiser
+from mirage_steps.demo.stand_ins.augment import View, random_colors
 from mirage_steps.demo.stand_ins.evaluation import EVALUATION_SEED
 from mirage_steps.demo.stand_ins.prompts import Prompt, coarse_prompt
 from mirage_steps.demo.stand_ins.scenes import Scenes, load_scenes
-from mirage_steps.files.atomic import atomic, write_json
-from mirage_steps.files.command import log, run
+from mirage_steps.demo.stand_ins.training import StandInTraining, fit, write_scores
+from mirage_steps.files.atomic import atomic
+from mirage_steps.files.command import run
 from mirage_steps.method import boxes as geometry
 from mirage_steps.method.device import autocast
 from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
-from mirage_steps.settings import Settings
 
-_SIZES = (64, 96)  # of the pictures before SAM's enlargement: the pipeline's crops and whole images
+_SIZES = (64, 96)  # of the images before SAM's enlargement: the pipeline's crops and whole images
 _LOW = IMAGE_SIZE // 2  # side of SAM's low-resolution masks
 _GRID = 16  # patches a side of the foreground maps that give the prompts
 _POINTS = 3
-_SAVE_EVERY = 500
-
-
-class SamTraining(Settings):
-    """Training of the stand-in SAM."""
-
-    steps: int = Field(1000, ge=1, description="Optimiser steps.")
-    batch_size: int = Field(32, ge=2, description="Pictures a step.")
-    learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
-    weight_decay: float = Field(0.02, ge=0, description="Weight decay of matrices.")
-    warmup: int = Field(100, ge=0, description="Steps over which the learning rate rises.")
-    precision: str = Field("auto", description="auto, float32 or bfloat16.")
-    seed: int = Field(0, ge=0, description="Seed of weights, windows, colours and prompts.")
 
 
 @dataclass(frozen=True)
@@ -51,10 +34,10 @@ class SamScores:
     """IoU with the true mask on cars of the demo's families.
 
     Attributes:
-        images: how many pictures were measured.
-        whole: mean over whole pictures of 96 pixels.
+        images: how many images were measured.
+        whole: mean over whole images of 96 pixels.
         crops: mean over tight crops scaled to 64 pixels.
-        points_only: mean over whole pictures with one inside point and no box, best of three.
+        points_only: mean over whole images with one inside point and no box, best of three.
     """
 
     images: int
@@ -64,14 +47,14 @@ class SamScores:
 
 
 def decode(sam: Sam, embeddings: Tensor, points: tuple | None, boxes: Tensor | None) -> tuple:
-    """Masks and predicted IoU of a batch with one prompt a picture.
+    """Masks and predicted IoU of a batch with one prompt an image.
 
-    ``MaskDecoder.predict_masks`` takes many prompts of one picture; this is the same with one
-    prompt each for many pictures.
+    ``MaskDecoder.predict_masks`` takes many prompts of one image; this is the same with one
+    prompt each for many images.
 
     Args:
         sam: the network.
-        embeddings: (n, c, g, g) of the pictures.
+        embeddings: (n, c, g, g) of the images.
         points: coordinates (n, p, 2) in pixels of the input and labels (n, p), or None.
         boxes: (n, 4) in pixels of the input, or None.
 
@@ -98,7 +81,7 @@ def decode(sam: Sam, embeddings: Tensor, points: tuple | None, boxes: Tensor | N
 def mask_loss(logits: Tensor, quality: Tensor, coverage: Tensor) -> Tensor:
     """SAM's loss: focal and dice of the masks, squared error of the predicted IoU.
 
-    The single mask always learns; of the three alternatives only the best of each picture does,
+    The single mask always learns; of the three alternatives only the best of each image does,
     as in SAM, and the others a little, so that none is left random.
 
     Args:
@@ -121,7 +104,7 @@ def mask_loss(logits: Tensor, quality: Tensor, coverage: Tensor) -> Tensor:
 
 
 def batch_prompts(coverage: Tensor, rng: np.random.Generator) -> tuple[tuple, Tensor]:
-    """Coarse prompts for pictures whose masks are ``coverage`` (n, s, s).
+    """Coarse prompts for images whose masks are ``coverage`` (n, s, s).
 
     Returns:
         Points (n, 3, 2) in pixels of SAM's input with labels (n, 3), those not given labelled -1,
@@ -140,36 +123,29 @@ def batch_prompts(coverage: Tensor, rng: np.random.Generator) -> tuple[tuple, Te
     return (coordinates, labels), boxes
 
 
-def train(scenes: Scenes, settings: SamTraining, checkpoint: Path | None = None) -> Sam:
-    """Train the tiny SAM on scenes of the stand-in families; see ``backbone.train``."""
+def train(scenes: Scenes, settings: StandInTraining) -> tuple[Sam, list[float]]:
+    """The tiny SAM, trained on scenes of the stand-in families, and the loss of every step."""
     torch.manual_seed(settings.seed)
-    rng = torch.Generator().manual_seed(settings.seed)
     prompts = np.random.default_rng(settings.seed)
     sam = build_tiny_sam(None).train()
-    optimiser = Optimiser(sam, settings)
-    losses: list[float] = []
-    for step in tqdm(range(settings.steps), unit="step", mininterval=2):
-        rows = torch.randint(len(scenes.image), (settings.batch_size,), generator=rng)
-        view = random_view(scenes, rows, _SIZES[step % 2], rng)
+
+    def loss_of(view: View, rng: torch.Generator) -> Tensor:
         points, boxes = batch_prompts(view.foreground, prompts)
         # Mostly a box with points; sometimes one of them alone.
-        kind = prompts.random()
-        points, boxes = (None if kind < 0.15 else points), (None if kind > 0.85 else boxes)
+        chance = prompts.random()
+        points, boxes = (None if chance < 0.15 else points), (None if chance > 0.85 else boxes)
         with autocast(torch.device("cpu"), settings.precision):
-            embeddings = sam.image_encoder(to_input(sam, random_colours(view.image, rng)))
+            embeddings = sam.image_encoder(to_input(sam, random_colors(view.image, rng)))
         logits, quality = decode(sam, embeddings.float(), points, boxes)
         coverage = functional.interpolate(view.foreground[:, None], (_LOW, _LOW), mode="area")[:, 0]
-        loss = mask_loss(logits, quality, coverage)
-        optimiser.step(loss)
-        losses.append(loss.item())
-        if checkpoint is not None and (step + 1) % _SAVE_EVERY == 0:
-            log.info("step %d: loss %.3f", step + 1, float(np.mean(losses[-200:])))
-            save_sam(sam, checkpoint)
-    return sam.eval()
+        return mask_loss(logits, quality, coverage)
+
+    losses = fit(sam, loss_of, scenes, settings, lambda step: _SIZES[step % 2])
+    return sam.eval(), losses
 
 
 def to_input(sam: Sam, image: Tensor) -> Tensor:
-    """Pictures (n, 3, s, s) in [0, 1] as SAM's encoder takes them."""
+    """Images (n, 3, s, s) in [0, 1] as SAM's encoder takes them."""
     large = functional.interpolate(
         image, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False
     )
@@ -217,7 +193,7 @@ def evaluate_sam(sam: Sam, images: int = 500) -> SamScores:
 
 
 def tight_crop(car: cars.Rendering, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture (size, size, 3) and coverage (size, size) of a window that the car fills."""
+    """Image (size, size, 3) and coverage (size, size) of a window that the car fills."""
     rows, columns = np.flatnonzero(car.mask.any(1)), np.flatnonzero(car.mask.any(0))
     box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     side = len(car.mask)
@@ -233,7 +209,7 @@ def tight_crop(car: cars.Rendering, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.round(cut[:3]).astype(np.uint8).transpose(1, 2, 0), cut[3]
 
 
-def model_card(scores: SamScores, settings: SamTraining, scenes: int) -> str:
+def model_card(scores: SamScores, settings: StandInTraining, scenes: int) -> str:
     """README of the weights' folder."""
     return f"""# Stand-in for SAM, for cars
 
@@ -242,15 +218,15 @@ A network of segment-anything's own modules ({IMAGE_SIZE} x {IMAGE_SIZE} pixels)
 background removal runs and is tested where nothing can be downloaded. **It is not SAM**: it knows
 rendered cars and nothing else.
 
-- Trained on {scenes} ray-cast pictures of the families {", ".join(cars.STAND_IN_FAMILIES)} with
-  true masks; {settings.steps} steps of {settings.batch_size} pictures; prompts as a coarse
+- Trained on {scenes} ray-cast images of the families {", ".join(cars.STAND_IN_FAMILIES)} with
+  true masks; {settings.steps} steps of {settings.batch_size} images; prompts as a coarse
   foreground map gives them.
 - The demo's cars come from other families ({", ".join(cars.DEMO_FAMILIES)}), which it never saw.
 
-Mean IoU with the true mask on {scores.images} pictures of the demo's families
+Mean IoU with the true mask on {scores.images} images of the demo's families
 (`evaluation.json`), prompts from a foreground map of {_GRID} x {_GRID} patches:
 
-| prompt | pictures | IoU |
+| prompt | images | IoU |
 |---|---|---|
 | box and one to three points | whole, 96 pixels | {scores.whole:.3f} |
 | box and one to three points | tight crops, 64 pixels | {scores.crops:.3f} |
@@ -260,7 +236,12 @@ To make it again: `snakemake --cores 2 stand_ins`.
 """
 
 
-def main(*, scenes: Path, out: Path, training: SamTraining = SamTraining()) -> None:  # noqa: B008
+def main(
+    *,
+    scenes: Path,
+    out: Path,
+    training: StandInTraining = StandInTraining(steps=1000, batch_size=32),  # noqa: B008
+) -> None:
     """Train the stand-in SAM and measure it on families it never saw.
 
     Args:
@@ -269,14 +250,10 @@ def main(*, scenes: Path, out: Path, training: SamTraining = SamTraining()) -> N
         training: Settings of the training.
     """
     truth = load_scenes(scenes)
-    started = time.time()
-    sam = train(truth, training, out)
-    log.info("trained in %.0f s", time.time() - started)
+    sam, _ = train(truth, training)
     save_sam(sam, out)
     scores = evaluate_sam(sam)
-    log.info("%s", scores)
-    write_json(out / "evaluation.json", vars(scores))
-    (out / "README.md").write_text(model_card(scores, training, len(truth.image)))
+    write_scores(out, scores, model_card(scores, training, len(truth.image)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Step: render the pictures that the stand-in networks learn from into one HDF5 file."""
+"""Render the images that the stand-in networks learn from into one HDF5 file."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from mirage_steps.demo.renderer import cars
 from mirage_steps.files.atomic import atomic, require_disk
 from mirage_steps.files.command import log, run
 
-# Scene number i takes the i-th of these in turn: the networks must work on whole pictures with
-# small cars and on tight crops that the car touches or leaves.
+# Of scene i by i modulo 4: the networks must work on whole images with small cars and on tight
+# crops that the car touches or leaves.
 _SPANS = ((0.40, 0.90), (0.55, 0.95), (0.80, 1.02), (0.95, 1.30))
 _BATCH = 32
 
@@ -68,9 +68,8 @@ def _batches(scenes: int, seed: int, size: int, workers: int) -> Iterator[Scenes
     if workers == 1:
         yield from map(work, ranges)
         return
-    # Workers start afresh: forking a process that has threads may hang.
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, fresh) as pool:
+    # Forking a process that has threads may hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(work, ranges)
 
 
@@ -81,8 +80,8 @@ def main(
 
     Args:
         out: Folder for scenes.h5.
-        scenes: How many pictures to render.
-        size: Side of a picture in pixels.
+        scenes: How many images to render.
+        size: Side of an image in pixels.
         seed: Seed of the whole set.
         workers: Processes that render.
     """

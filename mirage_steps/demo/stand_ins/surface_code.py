@@ -1,7 +1,7 @@
 """What the stand-in backbone's patch tokens are taught: where on the car's surface a patch lies.
 
 The code of a patch speaks of that patch alone - foreground, part, place on the car's surface -
-never of the picture as a whole, of its pose or of its camera.
+never of the image as a whole, of its pose or of its camera.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mirage_steps.demo.renderer import cars
 
-# Codes have about the norm that the last layer normalisation gives a token at the start.
+# Codes have about the norm that the last layer normalization gives a token at the start.
 _SCALE = 6.0
 _FOREGROUND = 1.5
 _POSITION = (1.3, 1.3, 0.8)
@@ -47,7 +47,7 @@ def code_basis(dim: int) -> Tensor:
     """(CODE_DIM, dim) orthonormal rows: the fixed random directions in which tokens carry codes.
 
     Random directions, since a code along single channels would be at odds with the last layer
-    normalisation, which gives every channel a gain of its own.
+    normalization, which gives every channel a gain of its own.
     """
     generator = torch.Generator().manual_seed(0)
     return torch.linalg.qr(torch.randn(dim, CODE_DIM, generator=generator))[0].T.contiguous()

@@ -1,0 +1,83 @@
+"""``pose_estimator.safetensors``: a pose estimator's arrays, its configuration in the metadata."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mirage_steps.errors import UserError, first_line
+from mirage_steps.files.atomic import atomic
+from mirage_steps.method.categories import CategoryModel
+from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.pca import Pca
+from mirage_steps.method.pose_estimator import PoseEstimator
+from mirage_steps.method.poses import PoseModel
+
+ESTIMATOR = "pose_estimator.safetensors"
+
+
+def save_estimator(path: Path, estimator: PoseEstimator) -> None:
+    """Write an estimator, whole or not at all."""
+    arrays: dict[str, np.ndarray] = {}
+    configuration = json.dumps(_named(asdict(estimator), "", arrays))
+    with atomic(path) as temporary:
+        save_file(arrays, temporary, {"configuration": configuration})
+
+
+def _named(part: object, name: str, arrays: dict[str, np.ndarray]) -> object:
+    """A part with names in place of its arrays, which go to ``arrays``."""
+    if isinstance(part, np.ndarray):
+        arrays[name] = np.ascontiguousarray(part)
+        return {"array": name}
+    if isinstance(part, tuple):
+        return [_named(one, f"{name}.{index}", arrays) for index, one in enumerate(part)]
+    if isinstance(part, dict):
+        return {k: _named(v, f"{name}.{k}".lstrip("."), arrays) for k, v in part.items()}
+    return part
+
+
+def load_estimator(path: Path, complete: bool = False) -> PoseEstimator:
+    """Read what :func:`save_estimator` wrote.
+
+    Args:
+        path: of the file.
+        complete: it must have its poses.
+
+    Raises:
+        UserError: missing, damaged or not complete.
+    """
+    step = path.parent.name
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run snakemake again, its step {step} makes it")
+    try:
+        with safe_open(path, "np") as file:
+            parts = json.loads(
+                file.metadata()["configuration"],
+                object_hook=lambda part: (
+                    file.get_tensor(part["array"]) if part.keys() == {"array"} else part
+                ),
+            )
+        estimator = _join(**parts)
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({first_line(error)}); delete it and run snakemake again"
+        ) from None
+    if complete and estimator.poses is None:
+        raise UserError(f"{path}: has no poses yet; give the file that the step poses makes")
+    return estimator
+
+
+def _join(
+    foreground: dict, categories: dict | None, pcas: list | None, poses: list | None, **others: dict
+) -> PoseEstimator:
+    """The estimator of nested dictionaries."""
+    return PoseEstimator(
+        foreground=ForegroundModel(**foreground | {"pca": Pca(**foreground["pca"])}),
+        categories=categories and CategoryModel(**categories | {"pca": Pca(**categories["pca"])}),
+        pcas=pcas and tuple(Pca(**part) for part in pcas),
+        poses=poses and tuple(PoseModel(**part) for part in poses),
+        **others,
+    )

@@ -1,0 +1,164 @@
+"""What came of a photo: its object and pose, its views, warnings, and the files that hold them."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mirage_steps.errors import UserError
+from mirage_steps.files import tiles
+from mirage_steps.files.atomic import write_json
+from mirage_steps.files.records import read_json
+from mirage_steps.method.boxes import Box
+
+
+@dataclass(frozen=True)
+class PhotoWarning:
+    """A reason not to trust the result, with what was measured and the limit that it passed."""
+
+    reason: str
+    measure: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.measure} {self.value:.3g}, limit {self.limit:.3g})"
+
+
+@dataclass(frozen=True, repr=False)
+class LocatedPhoto:
+    """A photo with its object and the object's pose.
+
+    Args:
+        photo: name of the photo.
+        size: width and height of the upright photo in pixels.
+        box: of the object in pixels, (x0, y0, x1, y1).
+        box_by: who found it: ``foreground``, ``user``, or ``whole photo`` where nobody did.
+        window: of the crop in pixels.
+        crop: (S, S, 3) uint8, what the diffusion model is shown.
+        pose: nearest centroid.
+        category: of the object, 0 where there is one category.
+        distance: Euclidean, to the centroid.
+        foreground_separation: share of the variance of the photo's scores between foreground and
+            background, in [0, 1].
+        warnings: reasons not to trust all this; empty where there is none.
+    """
+
+    photo: str
+    size: tuple[int, int]
+    box: Box
+    box_by: str
+    window: Box
+    crop: np.ndarray
+    pose: int
+    category: int
+    distance: float
+    foreground_separation: float
+    warnings: tuple[PhotoWarning, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class CropViews:
+    """A crop in all poses of its category, by inversion.
+
+    Args:
+        poses: (k,) their numbers, in circular order.
+        views: (k, S, S, 3) uint8 in the same order; in its own pose the crop itself.
+        reconstruction: (S, S, 3) uint8, what the inverted noise gives back.
+        reconstruction_psnr_db: its peak signal-to-noise ratio in dB, at most 99: beyond that 8
+            bits tell no difference.
+        inversion_evaluations: of the network.
+        seconds: of each part of the work.
+    """
+
+    poses: tuple[int, ...]
+    views: np.ndarray
+    reconstruction: np.ndarray
+    reconstruction_psnr_db: float
+    inversion_evaluations: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, repr=False)
+class PhotoViews(LocatedPhoto, CropViews):
+    """A photo in all poses.
+
+    Args:
+        color_drift: of each view, the Euclidean distance in 0..255 of the mean color of its
+            foreground from that of the crop; None where either shows no foreground.
+        settings: that made the views.
+    """
+
+    color_drift: tuple[float | None, ...]
+    settings: dict[str, object]
+
+    def __repr__(self) -> str:
+        return f"PhotoViews({self.title()}; {len(self.warnings)} warnings)"
+
+    def record(self) -> dict[str, object]:
+        """All but the pixels, for JSON."""
+        fields = asdict(self).items()
+        return {key: value for key, value in fields if not isinstance(value, np.ndarray)}
+
+    def save(self, folder: Path | str, stem: str | None = None) -> Path:
+        """Write the views and all that is known of the photo.
+
+        Args:
+            folder: gets ``STEM.png``, the strip of views; ``STEM.gif``, a turntable; ``STEM.json``;
+                and ``STEM.views/`` with ``crop.png``, ``reconstruction.png`` and ``pose_NN.png``.
+            stem: by default the photo's name without its suffix.
+
+        Returns:
+            The strip's path.
+
+        Raises:
+            UserError: files are in the way that this did not write.
+        """
+        folder = Path(folder)
+        stem = Path(self.photo).stem if stem is None else stem
+        require_free(folder, stem)
+        # First of all: it marks the others as written here, also where this is cut short.
+        write_json(folder / f"{stem}.json", self.record())
+        images = {"crop": self.crop, "reconstruction": self.reconstruction}
+        images |= {f"pose_{p:02d}": view for p, view in zip(self.poses, self.views, strict=True)}
+        shutil.rmtree(folder / f"{stem}.views", ignore_errors=True)
+        for name, image in images.items():
+            tiles.save_image(folder / f"{stem}.views/{name}.png", image)
+        tiles.turntable(folder / f"{stem}.gif", self.views[None])
+        tiles.save_image(folder / f"{stem}.png", self.strip())
+        return folder / f"{stem}.png"
+
+    def strip(self) -> Image.Image:
+        """All poses side by side, the photo's own framed, warnings below."""
+        own, warnings = self.poses.index(self.pose), [f"warning: {w}" for w in self.warnings]
+        title = f"{self.title()}; red: its own pose"
+        return tiles.contact_sheet(self.views[None], [own], self.poses, title, warnings)
+
+    def title(self) -> str:
+        """Pose, distance and quality of the reconstruction in a line."""
+        return (
+            f"{self.photo}: pose {self.pose} at distance {self.distance:.3f}, reconstructed at "
+            f"{self.reconstruction_psnr_db:.1f} dB by {self.inversion_evaluations} evaluations"
+        )
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.strip()._repr_png_()
+
+
+def require_free(folder: Path, stem: str, photo: Path | None = None) -> None:
+    """Refuse to write over what :meth:`PhotoViews.save` did not write, or over the photo itself.
+
+    Raises:
+        UserError: the name cannot be one, or is taken.
+    """
+    if not stem or Path(stem).name != stem or stem.startswith("."):
+        raise UserError(f"{stem!r} cannot be the name of outputs; give one by --name")
+    ends = (".json", ".png", ".gif", ".views")
+    found = [path for end in ends if (path := folder / f"{stem}{end}").exists()]
+    given = set() if photo is None else {photo.resolve(), photo.resolve().parent}
+    ours = "inversion_evaluations" in read_json(folder / f"{stem}.json")
+    if found and (not ours or given & {path.resolve() for path in found}):
+        raise UserError(f"{found[0]}: is in the way; give another --out")

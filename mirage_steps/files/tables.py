@@ -1,0 +1,110 @@
+"""The tables that steps exchange: crop windows, categories and poses of the images."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.files.h5 import open_h5, read_names
+from mirage_steps.files.manifest import BOX, Entry
+from mirage_steps.method.boxes import Box, centered
+
+WINDOW = tuple(f"window_{key}" for key in BOX)
+_WINDOWS = ("image", "found", *BOX, *WINDOW, "padded_share", "foreground_share")
+
+
+def write_windows(path: Path, rows: list[tuple]) -> None:
+    """Write ``foreground.csv``.
+
+    Args:
+        path: of the table.
+        rows: image, found, box, window, padded share and foreground share of each image; boxes in
+            pixels to 1/1000, empty where no object was found.
+    """
+    write_csv(
+        path, _WINDOWS, ([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)
+    )
+
+
+def read_windows(
+    path: Path, entries: list[Entry], centered_on_box: bool = False
+) -> list[tuple[Entry, Box]]:
+    """Images in which an object was found, each with its crop window in pixels.
+
+    Args:
+        path: foreground.csv.
+        entries: the manifest's images.
+        centered_on_box: move each window so that the object's box is in its middle, even out of
+            the image.
+
+    Raises:
+        UserError: the table belongs to another manifest, or no object was found at all.
+    """
+    rows = read_csv(path)
+    if [row.get("image") for row in rows] != [entry.image for entry in entries]:
+        raise UserError(f"{path}: lists other images than the manifest; rerun the foreground step")
+    found = []
+    for entry, row in zip(entries, rows, strict=True):
+        if row["found"] == "1":
+            box, window = (tuple(float(row[key]) for key in keys) for keys in (BOX, WINDOW))
+            found.append((entry, centered(window, box) if centered_on_box else window))
+    if not found:
+        raise UserError(
+            f"{path}: no object was found in any image; look at foreground.png beside it and try "
+            "foreground.threshold: zero or another foreground.rule"
+        )
+    return found
+
+
+def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
+    """Category of each image, (n,) int64, counted from 0.
+
+    Args:
+        path: categories.csv of the data set; None where there is one category.
+        images: names, each in the table.
+
+    Raises:
+        UserError: the table lacks an image or a column.
+    """
+    if path is None:
+        return np.zeros(len(images), np.int64)
+    rows = read_csv(path)
+    try:
+        found = {row["image"]: int(row["category"]) for row in rows}
+        return np.array([found[image] for image in images])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: does not say the category of every image ({error!r}); rerun categories"
+        ) from None
+
+
+def read_pose_counts(poses: Path) -> tuple[int, int]:
+    """Number of poses in all, and of categories, each with equally many.
+
+    Args:
+        poses: poses.csv; poses.json lies beside it.
+
+    Raises:
+        UserError: poses.json is missing or not what the poses step writes.
+    """
+    about = poses.with_suffix(".json")
+    try:
+        counts = json.loads(about.read_text())
+        return counts["k"] * counts["categories"], counts["categories"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{about}: not readable ({error!r}); rerun the poses step") from None
+
+
+def read_labels(poses: Path, crops: Path) -> np.ndarray:
+    """Pose of every crop, (n,) int64, in the order of ``crops.h5``.
+
+    Raises:
+        UserError: the two list different images.
+    """
+    rows = read_csv(poses)
+    with open_h5(crops, "image") as file:
+        if [row.get("image") for row in rows] != read_names(file):
+            raise UserError(f"{poses} and {crops} list different images; rerun the poses step")
+    return np.array([int(row["pose"]) for row in rows])

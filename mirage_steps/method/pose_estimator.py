@@ -1,0 +1,282 @@
+"""From the tokens of an image to the object's box, category and pose (paper, section 3.1).
+
+Fitted part by part on a data set: the foreground on whole images, then on the crops the categories
+where there are several, the pose space, and the poses. What is fitted serves any further photo.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from mirage_steps.errors import UserError
+from mirage_steps.method.boxes import (
+    Box,
+    centered,
+    from_letterbox,
+    rounded,
+    square_window,
+    valid_patches,
+)
+from mirage_steps.method.categories import CategoryModel, mean_token
+from mirage_steps.method.foreground import (
+    COMPONENTS,
+    ForegroundModel,
+    Region,
+    TokenBatch,
+    find_objects,
+)
+from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.method.poses import PoseModel, object_maps
+from mirage_steps.settings import Poses, PoseSpace
+
+FAR = 0.99  # quantile of the training images' distances to their poses
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The object in an image.
+
+    Args:
+        box: in pixels of the image, to 1/1000; None where no object was found.
+        window: the square crop to train on, likewise.
+        region: largest connected part of the foreground; None where there is no foreground.
+        scores: (g, g) float32 of the letterbox, NaN on padding.
+    """
+
+    box: Box | None
+    window: Box | None
+    region: Region | None
+    scores: np.ndarray
+
+    @property
+    def centered(self) -> Box:
+        """The crop whose pose is estimated: the window with the box in its middle."""
+        return centered(self.window, self.box)
+
+
+class Estimate(NamedTuple):
+    """Category, pose (numbered over all categories) and distance to it, each (n,), of n crops.
+
+    ``shown`` is bool (n, T), the patches that show the object.
+    """
+
+    categories: np.ndarray
+    poses: np.ndarray
+    distances: np.ndarray
+    shown: np.ndarray
+
+
+@dataclass(frozen=True)
+class PoseEstimator:
+    """What a data set knows of its objects; parts that are not fitted yet are None.
+
+    Args:
+        backbone: of the tokens: ``model`` as configured, ``resolution`` in pixels, ``weights``, the
+            folder of fetched networks, and ``sha256`` of the weight files by name.
+        foreground: PCA 1, cut.
+        margin: share of a crop left free on each side of the object.
+        categories: tells the categories apart, where there are several.
+        pcas: PCA 2 of each category.
+        mask_background: whether maps are zero off the object.
+        normalize: whether maps have Euclidean length 1.
+        poses: of each category, equally many.
+        far: distance to the nearest pose beyond which hardly any training image is.
+    """
+
+    backbone: dict[str, object]
+    foreground: ForegroundModel
+    margin: float
+    categories: CategoryModel | None = None
+    pcas: tuple[Pca, ...] | None = None
+    mask_background: bool = True
+    normalize: bool = True
+    poses: tuple[PoseModel, ...] | None = None
+    far: float | None = None
+
+    @property
+    def k(self) -> int:
+        """Number of poses of each category."""
+        return len(self.poses[0].centroids)
+
+    @property
+    def number_of_poses(self) -> int:
+        """Number of poses of all categories together."""
+        return self.k * len(self.poses)
+
+    def shown(self, tokens: np.ndarray, content: np.ndarray | None = None) -> np.ndarray:
+        """Patches that show the object.
+
+        Args:
+            tokens: (n, T, dim).
+            content: (n, 4) part of each square that is image, in fractions; None for all of it.
+
+        Returns:
+            bool (n, T).
+        """
+        shown = self.foreground.scores(tokens) > self.foreground.threshold
+        if content is not None:
+            shown &= valid_patches(content, shown.shape[1])
+        return shown.reshape(len(tokens), -1)
+
+    def locate(
+        self,
+        tokens: np.ndarray,
+        content: np.ndarray,
+        sizes: Sequence[tuple[int, int]],
+        boxes: Sequence[Box | None] | None = None,
+    ) -> list[Detection]:
+        """The object in each of several whole images.
+
+        Args:
+            tokens: (n, T, dim) of the letterboxed images.
+            content: (n, 4) where each image lies in its letterbox, in fractions.
+            sizes: width and height of each image in pixels.
+            boxes: given boxes in pixels, None for those to find.
+        """
+        scores = self.foreground.scores(tokens)
+        valid = valid_patches(content, scores.shape[1])
+        regions = find_objects(scores, self.foreground.threshold, valid)
+        found = []
+        for index, (box, size) in enumerate(zip(boxes or [None] * len(sizes), sizes, strict=True)):
+            region, window = regions[index], None
+            if box is None and region is not None:
+                box = from_letterbox(region.box, *size)
+            if box is not None:
+                # The window is that of the box as it is, not as it is rounded.
+                window, box = rounded(square_window(box, *size, self.margin)), rounded(box)
+            masked = np.where(valid[index], scores[index], np.nan)
+            found.append(Detection(box, window, region, masked))
+        return found
+
+    def features(
+        self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray, token: str
+    ) -> np.ndarray:
+        """The feature of each crop by which categories are told apart, (n, dim) float32.
+
+        Args:
+            tokens: (n, T, dim) of crops.
+            cls_tokens: (n, dim).
+            content: (n, 4).
+            token: ``cls``, or ``mean-patch`` for the mean over the object's patches.
+        """
+        if token == "cls":
+            return cls_tokens.astype(np.float32)
+        return mean_token(tokens, self.shown(tokens, content))
+
+    def maps(
+        self, tokens: np.ndarray, content: np.ndarray, categories: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Crops in pose space.
+
+        Args:
+            tokens: (n, T, dim) of crops.
+            content: (n, 4).
+            categories: (n,).
+
+        Returns:
+            (n, T, 3) float32 maps; bool (n, T) patches that are not padding; bool (n, T) patches
+            that show the object.
+        """
+        valid = valid_patches(content, round(tokens.shape[1] ** 0.5)).reshape(len(tokens), -1)
+        shown = self.shown(tokens, content)
+        values = np.empty((*tokens.shape[:2], COMPONENTS), np.float32)
+        for category in np.unique(categories):
+            own = categories == category
+            values[own] = self.pcas[category].project(tokens[own])
+        return object_maps(values, shown, self.mask_background, self.normalize), valid, shown
+
+    def assign(
+        self, maps: np.ndarray, valid: np.ndarray, categories: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Nearest pose of each map among those of its category.
+
+        Args:
+            maps: (n, T, 3).
+            valid: bool (n, T), False on padding.
+            categories: (n,).
+
+        Returns:
+            (n,) int pose, numbered over all categories; (n,) Euclidean distance to its mean map.
+        """
+        poses, distances = np.empty(len(maps), np.int64), np.empty(len(maps))
+        for index, category in enumerate(categories):
+            nearest, distances[index] = self.poses[category].nearest(maps[index], valid[index])
+            poses[index] = nearest + category * self.k
+        return poses, distances
+
+    def estimate(self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray) -> Estimate:
+        """Category and pose of each crop.
+
+        Args:
+            tokens: (n, T, dim), rounded to float16 as those that this was fitted on.
+            cls_tokens: (n, dim), likewise.
+            content: (n, 4).
+        """
+        categories = np.zeros(len(tokens), np.int64)
+        if self.categories is not None:
+            features = self.features(tokens, cls_tokens, content, self.categories.token)
+            categories, _ = self.categories.assign(features)
+        maps, valid, shown = self.maps(tokens, content, categories)
+        return Estimate(categories, *self.assign(maps, valid, categories), shown)
+
+    def fit_pose_space(
+        self, batches: Iterable[TokenBatch], categories: np.ndarray, settings: PoseSpace
+    ) -> "PoseEstimator":
+        """This with PCA 2 of each category, fitted on the crops' tokens that show the object.
+
+        Args:
+            batches: of crops.
+            categories: (n,), from 0.
+            settings: what the maps hold.
+
+        Raises:
+            UserError: the crops of a category show too little.
+        """
+        dim = len(self.foreground.pca.mean)
+        moments = [Moments(dim) for _ in range(int(categories.max()) + 1)]
+        for batch in batches:
+            shown = self.shown(batch.tokens, batch.content)
+            values = batch.tokens.astype(np.float32)
+            for category in np.unique(categories[batch.rows]):
+                own = categories[batch.rows] == category
+                moments[category].add(values[own][shown[own]])
+        for category, seen in enumerate(moments):
+            if seen.count <= COMPONENTS:
+                raise UserError(
+                    f"only {seen.count} foreground tokens in all crops of category {category}; "
+                    "look at foreground.png and try foreground.threshold: zero"
+                )
+        pcas = tuple(Pca.fit(seen, COMPONENTS) for seen in moments)
+        return replace(self, pcas=pcas, **settings.model_dump())
+
+    def fit_poses(
+        self, maps: np.ndarray, valid: np.ndarray, categories: np.ndarray, settings: Poses
+    ) -> "PoseEstimator":
+        """This with the poses of each category, and how far training images are from them.
+
+        Args:
+            maps: (n, T, 3) float32; changed in place: padding takes its position's mean.
+            valid: bool (n, T), False on padding.
+            categories: (n,), from 0.
+            settings: number of poses, starts and seed.
+
+        Raises:
+            UserError: a category has fewer images than poses.
+        """
+        models, count = [], int(categories.max()) + 1
+        for category in range(count):
+            # With one category no copy of all maps is made.
+            own = categories == category if count > 1 else slice(None)
+            mine = maps[own]
+            if len(mine) < settings.k:
+                where = f" of category {category}" if count > 1 else ""
+                raise UserError(
+                    f"poses.k = {settings.k}, but an object{where} was found in only {len(mine)} "
+                    "images; lower poses.k or add images"
+                )
+            models.append(PoseModel.fit(mine, valid[own], **settings.model_dump()))
+        fitted = replace(self, poses=tuple(models))
+        _, distances = fitted.assign(maps, valid, categories)
+        return replace(fitted, far=float(np.quantile(distances, FAR)))

@@ -1,0 +1,83 @@
+"""The Inception network of FID, as clean-fid (Parmar et al. 2022) runs it."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from cleanfid.resize import build_resizer
+
+from mirage_steps.errors import UserError
+from mirage_steps.files.loading import ahead
+from mirage_steps.networks.fetching import FILES, resolve
+
+# Name of the published network in tables; any other file has its own name.
+INCEPTION = "clean-fid Inception"
+INCEPTION_DIM = 2048
+
+
+class Inception:
+    """The Inception network of FID with clean-fid's resizer, from a file of any name.
+
+    Args:
+        path: TorchScript file with a submodule ``layers``.
+        device: where it runs.
+
+    Raises:
+        UserError: the file is something else.
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        published = FILES["inception"]
+        try:
+            with warnings.catch_warnings():
+                # The network is published as TorchScript only, which torch calls deprecated.
+                warnings.simplefilter("ignore", FutureWarning)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.layers = torch.jit.load(str(path), map_location=device).eval().layers
+        except (RuntimeError, ValueError, AttributeError):
+            raise UserError(
+                f"embed.inception {path}: not clean-fid's Inception in TorchScript; get it from "
+                f"{published.url}"
+            ) from None
+        with open(path, "rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        self.name = INCEPTION if digest == published.sha256 else path.name
+        self.device = device
+        self._resize = build_resizer("clean")
+
+    @torch.inference_mode()
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of the last pooling layer.
+
+        Args:
+            images: (n, S, S, 3) uint8 RGB.
+
+        Returns:
+            (n, 2048) float32.
+        """
+        resized = np.stack(list(ahead(self._resize, images)))
+        pixels = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2)
+        # From [0, 255] to about [-1, 1].
+        return self.layers((pixels - 128) / 128).reshape(len(images), INCEPTION_DIM).cpu().numpy()
+
+
+def inception_file(inception: str, weights: Path) -> Path:
+    """Path of the network's file; ``auto`` fetches the published one on first use.
+
+    Args:
+        inception: ``auto``, or a file.
+        weights: folder of fetched networks.
+
+    Raises:
+        UserError: it is missing and cannot be fetched.
+    """
+    if inception == "auto":
+        return resolve("inception", "embed.inception", weights)
+    if not Path(inception).is_file():
+        raise UserError(
+            f"embed.inception {inception}: no such file; download {FILES['inception'].url} to it, "
+            "or set embed.inception to auto or none"
+        )
+    return Path(inception)

@@ -1,0 +1,17 @@
+"""Names of networks in tables and reports."""
+
+from pathlib import Path
+
+# Names of the embedded networks begin with it, so that no table passes them off as published ones.
+STAND_IN = "stand-in"
+
+
+def network_name(path: str | Path, stand_in: bool) -> str:
+    """The last part of a network's path, after ``stand-in`` for an embedded network.
+
+    Args:
+        path: a file or folder, or a published name.
+        stand_in: whether it is an embedded network.
+    """
+    name = Path(path).name
+    return f"{STAND_IN} {name}" if stand_in and not name.startswith(STAND_IN) else name

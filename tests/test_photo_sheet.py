@@ -1,0 +1,128 @@
+"""The step that shows some photos of a data set in all poses."""
+
+import json
+from dataclasses import asdict
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mirage_steps import photo_sheet, settings
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import write_csv
+from mirage_steps.files.h5 import write_names
+from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
+from mirage_steps.method.inversion import invert, reconstruct
+from mirage_steps.method.metrics import psnr
+from mirage_steps.method.unet import UNet, UNetConfig, build
+from mirage_steps.run import crop_views
+
+CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
+VIEWS = settings.Views(steps=3, batch_size=4, precision="float32")
+PAPER = settings.NovelViews(inversion_iterations=1, phase_cutoff="none", stride=1)
+POSES = [3, 0, 5, 3, 1, 2]
+PHOTOS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> UNet:
+    """A network whose zero-initialized layers predict something."""
+    torch.manual_seed(1)
+    network = build(CONFIG, 0)
+    for parameter in network.requires_grad_(False).parameters():
+        if not parameter.any():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+    return network.eval()
+
+
+@pytest.fixture
+def arguments(model, tmp_path) -> dict:
+    """Those of the step: a model's folder, and crops and poses of six photos."""
+    (tmp_path / "training").mkdir()
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, tmp_path / "training/model.safetensors")
+    config = {"unet": asdict(CONFIG), "seed": 0}
+    (tmp_path / "training/config.json").write_text(json.dumps(config))
+    names = [f"{number}.jpg" for number in range(6)]
+    with h5py.File(tmp_path / "crops.h5", "w") as file:
+        file["images"] = PHOTOS
+        write_names(file, names)
+    rows = [(name, POSES[index], 0.25 * index, 0) for index, name in enumerate(names)]
+    write_csv(tmp_path / "poses.csv", ("image", "pose", "distance", "category"), rows)
+    (tmp_path / "poses.json").write_text(json.dumps({"k": CONFIG.poses, "categories": 1}))
+    return {
+        "model": tmp_path / "training/model.safetensors",
+        "crops": tmp_path / "crops.h5",
+        "poses": tmp_path / "poses.csv",
+        "out": tmp_path / "photo_sheet",
+        "views": VIEWS,
+        "device": "cpu",
+    }
+
+
+def test_evenly_spaced_photos_are_shown_and_reconstructed(arguments, model):
+    photo_sheet.main(**arguments, sheet=settings.Sheet(objects=3), novel_views=PAPER)
+    out = arguments["out"]
+    assert {path.name for path in out.iterdir()} == {
+        "contact_sheet.png", "turntable.gif", "photos.json",
+    }  # fmt: skip
+    record = json.loads((out / "photos.json").read_text())
+    timesteps = ddim_timesteps(VIEWS.steps)
+    for photo, index in zip(record["photos"], (0, 2, 5), strict=True):
+        pose = torch.tensor([POSES[index]])
+        trajectory = invert(model, from_pixels(PHOTOS[index][None]), pose, timesteps)
+        back = to_pixels(reconstruct(model, trajectory, pose, timesteps))[0]
+        assert photo == {
+            "image": f"{index}.jpg",
+            "pose": POSES[index],
+            "distance": 0.25 * index,
+            "reconstruction_psnr_db": pytest.approx(psnr(PHOTOS[index], back), abs=1e-3),
+            "inversion_evaluations": VIEWS.steps,
+        }
+    with Image.open(out / "turntable.gif") as animation:
+        assert animation.n_frames == CONFIG.poses
+
+
+def test_no_more_photos_are_shown_than_there_are(arguments):
+    photo_sheet.main(**arguments, sheet=settings.Sheet(objects=9))
+    record = json.loads((arguments["out"] / "photos.json").read_text())
+    assert [photo["image"] for photo in record["photos"]] == [f"{i}.jpg" for i in range(6)]
+
+
+def test_photos_of_another_list_or_size_are_refused(arguments):
+    poses = arguments["poses"]
+    rows = poses.read_text().splitlines(keepends=True)
+    poses.write_text("".join(rows[:-1]))
+    with pytest.raises(UserError, match="list different images; rerun the poses step"):
+        photo_sheet.main(**arguments)
+    poses.write_text("".join(rows))
+    with h5py.File(arguments["crops"], "a") as file:
+        del file["images"]
+        file["images"] = np.zeros((6, 24, 24, 3), np.uint8)
+    with pytest.raises(UserError, match="crops of 24 pixels, the model makes 16"):
+        photo_sheet.main(**arguments)
+    poses.with_suffix(".json").write_text('{"k": 3, "categories": 2}')
+    with pytest.raises(UserError, match="has other poses than"):
+        photo_sheet.main(**arguments)
+    poses.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="poses.json: not readable"):
+        photo_sheet.main(**arguments)
+    assert not arguments["out"].exists()
+
+
+def test_views_of_a_crop_stand_around_it_and_follow_the_settings(model):
+    def views(**changed) -> np.ndarray:
+        return crop_views(
+            model, PHOTOS[0], 4, VIEWS, settings.Guidance(), settings.NovelViews(**changed)
+        ).views
+
+    base = views(phase_cutoff=1, stride=1)
+    assert base.shape == (6, 16, 16, 3) and base.dtype == np.uint8
+    for changed in ({"phase_cutoff": "none", "stride": 1}, {"phase_cutoff": 1, "stride": 2}):
+        other = views(**changed)
+        np.testing.assert_array_equal(base[4], PHOTOS[0])
+        np.testing.assert_array_equal(other[4], PHOTOS[0])
+        assert all((base[pose] != other[pose]).any() for pose in range(6) if pose != 4)
