@@ -32,7 +32,6 @@ import yaml
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.embed import backbone_features
 from mirage_steps.files.atomic import write_json
 from mirage_steps.files.tables import read_labels
 from mirage_steps.method import diffusion
@@ -183,8 +182,8 @@ def measure(trainer: Trainer, held_out: tuple, samples: int, network: Backbone) 
             diffusion.to_pixels(sample_single(trainer.ema, x, p, diffusion.ddim_timesteps(25)))
             for x, p in zip(noise.split(50), asked.split(50), strict=True)
         ])  # fmt: skip
-    real = backbone_features(network, held_out[0], "mean-patch")
-    fake = backbone_features(network, made, "mean-patch")
+    real = network.feature(held_out[0], "mean-patch")
+    fake = network.feature(made, "mean-patch")
     return {
         "samples": samples,
         "error": round(1000 * float(np.mean(errors)), 3),

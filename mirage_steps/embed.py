@@ -1,4 +1,4 @@
-"""Step 9a: the features that distances compare, the backbone's and, if configured, Inception's.
+"""Features that distances compare: the backbone's and, if configured, Inception's (section 4).
 
 FID means one Inception network and one way of scaling images to it; clean-fid (Parmar et al. 2022)
 fixes both, and its file and its resizer are used here. Writes ``features.h5``:
@@ -8,10 +8,8 @@ fixes both, and its file and its resizer are used here. Writes ``features.h5``:
 - attributes that name the networks, the token, and the images' size and number.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 from tqdm import tqdm
 
@@ -21,8 +19,6 @@ from mirage_steps.files.h5 import create_h5, open_h5, slices
 from mirage_steps.method.device import choose_device
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.inception import INCEPTION_DIM, Inception, inception_file
-
-Extractor = Callable[[np.ndarray], np.ndarray]
 
 
 def main(
@@ -44,68 +40,36 @@ def main(
         weights: Folder of fetched networks.
         device: auto, cpu or cuda.
     """
-    chosen = choose_device(device)
-    network = Backbone.load(backbone, chosen, weights)
-    extractors: dict[str, tuple[int, Extractor]] = {
-        "backbone": (network.dim, lambda pixels: backbone_features(network, pixels, embed.token))
-    }
+    where = choose_device(device)
+    network = Backbone.load(backbone, where, weights)
+    # Length of a feature, and a function from (b, S, S, 3) uint8 to (b, length).
+    extractors = {"backbone": (network.dim, lambda pixels: network.feature(pixels, embed.token))}
     if embed.inception == "none":
         about = {"inception_absent": "not configured (embed.inception is none)"}
     else:
-        inception = Inception(inception_file(embed.inception, weights), chosen)
+        inception = Inception(inception_file(embed.inception, weights), where)
         extractors["inception"] = (INCEPTION_DIM, inception.features)
         about = {"inception": inception.name}
     with open_h5(images, "images") as source, create_h5(out / "features.h5") as features:
+        pixels = source["images"]
         features.attrs.update(
-            count=len(source["images"]),
-            image_size=source["images"].shape[1],
+            count=len(pixels),
+            image_size=pixels.shape[1],
             sam=source.attrs.get("sam", ""),
             backbone=network.name,
             resolution=network.resolution,
             token=embed.token,
             **about,
         )
-        extract(source["images"], features, extractors, backbone.batch_size)
+        for name, (length, _) in extractors.items():
+            features.create_dataset(name, (len(pixels), length), np.float32)
+        with tqdm(total=len(pixels), desc="features", unit="image", mininterval=1.0) as bar:
+            for rows in slices(len(pixels), backbone.batch_size):
+                batch = pixels[rows]
+                for name, (_, extract) in extractors.items():
+                    features[name][rows] = extract(batch)
+                bar.update(len(batch))
     log.info("features of %s: %s", images, ", ".join(extractors))
-
-
-def extract(
-    images: h5py.Dataset,
-    features: h5py.File,
-    extractors: dict[str, tuple[int, Extractor]],
-    batch_size: int,
-) -> None:
-    """Run every network over a set, batch by batch.
-
-    Args:
-        images: (n, S, S, 3) uint8.
-        features: gets a dataset (n, d) float32 for each extractor.
-        extractors: name -> (d, function from a batch of images to (b, d)).
-        batch_size: images at once.
-    """
-    for name, (dim, _) in extractors.items():
-        features.create_dataset(name, (len(images), dim), np.float32)
-    with tqdm(total=len(images), desc="features", unit="image", mininterval=1.0) as progress:
-        for rows in slices(len(images), batch_size):
-            pixels = images[rows]
-            for name, (_, function) in extractors.items():
-                features[name][rows] = function(pixels)
-            progress.update(len(pixels))
-
-
-def backbone_features(network: Backbone, images: np.ndarray, token: str) -> np.ndarray:
-    """The feature of each image by which the backbone's columns compare.
-
-    Args:
-        network: the vision transformer.
-        images: (n, S, S, 3) uint8 RGB.
-        token: ``cls``, or ``mean-patch`` for the mean over the patch tokens.
-
-    Returns:
-        (n, dim) float32.
-    """
-    patches, cls = network.tokens(images)
-    return (cls if token == "cls" else patches.mean(dim=1)).cpu().numpy()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import human_size, require_disk, write_json
-from mirage_steps.files.command import log, run
+from mirage_steps.files.atomic import require_disk, write_json
+from mirage_steps.files.command import run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
 from mirage_steps.files.image_set import write_preview
 from mirage_steps.files.shards import ROWS, Shard
@@ -26,16 +26,13 @@ def main(*, shards: tuple[Path, ...], out: Path) -> None:
         shards: The HDF5 files of all jobs, in order; their records lie beside them.
         out: Folder for the whole.
     """
-    stem = _stem(shards)
-    size = sum(shard.stat().st_size for shard in shards)
-    require_disk(out, size, f"{stem}.h5")
-    _require_one_whole(shards)
+    stem = _require_one_whole(shards)
+    require_disk(out, sum(shard.stat().st_size for shard in shards), f"{stem}.h5")
     join(shards, out / f"{stem}.h5")
     _join_records(shards, out)
     with open_h5(out / f"{stem}.h5") as file:
         if "columns" in file.attrs:
             write_preview(out / "images.png", file)
-    log.info("%d shards, %s, joined", len(shards), human_size(size))
 
 
 def join(shards: tuple[Path, ...], path: Path) -> None:
@@ -45,8 +42,8 @@ def join(shards: tuple[Path, ...], path: Path) -> None:
         shards: HDF5 files with the same datasets, each with its range of rows and their total.
         path: of the new file.
     """
-    with create_h5(path) as out, tqdm(total=len(shards), unit="shard") as bar:
-        for shard in shards:
+    with create_h5(path) as out:
+        for shard in tqdm(shards, unit="shard"):
             with open_h5(shard) as file:
                 about = dict(file.attrs)
                 start, stop, total = map(int, about.pop(ROWS))
@@ -57,17 +54,22 @@ def join(shards: tuple[Path, ...], path: Path) -> None:
                         out.create_dataset(name, shape, data.dtype, chunks=data.chunks)
                     for rows in slices(len(data), _ROWS):
                         out[name][start + rows.start : start + rows.stop] = data[rows]
-            bar.update()
 
 
-def _require_one_whole(shards: tuple[Path, ...]) -> None:
-    """Refuse shards that do not follow one another.
+def _require_one_whole(shards: tuple[Path, ...]) -> str:
+    """What the whole is called; the shards must follow one another.
 
     Raises:
-        UserError: a shard was made with other settings, or with another batch size.
+        UserError: a shard is missing, or was made with other settings or another batch size.
     """
+    if not shards:
+        raise UserError("--shards: give the files of all jobs")
+    stem = shards[0].name.partition(".")[0]
     end, first = 0, None
-    for shard in shards:
+    for number, shard in enumerate(shards, 1):
+        expected = f"{Shard(number, len(shards)).name(stem)}.h5"
+        if shard.name != expected:
+            raise UserError(f"--shards: {number} of {len(shards)} is {shard}, not {expected}")
         with open_h5(shard) as file:
             about = dict(file.attrs)
             start, stop, total = map(int, about.pop(ROWS, (-1, -1, -1)))
@@ -76,43 +78,24 @@ def _require_one_whole(shards: tuple[Path, ...]) -> None:
         if found != first:
             raise UserError(f"{shard}: was not made as {shards[0]}; delete both and rerun")
         # Another batch size moves the borders, and some shards may be from before its change.
-        if start != end or (shard == shards[-1] and stop != total):
+        if start != end or (number == len(shards) and stop != total):
             raise UserError(
                 f"{shard}: has rows {start} to {stop} of {total}, the shards before it end at "
                 f"{end}: batch_size changed in between; delete all shards and rerun"
             )
         end = stop
-
-
-def _stem(shards: tuple[Path, ...]) -> str:
-    """What the whole is called.
-
-    Raises:
-        UserError: the shards are not all of one whole, or not in order.
-    """
-    if not shards:
-        raise UserError("--shards: give the files of all jobs")
-    stem = shards[0].stem.partition(".")[0]
-    for number, shard in enumerate(shards, 1):
-        expected = f"{Shard(number, len(shards)).name(stem)}.h5"
-        if shard.name != expected:
-            raise UserError(f"--shards: {number} of {len(shards)} is {shard}, not {expected}")
-        if not shard.is_file():
-            raise UserError(f"{shard}: no such file")
     return stem
 
 
 def _join_records(shards: tuple[Path, ...], out: Path) -> None:
     """Write the step's record: the first job's, with the seconds and the peak memory of all."""
-    folder = shards[0].parent
-    for first in folder.glob(f"*.1-of-{len(shards)}.run.json"):
+    folder, count = shards[0].parent, len(shards)
+    for first in folder.glob(f"*.1-of-{count}.run.json"):
         step = first.name.partition(".")[0]
-        records = [
-            json.loads((folder / f"{Shard(n, len(shards)).name(step)}.run.json").read_text())
-            for n in range(1, len(shards) + 1)
-        ]
+        names = [f"{Shard(n, count).name(step)}.run.json" for n in range(1, count + 1)]
+        records = [json.loads((folder / name).read_text()) for name in names]
         whole = records[0]
-        whole["settings"] = {**whole["settings"], "shard": f"all of {len(shards)}"}
+        whole["settings"] = {**whole["settings"], "shard": f"all of {count}"}
         whole["seconds"] = round(sum(record["seconds"] for record in records), 2)
         whole["peak_memory_mb"] = max(record["peak_memory_mb"] for record in records)
         write_json(out / f"{step}.run.json", whole)

@@ -1,19 +1,14 @@
-"""Step 8: remove the background of an image set: foreground scores prompt segment-anything.
+"""Background removal of an image set: the foreground prompts segment-anything (section 4).
 
-The paper's rows "without background" (section 4) compare real and generated images after SAM.
-The object's box and one to three points inside it come from the pose estimator's PCA 1. Writes
-``images.h5``, the same set on white with its masks, ``masks.json``, and ``masks.png``, the first
-images as they were, with the mask's outline, and on white.
+The paper's rows "without background" compare real and generated images after SAM. Writes
+``images.h5``, the same set on white with ``mask`` (n, S, S) uint8, ``masks.json``, and
+``masks.png``, the first images as they were, with the mask's outline, and on white.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
-from PIL import Image
 from scipy import ndimage
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
@@ -21,38 +16,19 @@ from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import atomic, require_disk, write_json
+from mirage_steps.files import tiles
+from mirage_steps.files.atomic import require_disk, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import load_estimator
-from mirage_steps.files.h5 import by_image, create_h5, open_h5, slices
+from mirage_steps.files.h5 import by_image, open_h5, slices
+from mirage_steps.files.image_set import create_image_set
 from mirage_steps.method.device import choose_device
 from mirage_steps.method.foreground import Region, find_objects
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.sam import load_sam, sam_name
 
 WHITE = 255
-# The picture shows this many images, so many in a row, at least so many pixels a side.
-SHOWN, SHOWN_PER_ROW, SHOWN_SIDE = 24, 4, 96
-
-
-@dataclass
-class Tally:
-    """What is reported of a run: counts of images, sums over images."""
-
-    images: int = 0
-    without_foreground: int = 0
-    empty_masks: int = 0
-    predicted_iou: float = 0.0
-    mask_share: float = 0.0
-
-    def add(self, regions: list[Region | None], masks: np.ndarray, ious: np.ndarray) -> None:
-        """Take in a batch: its regions, masks (n, S, S) and predicted IoUs (n,)."""
-        shares = masks.mean(axis=(1, 2))
-        self.images += len(masks)
-        self.without_foreground += sum(region is None for region in regions)
-        self.empty_masks += int((shares == 0).sum())
-        self.predicted_iou += float(ious.sum())
-        self.mask_share += float(shares.sum())
+SHOWN, SHOWN_PER_ROW, SHOWN_SIDE = 24, 4, 96  # images in the picture, in a row, least side
 
 
 def main(
@@ -76,68 +52,38 @@ def main(
         weights: Folder of fetched networks.
         device: auto, cpu or cuda.
     """
-    chosen = choose_device(device)
+    where = choose_device(device)
     model = load_estimator(estimator).foreground
-    network = Backbone.load(backbone, chosen, weights)
+    network = Backbone.load(backbone, where, weights)
     if len(model.pca.mean) != network.dim:
         raise UserError(
             f"{estimator}: fitted on tokens of length {len(model.pca.mean)}, those of "
             f"{network.name} have {network.dim}; use the backbone it was fitted with"
         )
-    sam = load_sam(masks.sam, chosen, weights)
-    name = sam_name(masks.sam)
-
-    def locate(pixels: np.ndarray) -> list[Region | None]:
-        patches = network.tokens(pixels)[0].cpu().numpy()
-        return find_objects(model.scores(patches), model.threshold)
-
+    sam, name = load_sam(masks.sam, where, weights), sam_name(masks.sam)
+    found, ious = [], []  # of each image: whether it has foreground, SAM's own guess of the IoU
     with open_h5(images, "images") as source:
         count, side = source["images"].shape[:2]
         require_disk(out, count * side * side * 4, "the masked set")
-        with create_h5(out / "images.h5") as target:
-            target.attrs["sam"] = name
-            tally = mask_set(source, target, locate, sam, backbone, masks)
+        with create_image_set(out / "images.h5", count, side, sam=name) as target:
+            by_image(target, "mask", count, (side, side), np.uint8)
+            if "pose" in source:
+                target["pose"] = source["pose"][:]
+            with tqdm(total=count, desc="masks", unit="image", mininterval=1.0) as bar:
+                for rows in slices(count, backbone.batch_size):
+                    pixels = source["images"][rows]
+                    scores = model.scores(network.tokens(pixels)[0].cpu().numpy())
+                    regions = find_objects(scores, model.threshold)
+                    mask, predicted = segment(sam, pixels, regions, masks.sam_batch_size)
+                    target["images"][rows] = np.where(mask[..., None], pixels, WHITE)
+                    target["mask"][rows] = mask
+                    found += [region is not None for region in regions]
+                    ious += predicted.tolist()
+                    bar.update(len(pixels))
+            shares = np.array([one.mean() for one in target["mask"]])
             first = (source["images"], target["images"], target["mask"])
-            sheet = draw(*(dataset[:SHOWN] for dataset in first))
-    with atomic(out / "masks.png") as temporary:
-        sheet.save(temporary)
-    report(out / "masks.json", name, tally)
-
-
-def mask_set(
-    source: h5py.File,
-    target: h5py.File,
-    locate: Callable[[np.ndarray], list[Region | None]],
-    sam: Sam,
-    backbone: settings.Backbone,
-    masks: settings.Masks,
-) -> Tally:
-    """Stream a set through the model into a new one.
-
-    Args:
-        source: has ``images`` (n, S, S, 3) uint8, and ``pose`` (n,) if the views have poses.
-        target: gets ``images`` with a white background, ``mask`` (n, S, S) and ``pose``.
-        locate: finds the object in each image of a batch.
-        sam: the model.
-        backbone: images located at once.
-        masks: images segmented at once.
-    """
-    count, side = source["images"].shape[:2]
-    by_image(target, "images", count, (side, side, 3), np.uint8)
-    by_image(target, "mask", count, (side, side), np.uint8)
-    if "pose" in source:
-        target["pose"] = source["pose"][:]
-    tally = Tally()
-    with tqdm(total=count, desc="masks", unit="image", mininterval=1.0) as progress:
-        for rows in slices(count, backbone.batch_size):
-            pixels = source["images"][rows]
-            regions = locate(pixels)
-            found, ious = segment(sam, pixels, regions, masks.sam_batch_size)
-            target["images"][rows] = np.where(found[..., None], pixels, WHITE)
-            target["mask"][rows] = found
-            tally.add(regions, found, ious)
-            progress.update(len(pixels))
-    return tally
+            tiles.save_image(out / "masks.png", draw(*(dataset[:SHOWN] for dataset in first)))
+    report(out / "masks.json", name, np.array(found), np.array(ious), shares)
 
 
 def inside_points(mask: np.ndarray) -> np.ndarray:
@@ -221,7 +167,7 @@ def segment(
     return np.stack(masks), np.array(ious, np.float32)
 
 
-def draw(images: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> Image.Image:
+def draw(images: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """A picture of triples: the image, the same with the mask's outline, and without background.
 
     Args:
@@ -236,42 +182,33 @@ def draw(images: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> Image.Ima
     inner = ndimage.binary_erosion(masks, np.ones((1, 3, 3)), iterations=2)
     outlined = np.where((masks & ~inner)[..., None], np.uint8([255, 0, 0]), images)
     triples = np.concatenate([images, outlined, masked], axis=2)
-    gap = 6
-    triples = np.pad(triples, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=WHITE)
-    columns = min(SHOWN_PER_ROW, len(triples))
-    rows = -(-len(triples) // columns)
-    missing = ((0, rows * columns - len(triples)), (0, 0), (0, 0), (0, 0))
-    cells = np.pad(triples, missing, constant_values=WHITE)
-    height, width = cells.shape[1:3]
-    cells = cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    return Image.fromarray(cells.reshape(rows * height, columns * width, 3))
+    return tiles.tile(triples, min(SHOWN_PER_ROW, len(triples)))
 
 
-def report(path: Path, sam: str, tally: Tally) -> None:
-    """Write what happened as JSON, and say it in the log."""
-    iou, share = tally.predicted_iou / tally.images, tally.mask_share / tally.images
-    write_json(
-        path,
-        {
-            "sam": sam,
-            "images": tally.images,
-            "images_without_foreground": tally.without_foreground,
-            "images_with_empty_mask": tally.empty_masks,
-            "mean_predicted_iou": iou,
-            "mean_mask_share": share,
-        },
-    )
-    log.info(
-        "%d images masked by %s: mean predicted IoU %.3f, mean share of the object %.3f",
-        tally.images, sam, iou, share,
-    )  # fmt: skip
-    if tally.without_foreground:
-        log.warning(
-            "%d images without foreground were prompted with the whole image",
-            tally.without_foreground,
-        )
-    if tally.empty_masks:
-        log.warning("%d images have an empty mask and are all white", tally.empty_masks)
+def report(path: Path, sam: str, found: np.ndarray, ious: np.ndarray, shares: np.ndarray) -> None:
+    """Write what happened as JSON, and say it in the log.
+
+    Args:
+        path: of the JSON file.
+        sam: name of the model.
+        found: bool (n,), whether an image has foreground.
+        ious: (n,) predicted by the model.
+        shares: (n,) of the image inside the mask.
+    """
+    content = {
+        "sam": sam,
+        "images": len(found),
+        "images_without_foreground": int((~found).sum()),
+        "images_with_empty_mask": int((shares == 0).sum()),
+        "mean_predicted_iou": float(ious.mean()),
+        "mean_mask_share": float(shares.mean()),
+    }
+    write_json(path, content)
+    log.info(", ".join(f"{key} {value}" for key, value in content.items()))
+    if missing := content["images_without_foreground"]:
+        log.warning("%d images without foreground were prompted with the whole image", missing)
+    if empty := content["images_with_empty_mask"]:
+        log.warning("%d images have an empty mask and are all white", empty)
 
 
 if __name__ == "__main__":

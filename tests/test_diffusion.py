@@ -101,7 +101,7 @@ def test_noise_follows_from_the_velocity():
     x0, noise = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 3, 4, 4).double()
     for step in (0, 500, 999):
         alpha = diffusion.cumulative_alphas()[step]
-        literal = np.sqrt(alpha) * noise - np.sqrt(1 - alpha) * x0
+        literal = alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
         target = diffusion.velocity(x0, noise, alpha.repeat(2))
         torch.testing.assert_close(target, literal)
         noisy = diffusion.add_noise(x0, noise, alpha.repeat(2))

@@ -18,9 +18,10 @@ from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from mirage_steps import embed, fid, settings
-from mirage_steps.baseline import OWN_WHITE
 from mirage_steps.errors import UserError
+from mirage_steps.evaluation_sets import evaluation_sets, table_rows
 from mirage_steps.files.command import run
+from mirage_steps.files.image_set import OWN_WHITE
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.networks import inception
 from mirage_steps.networks.backbone import Backbone
@@ -140,26 +141,22 @@ def test_features_are_the_backbones_in_order_and_say_what_they_are(tmp_path, bac
         }
 
 
-def test_a_set_is_read_in_batches(tmp_path):
-    class Recorder:
-        """Images that remember how many were read at once."""
+def test_a_set_is_read_in_batches(tmp_path, backbone, monkeypatch):
+    reads = []
 
-        def __init__(self, images):
-            self.images, self.reads = images, []
+    def feature(self, images: np.ndarray, token: str) -> np.ndarray:
+        reads.append(len(images))
+        return np.repeat(images.mean(axis=(1, 2, 3))[:, None], self.dim, 1)
 
-        def __len__(self):
-            return len(self.images)
-
-        def __getitem__(self, rows):
-            self.reads.append(len(self.images[rows]))
-            return self.images[rows]
-
-    images = Recorder(_images(10))
-    with h5py.File(tmp_path / "features.h5", "w") as out:
-        colour = {"mean": (3, lambda pixels: pixels.mean(axis=(1, 2)))}
-        embed.extract(images, out, colour, batch_size=4)
-        np.testing.assert_allclose(out["mean"][:], images.images.mean(axis=(1, 2)), rtol=1e-6)
-    assert images.reads == [4, 4, 2]
+    monkeypatch.setattr(Backbone, "feature", feature)
+    images = _images(10)
+    small = backbone.model_copy(update={"batch_size": 4})
+    none = settings.Embed(inception="none")
+    path = _set(tmp_path / "set.h5", images)
+    embed.main(images=path, out=tmp_path, backbone=small, embed=none, device="cpu")
+    with h5py.File(tmp_path / "features.h5") as file:
+        np.testing.assert_allclose(file["backbone"][:, 0], images.mean((1, 2, 3)), rtol=1e-6)
+    assert reads == [4, 4, 2]
 
 
 def test_inception_of_any_file_name_is_cleanfids(tmp_path, inception_folder):
@@ -227,7 +224,7 @@ def test_table_holds_the_distances_of_the_files(tmp_path):
     other = _features(tmp_path / "b.h5", 20, 1, inception.INCEPTION)
     views = _features(tmp_path / "v.h5", 20, 2, inception.INCEPTION)
     rows = (("real-vs-real", str(other), str(real)), ("mv-bg-hag", str(views), str(real)))
-    fid.main(row=rows, dataset="cars", out=tmp_path)
+    _table_of(row=rows, dataset="cars", out=tmp_path)
     lines, cells, content = _table(tmp_path)
 
     assert lines[0].startswith("cars:") and "20 images" in lines[1]
@@ -246,13 +243,13 @@ def test_table_holds_the_distances_of_the_files(tmp_path):
         assert (row["fid"], row["fd_backbone"], row["kid_backbone"]) == (expected, frechet, kernel)
         assert (row["n"], row["inception"]) == (20, inception.INCEPTION)
         assert cells[row["row"]] == ["20", f"{expected:.3f}", f"{frechet:.3f}", f"{kernel:.6f}"]
-    assert "the floor" in next(line for line in lines if line.startswith("real-vs-real"))
+    assert "what it shows" in next(line for line in lines if line.startswith("real-vs-real"))
     assert not any(line.startswith("- in ") for line in lines)
 
 
 def test_an_absent_column_is_a_dash_with_its_reason(tmp_path):
     one, two = _features(tmp_path / "a.h5", 9, 0), _features(tmp_path / "b.h5", 9, 1)
-    fid.main(row=(("no-mv", str(one), str(two)),), dataset="cars", out=tmp_path)
+    _table_of(row=(("no-mv", str(one), str(two)),), dataset="cars", out=tmp_path)
     lines, cells, content = _table(tmp_path)
     assert cells["no-mv"][1] == "-" and float(cells["no-mv"][2]) > 0
     assert "- in FID: not configured (embed.inception is none)" in lines
@@ -264,7 +261,7 @@ def test_a_dash_in_some_rows_only_names_them(tmp_path):
     one, two = (_features(tmp_path / f"{i}.h5", 9, i) for i in range(2))
     full = [str(_features(tmp_path / f"{i}.h5", 9, i, inception.INCEPTION)) for i in (2, 3)]
     rows = (("no-mv", str(one), str(two)), ("mv-bg-hag", *full))
-    fid.main(row=rows, dataset="cars", out=tmp_path)
+    _table_of(row=rows, dataset="cars", out=tmp_path)
     lines, cells, _ = _table(tmp_path)
     assert cells["no-mv"][1] == "-" and float(cells["mv-bg-hag"][1]) > 0
     assert "- in FID: not configured (embed.inception is none) (no-mv)" in lines
@@ -272,7 +269,7 @@ def test_a_dash_in_some_rows_only_names_them(tmp_path):
 
 def test_distance_of_an_unpublished_inception_is_not_called_fid(tmp_path):
     files = [str(_features(tmp_path / f"{i}.h5", 9, i, "my.pt")) for i in range(2)]
-    fid.main(row=(("no-mv", *files),), dataset="cars", out=tmp_path)
+    _table_of(row=(("no-mv", *files),), dataset="cars", out=tmp_path)
     lines, _, content = _table(tmp_path)
     header = next(line for line in lines if line.startswith("row "))
     assert "FD my.pt" in header and "FID" not in header
@@ -283,13 +280,13 @@ def test_distance_of_an_unpublished_inception_is_not_called_fid(tmp_path):
 @pytest.mark.parametrize("name, said", [("stand-in-dino-cars", True), ("dinov2-base", False)])
 def test_stand_in_features_are_said_to_be_not_comparable(tmp_path, name, said):
     files = [str(_features(tmp_path / f"{i}.h5", 9, i, backbone=name)) for i in range(2)]
-    fid.main(row=(("no-mv", *files),), dataset="cars", out=tmp_path)
+    _table_of(row=(("no-mv", *files),), dataset="cars", out=tmp_path)
     assert ("not comparable with published numbers" in (tmp_path / "fid.txt").read_text()) == said
 
 
 def test_rows_without_background_name_the_network_that_removed_it(tmp_path):
     files = [str(_features(tmp_path / f"{i}.h5", 9, i, sam="stand-in-sam-cars")) for i in range(2)]
-    fid.main(row=(("mv-nobg-hag", *files),), dataset="cars", out=tmp_path)
+    _table_of(row=(("mv-nobg-hag", *files),), dataset="cars", out=tmp_path)
     note = "Backgrounds were removed by stand-in-sam-cars, the embedded stand-in for SAM."
     assert note in (tmp_path / "fid.txt").read_text().splitlines()
 
@@ -309,7 +306,7 @@ def test_unlike_sets_are_refused(tmp_path, n, other, said):
     generated = _features(tmp_path / "g.h5", n, 0, **other)
     real = _features(tmp_path / "r.h5", 9, 1)
     with pytest.raises(UserError, match=said):
-        fid.main(row=(("no-mv", str(generated), str(real)),), dataset="cars", out=tmp_path)
+        _table_of(row=(("no-mv", str(generated), str(real)),), dataset="cars", out=tmp_path)
     assert not (tmp_path / "fid.txt").exists() and not (tmp_path / "metrics.json").exists()
 
 
@@ -317,13 +314,14 @@ def test_rows_of_different_networks_are_refused(tmp_path):
     files = [str(_features(tmp_path / f"{i}.h5", 9, i)) for i in range(2)]
     small = [str(_features(tmp_path / f"{i}.h5", 9, i, backbone="small")) for i in (2, 3)]
     with pytest.raises(UserError, match="do not make one table .*small"):
-        fid.main(row=(("a", *files), ("b", *small)), dataset="cars", out=tmp_path)
+        _table_of(row=(("a", *files), ("b", *small)), dataset="cars", out=tmp_path)
 
 
 def test_command_line_takes_a_row_as_often_as_needed(tmp_path, monkeypatch):
     one, two = (str(_features(tmp_path / f"{i}.h5", 9, i)) for i in range(2))
     words = ["--dataset", "cars", "--out", str(tmp_path / "out")]
-    words += ["--row", "real-vs-real", one, two, "--row", "untrained", two, one]
+    words += ["--row", "real-vs-real", one, two, "the floor"]
+    words += ["--row", "untrained", two, one, "the ceiling"]
     monkeypatch.setattr(sys, "argv", ["fid", *words])
     run(fid.main)
     assert list(_table(tmp_path / "out")[1]) == ["real-vs-real", "untrained"]
@@ -333,6 +331,11 @@ def test_command_line_takes_a_row_as_often_as_needed(tmp_path, monkeypatch):
 
 
 # --- table: the paper's numbers and other methods' images -------------------------------------
+
+
+def _table_of(row, caption="what it shows", **arguments) -> None:
+    """The step on rows without captions."""
+    fid.main(row=tuple((*one, caption) for one in row), **arguments)
 
 
 def _pair(folder: Path, number: int = 0, **attributes: object) -> list[str]:
@@ -354,8 +357,8 @@ PAPER = (("mv-bg-hag", 23.0), ("mv-nobg-hag", 11.25), ("no-mv", 12.345678))
 
 def test_the_paper_s_fid_stands_beside_this_run_s_and_changes_none(tmp_path):
     rows = (("no-mv", *_pair(tmp_path, 0)), ("untrained", *_pair(tmp_path, 1)))
-    fid.main(row=rows, dataset="cars", out=tmp_path / "plain")
-    fid.main(row=rows, paper=PAPER, dataset="cars", out=tmp_path / "paper")
+    _table_of(row=rows, dataset="cars", out=tmp_path / "plain")
+    _table_of(row=rows, paper=PAPER, dataset="cars", out=tmp_path / "paper")
     plain, before, without = _table(tmp_path / "plain")
     lines, after, content = _table(tmp_path / "paper")
     assert _header(plain) == ["row", "n", "FID", "FD dinov2-base cls", "KID dinov2-base cls"]
@@ -371,10 +374,10 @@ def test_the_paper_s_fid_stands_beside_this_run_s_and_changes_none(tmp_path):
 
 def test_notes_say_what_the_paper_s_column_is_and_what_it_also_gives(tmp_path):
     row = (("no-mv", *_pair(tmp_path)),)
-    fid.main(row=row, dataset="cars", out=tmp_path, differs=("80 images",))
+    _table_of(row=row, dataset="cars", out=tmp_path, differs=("80 images",))
     lines, _, content = _table(tmp_path)
     assert not any("aper" in line for line in lines) and not any("80" in line for line in lines)
-    fid.main(
+    _table_of(
         row=row,
         paper=PAPER,
         paper_source="table 9, row 3",
@@ -390,14 +393,14 @@ def test_notes_say_what_the_paper_s_column_is_and_what_it_also_gives(tmp_path):
         "The paper also gives: mv-bg-hag 23.000, mv-nobg-hag 11.250.",
         "Not as in the paper: 80 images, not 100k; K is 4.",
     ]
-    fid.main(row=row, paper=PAPER[2:], dataset="cars", out=tmp_path)
+    _table_of(row=row, paper=PAPER[2:], dataset="cars", out=tmp_path)
     notes = _table(tmp_path)[2]["notes"]
     assert notes[-1].startswith("paper's FID: as printed in the paper; ")
 
 
 def test_command_line_takes_the_paper_s_numbers(tmp_path, monkeypatch):
     words = ["fid", "--dataset", "cars", "--out", str(tmp_path / "out")]
-    words += ["--row", "no-mv", *_pair(tmp_path), "--paper-source", "table 2"]
+    words += ["--row", "no-mv", *_pair(tmp_path), "single", "--paper-source", "table 2"]
     words += ["--paper", "no-mv", "8.5", "--paper", "mv-bg-hag", "23"]
     words += ["--differs", "80 images", "--differs", "K is 4"]
     monkeypatch.setattr(sys, "argv", words)
@@ -409,37 +412,39 @@ def test_command_line_takes_the_paper_s_numbers(tmp_path, monkeypatch):
     assert any("as printed in table 2;" in line for line in lines)
 
 
-def test_rows_of_other_methods_are_said_to_be(tmp_path):
-    removed = {"sam": "vit_h"}
-    rows = (
-        ("no-mv", *_pair(tmp_path, 0)),
-        ("gan", *_pair(tmp_path, 1)),
-        ("gan-masked", *_pair(tmp_path, 2, **removed)),
-    )
-    fid.main(row=rows, dataset="cars", out=tmp_path)
+def test_rows_end_with_their_captions(tmp_path):
+    _table_of(row=(("gan", *_pair(tmp_path)),), caption="by a GAN", dataset="cars", out=tmp_path)
     ends = {line.split()[0]: line for line in _table(tmp_path)[0] if line}
-    assert ends["no-mv"].endswith("  single images, without cross-frame attention")
-    assert ends["gan"].endswith("  another method's images")
-    assert ends["gan-masked"].endswith("  another method's images, both sides without background")
+    assert ends["gan"].endswith("  by a GAN")
+
+
+def test_every_row_is_declared_with_its_reference_and_caption():
+    rows = table_rows(evaluation_sets({"gan": "kept", "nerf": "removed", "vae": "remove"}))
+    assert rows["no-mv"].caption == "single images, without cross-frame attention"
+    references = {name: one.reference for name, one in rows.items()}
+    assert references["gan"] == "real-a" and rows["gan"].caption == "another method's images"
+    assert references["nerf"] == references["vae-nobg"] == "real-a-nobg" and "vae" not in rows
+    assert rows["vae-nobg"].unmasked == "vae"
+    both = "another method's images, both sides without background"
+    assert rows["nerf"].caption == rows["vae-nobg"].caption == both
 
 
 def test_images_rendered_on_white_compare_with_masked_real_ones_only(tmp_path):
     scored = str(_features(tmp_path / "gan.h5", 9, 0, sam=OWN_WHITE))
     masked = str(_features(tmp_path / "masked.h5", 9, 1, sam="vit_h"))
     kept = str(_features(tmp_path / "kept.h5", 9, 1))
-    fid.main(row=(("gan", scored, masked),), dataset="cars", out=tmp_path)
+    _table_of(row=(("gan", scored, masked),), dataset="cars", out=tmp_path)
     lines, cells, content = _table(tmp_path)
     assert float(cells["gan"][2]) > 0 and content["rows"][0]["sam"] == "vit_h"
     note = "gan: its images came on white; vit_h removed only the real ones' background."
     assert note in lines and note in content["notes"]
     assert "Backgrounds were removed by vit_h, segment-anything." in lines
-    assert any(line.endswith("both sides without background") for line in lines)
     with pytest.raises(UserError, match="row gan: background removal differ, .*rendered on white"):
-        fid.main(row=(("gan", scored, kept),), dataset="cars", out=tmp_path)
+        _table_of(row=(("gan", scored, kept),), dataset="cars", out=tmp_path)
     with pytest.raises(UserError, match="background removal differ"):
-        fid.main(row=(("gan", masked, scored),), dataset="cars", out=tmp_path)
+        _table_of(row=(("gan", masked, scored),), dataset="cars", out=tmp_path)
 
 
 def test_only_images_rendered_on_white_are_said_to_have_come_so(tmp_path):
-    fid.main(row=(("gan", *_pair(tmp_path, sam="vit_h")),), dataset="cars", out=tmp_path)
+    _table_of(row=(("gan", *_pair(tmp_path, sam="vit_h")),), dataset="cars", out=tmp_path)
     assert "came on white" not in (tmp_path / "fid.txt").read_text()

@@ -168,28 +168,27 @@ def test_batched_masks_are_those_of_the_predictor_image_by_image(batch_size):
         assert iou == pytest.approx(quality[0], abs=1e-4)
 
 
-def test_masked_set_is_white_outside_and_untouched_inside(tmp_path):
+def test_masked_set_is_white_outside_and_untouched_inside(tmp_path, backbone, monkeypatch):
     images, poses = _images(7), np.arange(7, dtype=np.int16)
     regions = [_region(i, 0, i + 2, 4) if i != 3 else None for i in range(7)]
     reads = []
 
-    def locate(pixels: np.ndarray) -> list[Region | None]:
+    def located(scores: np.ndarray, _: float) -> list[Region | None]:
         start = sum(reads)
-        reads.append(len(pixels))
-        return regions[start : start + len(pixels)]
+        reads.append(len(scores))
+        return regions[start : start + len(scores)]
 
-    with (
-        h5py.File(_set(tmp_path / "set.h5", images, pose=poses)) as source,
-        h5py.File(tmp_path / "masked.h5", "w") as target,
-    ):
-        tally = masks.mask_set(
-            source,
-            target,
-            locate,
-            _BoxSam(),
-            settings.Backbone(batch_size=4),
-            settings.Masks(sam_batch_size=3),
-        )
+    monkeypatch.setattr(masks, "find_objects", located)
+    monkeypatch.setattr(masks, "load_sam", lambda *_: _BoxSam())
+    masks.main(
+        images=_set(tmp_path / "set.h5", images, pose=poses),
+        estimator=_estimator(tmp_path / ESTIMATOR, 0.0),
+        out=tmp_path / "out",
+        backbone=backbone,
+        masks=settings.Masks(sam="vit_b", sam_batch_size=3),
+        device="cpu",
+    )
+    with h5py.File(tmp_path / "out/images.h5") as target:
         white, mask = target["images"][:], target["mask"][:]
         np.testing.assert_array_equal(target["pose"][:], poses)
         assert target["images"].chunks == (1, SIDE, SIDE, 3)
@@ -201,16 +200,19 @@ def test_masked_set_is_white_outside_and_untouched_inside(tmp_path):
         np.testing.assert_array_equal(mask[i], expected)
     np.testing.assert_array_equal(white[mask == 1], images[mask == 1])
     assert (white[mask == 0] == 255).all() and mask.dtype == np.uint8
-    assert (tally.images, tally.without_foreground, tally.empty_masks) == (7, 1, 0)
-    assert tally.mask_share == pytest.approx(6 / 8 + 1) and tally.predicted_iou == 3.5
+    report = json.loads((tmp_path / "out/masks.json").read_text())
+    assert (report["images"], report["images_without_foreground"]) == (7, 1)
+    assert report["mean_mask_share"] == pytest.approx((6 / 8 + 1) / 7)
+    assert report["mean_predicted_iou"] == pytest.approx(0.5)
 
 
-def test_tally_counts_empty_masks():
-    tally = masks.Tally()
-    found = np.zeros((3, 4, 4), bool)
-    found[1, :2] = True
-    tally.add([None, None, _region(0, 0, 1, 1)], found, np.array([0.5, 1.0, 0.0]))
-    assert tally == masks.Tally(3, 2, 2, 1.5, 0.5)
+def test_report_counts_empty_masks(tmp_path, caplog):
+    shares, found = np.array([0.0, 0.5, 0.0]), np.array([False, False, True])
+    masks.report(tmp_path / "masks.json", "sam", found, np.array([0.5, 1.0, 0.0]), shares)
+    report = json.loads((tmp_path / "masks.json").read_text())
+    assert (report["images_without_foreground"], report["images_with_empty_mask"]) == (2, 2)
+    assert (report["mean_predicted_iou"], report["mean_mask_share"]) == (0.5, 0.5 / 3)
+    assert "2 images have an empty mask" in caplog.text
 
 
 # --- the step ---------------------------------------------------------------------------------
@@ -254,8 +256,8 @@ def test_step_writes_set_report_and_picture(tmp_path, backbone, monkeypatch, thr
         assert "pose" not in file
     assert (report["images"], report["images_without_foreground"]) == (6, lost)
     with Image.open(tmp_path / "out/masks.png") as picture:
-        # Two rows of four triples of 96 pixels, a gap of 6 after each.
-        assert picture.size == (4 * (3 * 96 + 6), 2 * (96 + 6))
+        # Two rows of four triples of 96 pixels, a gap of 2 around each.
+        assert picture.size == (4 * (3 * 96 + 2) + 2, 2 * (96 + 2) + 2)
 
 
 def test_a_foreground_model_of_another_backbone_is_refused(tmp_path, backbone):
@@ -274,7 +276,7 @@ def test_picture_outlines_the_mask_in_red_between_the_image_and_its_masked_versi
     mask = np.zeros((1, 96, 96), np.uint8)
     mask[:, 20:60, 30:80] = 1
     white = np.where(mask[..., None] == 1, images, np.uint8(255))
-    sheet = np.asarray(masks.draw(images, white, mask))
+    sheet = masks.draw(images, white, mask)[2:, 2:]
     np.testing.assert_array_equal(sheet[:96, :96], images[0])
     np.testing.assert_array_equal(sheet[:96, 192:288], white[0])
     red = (sheet[:96, 96:192] == (255, 0, 0)).all(-1)

@@ -102,7 +102,9 @@ class LiteralUNet:
     def run(self, layer, h, embedding, mode):
         if not isinstance(layer, unet.Block):
             return layer(h, embedding)
-        h = layer.residual(h, embedding)
+        scale, shift = layer.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        inside = layer.norm2(layer.conv1(functional.silu(layer.norm1(h)))) * (1 + scale) + shift
+        h = layer.shortcut(h) + layer.conv2(functional.silu(inside))
         return h if layer.attention is None else self.attention[layer.attention](h, mode)
 
 
@@ -236,7 +238,7 @@ def test_paper_preset_is_the_published_network_but_for_what_is_documented():
     assert (config.heads, config.head_dim, config.attention_below) == (4, 32, 32)
     with torch.device("meta"):
         model = UNet(config)
-    blocks = [layer for layer in model.modules() if isinstance(layer, unet.ResidualBlock)]
+    blocks = [layer for layer in model.modules() if isinstance(layer, unet.Block)]
     attention = [layer for layer in model.modules() if isinstance(layer, unet.SelfAttention)]
     # 2 in each of 3 levels down and up, 2 in the middle, 1 at the end; attention once at 32 and 16
     # pixels on both ways, and in the middle.

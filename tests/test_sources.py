@@ -10,9 +10,10 @@ from mirage_steps import dataset, foreground
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
-from mirage_steps.method.boxes import padded_share, square_window
-from mirage_steps.method.foreground import Region
-from mirage_steps.method.pose_estimator import Detection
+from mirage_steps.method.boxes import content_box, padded_share, square_window
+from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.pca import Pca
+from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.settings import CompCars, Epfl, Folder, Procedural
 from mirage_steps.sources import check_source, compcars, epfl
 
@@ -370,15 +371,24 @@ def test_a_damaged_table_is_one_line(tmp_path, name, text):
 # What foreground.csv says of a box
 
 
-def test_a_row_of_the_foreground_table_has_box_window_and_covered_share():
-    entry, box = Entry("a.jpg", None, *SIZE), (5.0, 6.0, 50.0, 30.0)
+def _row(box, found: bool) -> tuple:
+    """A row of foreground.csv for an image in which PCA 1 sees two patches, or nothing."""
+    scores = np.full((1, 4, 4), -1.0)
+    scores[0, 1, 1:3] = 1 if found else -1
+    pca = Pca(np.zeros(1), np.ones((1, 1)), np.ones(1), np.ones(1))
+    estimator = PoseEstimator({}, ForegroundModel(pca, 0, 1, 0.0), 0.1)
+    content = np.array([content_box(*SIZE)])
+    (one,) = estimator.locate(scores.reshape(1, 16, 1), content, [SIZE], [box])
+    return foreground._row(Entry("a.jpg", None, *SIZE, box=box), one)
+
+
+def test_the_manifest_s_box_is_taken_whether_or_not_an_object_was_found():
+    box = (5.0, 6.0, 50.0, 30.0)
     window = square_window(box, *SIZE, 0.1)
-    mask = np.zeros((4, 4), bool)
-    mask[1, 1:3] = True
-    region = Region((0.25, 0.25, 0.75, 0.5), mask)
-    known = ("a.jpg", 1, *box, *window, padded_share(window, *SIZE))
+    padded = padded_share(window, *SIZE)
     # Two of 16 patches of a letterbox of 60 x 60, of which 60 x 40 are image.
-    row = foreground._row(entry, Detection(box, window, region, mask))
-    assert row == (*known, pytest.approx(2 / 16 * 1.5))
-    assert foreground._row(entry, Detection(box, window, None, mask)) == (*known, 0.0)
-    assert foreground._row(entry, Detection(None, None, None, mask)) == ("a.jpg", 0, *[""] * 10)
+    assert _row(box, True) == ("a.jpg", 1, *box, *window, padded, pytest.approx(2 / 16 * 1.5))
+    assert _row(box, False) == ("a.jpg", 1, *box, *window, padded, 0.0)
+    own = _row(None, True)
+    assert own[1] == 1 and own[2:6] != box and own[-1] == pytest.approx(2 / 16 * 1.5)
+    assert _row(None, False) == ("a.jpg", 0, *[""] * 10)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_it_trains_measures_and_keeps_what_is_done(tmp_path):
     names = [f"{number}.png" for number in range(40)]
     (tmp_path / "run/crops").mkdir(parents=True)

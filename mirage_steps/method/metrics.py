@@ -4,44 +4,33 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mirage_steps.method.pca import Moments
-
 # Rows taken at once: a block of kernel values is BLOCK**2 float64, 32 MB.
 BLOCK = 2048
 
 
-def frechet_distance(
-    mean1: np.ndarray, covariance1: np.ndarray, mean2: np.ndarray, covariance2: np.ndarray
-) -> float:
-    """Squared Frechet distance of two normal distributions (Dowson and Landau 1982).
-
-    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), the FID where the features are Inception's
-    (Heusel et al. 2017).
-
-    Args:
-        mean1: (d,).
-        covariance1: (d, d), symmetric; may be singular.
-        mean2: (d,).
-        covariance2: (d, d).
-
-    Returns:
-        The distance, >= 0.
-    """
-    return _distance(mean1, _square_root(covariance1), mean2, _square_root(covariance2))
-
-
 def frechet_from_features(x: np.ndarray, y: np.ndarray) -> float:
-    """:func:`frechet_distance` of the normal distributions fitted to two sets of features.
+    """Squared Frechet distance of the normal distributions fitted to two sets of features.
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982), the FID where the features
+    are Inception's (Heusel et al. 2017). With S = F^T F, the eigenvalues of S1 S2 are the squared
+    singular values of F1 F2^T, so tr (S1 S2)^(1/2) is their sum: no square root of a product that
+    need not be symmetric, and none of a small negative eigenvalue either.
 
     Args:
         x: (n, d), any float type.
         y: (m, d).
 
+    Returns:
+        The distance, >= 0.
+
     Raises:
         ValueError: fewer than two rows, or different d.
     """
     _check(x, y)
-    return _distance(*_mean_and_factor(x), *_mean_and_factor(y))
+    (mean1, factor1), (mean2, factor2) = _mean_and_factor(x), _mean_and_factor(y)
+    root = np.linalg.svd(factor1 @ factor2.T, compute_uv=False).sum()
+    spread = np.square(factor1).sum() + np.square(factor2).sum() - 2 * root
+    return max(0.0, float(np.square(mean1 - mean2).sum() + spread))
 
 
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -65,37 +54,17 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     )
 
 
-def _distance(
-    mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, factor2: np.ndarray
-) -> float:
-    """Frechet distance from means (d,) and factors F (r, d) with covariance F^T F.
-
-    The eigenvalues of S1 S2 are the squared singular values of F1 F2^T, so tr (S1 S2)^(1/2) is
-    their sum: no square root of a product that need not be symmetric, and none of a small
-    negative eigenvalue either.
-    """
-    root = np.linalg.svd(factor1 @ factor2.T, compute_uv=False).sum()
-    spread = np.square(factor1).sum() + np.square(factor2).sum() - 2 * root
-    return max(0.0, float(np.square(mean1 - mean2).sum() + spread))
-
-
-def _square_root(covariance: np.ndarray) -> np.ndarray:
-    """A factor F (d, d) with F^T F = covariance; eigenvalues below zero are rounding errors."""
-    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-    return np.sqrt(np.clip(values, 0.0, None))[:, None] * vectors.T
+def psnr(x: np.ndarray, y: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 images of one shape, in dB; infinite if equal."""
+    error = np.square(x.astype(np.float64) - y).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def _mean_and_factor(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (d,) and a factor (min(n, d), d) of the unbiased covariance of features (n, d)."""
-    n, d = x.shape
-    if n <= d:
-        # The centred features are a factor themselves, exact and smaller than the covariance's.
-        mean = x.mean(axis=0, dtype=np.float64)
-        return mean, (x - mean) / np.sqrt(n - 1)
-    moments = Moments(d)
-    for block in _blocks(x):
-        moments.add(block)
-    return moments.mean, _square_root(moments.covariance)
+    """Mean (d,) and a factor F (min(n, d), d) of the unbiased covariance F^T F of x (n, d)."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    factor = (x - mean) / np.sqrt(len(x) - 1)
+    return mean, np.linalg.qr(factor, mode="r") if len(x) > x.shape[1] else factor
 
 
 def _sum_of_pairs(x: np.ndarray) -> float:
@@ -127,9 +96,3 @@ def _check(x: np.ndarray, y: np.ndarray) -> None:
         raise ValueError(f"features must be (n, d) and (m, d), got {x.shape} and {y.shape}")
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a distance needs two features a side, got {len(x)} and {len(y)}")
-
-
-def psnr(x: np.ndarray, y: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two uint8 images of one shape, in dB; infinite if equal."""
-    error = np.square(x.astype(np.float64) - y).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

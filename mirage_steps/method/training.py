@@ -10,14 +10,13 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -89,7 +88,6 @@ class Trainer:
         self.model = build(config, training.seed).to(self.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizers = make_optimizers(self.model, training.optimizer, training.learning_rate)
-        self.schedules = [LambdaLR(one, _rate_factor(training)) for one in self.optimizers]
         self.alphas = diffusion.cumulative_alphas().to(self.device)
         self.done = 0
         # Gradients are exchanged while the backward pass still goes on.
@@ -102,8 +100,12 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
-        return self.optimizers[0].param_groups[0]["lr"]
+        """Of the next step: linear warmup, then constant or cosine to zero."""
+        training, step = self.training, self.done
+        rate = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
+        if training.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(step / training.iterations, 1.0)))
+        return training.learning_rate * rate
 
     @property
     def share(self) -> slice:
@@ -129,9 +131,10 @@ class Trainer:
             with contextlib.nullcontext() if exchange else self._parallel.no_sync():
                 loss += self._backward(images[rows], poses[rows], times[rows], noise[rows])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate
             optimizer.step()
-            schedule.step()
         self._update_ema()
         self.done += 1
         return torch.stack([loss / images[0].numel(), norm])
@@ -188,8 +191,6 @@ class Trainer:
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         self.done = state["done"]
-        for schedule in self.schedules:
-            schedule.last_epoch = self.done
 
 
 class Batches:
@@ -280,18 +281,6 @@ def make_optimizers(model: UNet, name: str, rate: float) -> list[torch.optim.Opt
     chosen = {id(parameter) for parameter in hidden}
     others = [p for p in model.parameters() if id(p) not in chosen]
     return [KernelMuon(hidden, rate), torch.optim.Adam(others, lr=rate, fused=True)]
-
-
-def _rate_factor(training: settings.Training) -> Callable[[int], float]:
-    """Factor of the learning rate at each step: linear warmup, then constant or cosine to zero."""
-
-    def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
-        if training.schedule == "constant":
-            return warm
-        return warm * 0.5 * (1 + math.cos(math.pi * min(step / training.iterations, 1.0)))
-
-    return factor
 
 
 def share(count: int, number: int, of: int) -> slice:

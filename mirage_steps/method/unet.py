@@ -121,7 +121,9 @@ class Frames:
         return 1 + self.views * (2 if self.hard else 1)
 
     def spread(self, x: Tensor) -> Tensor:
-        """(objects * (1 + views), ...) to (objects * count, ...), the views repeated as hard."""
+        """(objects * (1 + views), ...) to (objects * count, ...), views repeated as hard views."""
+        if not self.hard:
+            return x
         rows = x.unflatten(0, (-1, 1 + self.views))
         spread = torch.cat([rows, rows[:, 1:]], dim=1).flatten(0, 1)
         return spread.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else spread
@@ -151,9 +153,9 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(pixels, widths[0], 3, padding=1)
 
         self.encoder, self.decoder = map(nn.ModuleDict, _LAYOUTS[config.layout](config))
-        self.middle_block0 = ResidualBlock(config, widths[-1], widths[-1])
+        self.middle_block0 = Block(config, widths[-1], widths[-1])
         self.middle_attention = SelfAttention(config, widths[-1])
-        self.middle_block1 = ResidualBlock(config, widths[-1], widths[-1])
+        self.middle_block1 = Block(config, widths[-1], widths[-1])
 
         self.norm_out = GroupNorm(32, widths[0])
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
@@ -197,7 +199,7 @@ class UNet(nn.Module):
         Returns:
             (n, 3, S, S); with hard views (objects * frames.count, 3, S, S).
         """
-        if frames is not None and frames.hard:
+        if frames is not None:
             skips = [frames.spread(skip) for skip in encoded.skips]
             encoded = Encoded(frames.spread(encoded.features), skips, frames.spread(encoded.inputs))
             embedding = frames.spread(embedding)
@@ -232,10 +234,21 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(wide).to(x.dtype)
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions; the embedding scales and shifts the features normalized in between."""
+class Block(nn.Module):
+    """Two convolutions, around which the input is added, and attention at low resolution.
 
-    def __init__(self, config: UNetConfig, channels: int, width: int):
+    The embedding scales and shifts the features normalized between the convolutions.
+
+    Args:
+        config: shape of the network.
+        channels: of the input, with those of a skip connection.
+        width: channels of the output.
+        attention: whether attention follows.
+    """
+
+    skip = True  # in the encoder the output is a skip connection, in the decoder one is an input
+
+    def __init__(self, config: UNetConfig, channels: int, width: int, attention: bool = False):
         super().__init__()
         self.norm1 = GroupNorm(32, channels)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
@@ -246,13 +259,15 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
+        self.attention = SelfAttention(config, width) if attention else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
         """(n, channels, H, W) and (n, embedding) to (n, width, H, W)."""
         h = self.conv1(functional.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
-        return self.shortcut(x) + self.conv2(self.dropout(h))
+        h = self.shortcut(x) + self.conv2(self.dropout(h))
+        return h if self.attention is None else self.attention(h, frames)
 
 
 class SelfAttention(nn.Module):
@@ -327,29 +342,12 @@ def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
     """Sines and cosines of timesteps (n,) at geometric frequencies (Vaswani et al. 2017).
 
-    Returns:
-        (n, dim) in [-1, 1], float32 (float64 for float64 timesteps); ``dim`` is even.
+    (n, dim) in [-1, 1], at least float32; ``dim`` is even.
     """
-    dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(t.dtype, torch.float32)
     steps = torch.arange(dim // 2, device=t.device, dtype=dtype)
     angles = t.to(dtype)[:, None] * torch.exp(-math.log(10_000) * steps / (dim // 2 - 1))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class Block(nn.Module):
-    """A residual block from ``channels`` to ``width``, with attention behind it or without."""
-
-    skip = True  # in the encoder the output is a skip connection, in the decoder one is an input
-
-    def __init__(self, config: UNetConfig, channels: int, width: int, attention: bool):
-        super().__init__()
-        self.residual = ResidualBlock(config, channels, width)
-        self.attention = SelfAttention(config, width) if attention else None
-
-    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
-        """(n, channels, H, W) and (n, embedding) to (n, width, H, W)."""
-        h = self.residual(x, embedding)
-        return h if self.attention is None else self.attention(h, frames)
 
 
 class Resample(nn.Module):
@@ -428,7 +426,7 @@ def _simple_diffusion(config: UNetConfig) -> _Layers:
         direction = "conv" if size == sizes[0] else "up"
         size *= 2 if direction == "up" else 1
         decoder[f"{size}x{size}_{direction}"] = Resample(wider, width, direction)
-    decoder[f"{size}x{size}_block{config.blocks}"] = Block(config, 2 * width, width, False)
+    decoder[f"{size}x{size}_block{config.blocks}"] = Block(config, 2 * width, width)
     return encoder, decoder
 
 

@@ -128,6 +128,16 @@ class Backbone:
         patches, summary = self.tokens(images)
         return patches.half().cpu().numpy(), summary.half().cpu().numpy()
 
+    def feature(self, images: np.ndarray, token: str) -> np.ndarray:
+        """One feature of each image, (n, dim) float32.
+
+        Args:
+            images: as in :meth:`tokens`.
+            token: ``cls``, or ``mean-patch`` for the mean over the patch tokens.
+        """
+        patches, summary = self.tokens(images)
+        return (summary if token == "cls" else patches.mean(dim=1)).cpu().numpy()
+
     @torch.inference_mode()
     def tokens(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Patch and CLS tokens of square images.

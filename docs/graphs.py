@@ -1,7 +1,15 @@
-"""The layers of the package and what each imports, as a Mermaid graph: python docs/layers.py"""
+"""Draws the graphs of docs/architecture.md anew, those of the rules and of the layers.
+
+Run it as ``python docs/graphs.py`` in the project's folder, after rules or imports changed.
+"""
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
+
+PAGE = Path(__file__).with_name("architecture.md")
 
 PACKAGE = Path(__file__).parents[1] / "mirage_steps"
 # From top to bottom; a module belongs to the longest prefix, all others are steps.
@@ -48,7 +56,7 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
-def mermaid() -> str:
+def layers() -> str:
     """The groups as boxes, an arrow for what one imports of another."""
     edges = {
         (group(module), group(other)) for module, others in imports().items() for other in others
@@ -59,5 +67,27 @@ def mermaid() -> str:
     return "\n".join(["flowchart TD", *lines])
 
 
+def rules(folder: Path = PACKAGE.parent, *words: str) -> str:
+    """The rules that make the demo's overview, as Snakemake draws them, in a fixed order."""
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--rulegraph", "mermaid-js", *words]
+    target = ["--", "results/demo/overview.txt"]
+    done = subprocess.run([*command, *target], cwd=folder, capture_output=True, text=True)
+    names = dict(re.findall(r"(id\d+)\[(\w+)\]", done.stdout))
+    edges = re.findall(r"(id\d+) --> (id\d+)", done.stdout)
+    lines = sorted(f"    {names[a]} --> {names[b]}" for a, b in edges)
+    return "\n".join(["flowchart TD", *lines])
+
+
+def page() -> str:
+    """The page with both graphs as they are now."""
+    text = PAGE.read_text()
+    for name, graph in (("rules", rules()), ("layers", layers())):
+        block = rf"(<!-- {name} -->\n```mermaid\n).*?(\n```)"
+        text = re.sub(
+            block, lambda found, graph=graph: found[1] + graph + found[2], text, flags=re.S
+        )
+    return text
+
+
 if __name__ == "__main__":
-    print(mermaid())
+    PAGE.write_text(page())
