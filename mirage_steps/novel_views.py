@@ -51,17 +51,7 @@ def main(
     Returns:
         The names of the outputs.
     """
-    if not photos:
-        raise UserError("no photos; give one or more image files")
-    for flag, value in (("--box", box), ("--name", name)):
-        if value is not None and len(photos) > 1:
-            raise UserError(f"{flag}: belongs to one photo, {len(photos)} are given")
-    stems = output_names([Path(p.name) for p in photos]) if name is None else [name]
-    if twice := {stem for stem in stems if stems.count(stem) > 1}:
-        raise UserError(
-            f"the outputs of several photos would be called {min(twice)}; give them in several "
-            "calls, each with its own --out"
-        )
+    stems = _output_names(photos, box, name)
     started = time.perf_counter()
     tool = Run.load(run, backbone=backbone, device=device)
     log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
@@ -91,6 +81,22 @@ def main(
     if not done:
         raise UserError(f"none of the {len(photos)} photos can be used, for the reasons above")
     return done
+
+
+def _output_names(photos: tuple[Path, ...], box: object, name: str | None) -> list[str]:
+    """Name of each photo's outputs; refuses arguments that do not fit together."""
+    if not photos:
+        raise UserError("no photos; give one or more image files")
+    for flag, value in (("--box", box), ("--name", name)):
+        if value is not None and len(photos) > 1:
+            raise UserError(f"{flag}: belongs to one photo, {len(photos)} are given")
+    stems = output_names([Path(photo.name) for photo in photos]) if name is None else [name]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise UserError(
+            f"the outputs of several photos would be called {min(twice)}; give them in several "
+            "calls, each with its own --out"
+        )
+    return stems
 
 
 if __name__ == "__main__":

@@ -223,12 +223,10 @@ class Run:
 
 
 def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iterator[PhotoWarning]:
+    """What speaks against the views of a photo."""
     psnr_db = made.reconstruction_psnr_db
     if psnr_db < _PSNR:
-        reason = (
-            "the model reconstructs the photo poorly: it is unlike the training images, or the "
-            "steps are too few"
-        )
+        reason = "poorly reconstructed: the photo is unlike the training images, or steps too few"
         yield PhotoWarning(reason, "PSNR in dB", psnr_db, _PSNR)
     drifts = zip(made.poses, color_drift, strict=True)
     other = {pose: drift for pose, drift in drifts if drift and drift > _COLOR_DRIFT}
@@ -252,9 +250,7 @@ def crop_views(
         model: the diffusion model.
         pixels: (S, S, 3) uint8, the crop.
         pose: of the crop.
-        views: sampler.
-        guidance: hard-attention guidance.
-        novel_views: inversion, and what the other poses start from.
+        views, guidance, novel_views: as in :meth:`Run.novel_views`.
     """
     device = next(model.parameters()).device
     image, own = from_pixels(pixels[None]).to(device), torch.tensor([pose], device=device)
@@ -277,11 +273,11 @@ def crop_views(
             batch_size=views.batch_size,
             seed=views.seed,
         )
-    found = to_pixels(made)
+    made = to_pixels(made)
     sampled = time.perf_counter()
     return CropViews(
         poses=tuple(model.config.siblings(pose)),
-        views=found,
+        views=made,
         reconstruction=back,
         reconstruction_psnr_db=min(psnr(pixels, back), _MAX_PSNR),
         inversion_evaluations=len(timesteps) * iterations,
@@ -290,11 +286,7 @@ def crop_views(
 
 
 def _on_photo(box: Box, size: tuple[int, int]) -> Box:
-    """The part of a given box that lies on the photo.
-
-    Raises:
-        UserError: there is none, or these are not four numbers.
-    """
+    """The part of a given box that lies on the photo."""
     try:
         x0, y0, x1, y1 = clipped(tuple(map(float, box)), *size)
     except (TypeError, ValueError):  # no numbers, not four, or None for no part
@@ -310,25 +302,13 @@ def _on_photo(box: Box, size: tuple[int, int]) -> Box:
 def _load_backbone(
     folder: Path, recorded: dict, given: Path | str | None, device: torch.device
 ) -> Backbone:
-    """The vision transformer of a run.
-
-    Args:
-        folder: of the run.
-        recorded: what the estimator knows of it.
-        given: where it is instead.
-        device: where it runs.
-
-    Raises:
-        UserError: it is not there, or is another one.
-    """
+    """The vision transformer of a run's estimator, or the same one from a given folder."""
     name = str(recorded["model"] if given is None else given)
     found = _find(folder, Path(name))
-    if found is None:
-        if given is not None or not is_published(name, "backbone.model"):
-            raise UserError(
-                f"backbone.model {name}: not here, nor above {folder}; give its folder by "
-                "--backbone"
-            )
+    if found is None and (given is not None or not is_published(name, "backbone.model")):
+        raise UserError(
+            f"backbone.model {name}: not here, nor above {folder}; give its folder by --backbone"
+        )
     weights = Path(recorded["weights"])
     backbone = Backbone.load(
         BackboneSettings(model=str(found or name), resolution=recorded["resolution"]),

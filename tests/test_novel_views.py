@@ -185,7 +185,7 @@ def test_a_poor_reconstruction_and_another_color_are_warned_of(green):
     assert not list(_view_warnings(made, (0.0, 80.0, None, 3.0, 4.0)))
     made = replace(green, reconstruction_psnr_db=25.9)
     poor, other = _view_warnings(made, (0.0, 80.1, None, 3.0, 93.0))
-    assert "reconstructs the photo poorly" in poor.reason
+    assert "poorly reconstructed" in poor.reason
     assert (poor.value, poor.limit) == (25.9, 26.0)
     assert "another color in 2 views: pose 1, 4" in other.reason
     assert (other.value, other.limit) == (93.0, 80.0)
