@@ -125,7 +125,7 @@ def resolve(name: str, key: str, weights: Path) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
@@ -149,7 +149,7 @@ def _obtain(name: str, key: str, path: Path) -> dict[str, object]:
         else:
             _download_repository(name, revision, part)
         files = [part] if part.is_file() else sorted(part.rglob("*.safetensors"))
-        hashes = {Path(path.name, one.relative_to(part)).as_posix(): sha256(one) for one in files}
+        hashes = {Path(path.name, f.relative_to(part)).as_posix(): sha256_of(f) for f in files}
         if not hashes:
             raise ValueError("no *.safetensors in it")
         if file and (found := [*hashes.values()]) != [file.sha256]:
