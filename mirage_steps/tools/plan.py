@@ -8,16 +8,14 @@ novel views of photos are left out. Operations are those of the networks, a mult
 addition counted as two; training is three forward passes. Memory is not predicted.
 """
 
+import re
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import tyro
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -43,7 +41,6 @@ _SAM = {"vit_b": 0.972e12, "vit_l": 2.986e12, "vit_h": 5.961e12}
 _STAND_IN_SAM, _INCEPTION = 0.455e9, 11.4e9
 # Stable Diffusion 1.5: bytes of all its networks, operations of the U-Net at 512 pixels.
 _STABLE_DIFFUSION = (5.5e9, 803e9)
-_SUSTAINED = 10e12  # operations a second, for the arithmetic at the end
 
 
 class Backbone(NamedTuple):
@@ -81,22 +78,18 @@ def main(
     with torch.device("meta"):
         network = UNet(preset(training.preset, training.image_size, dataset.poses.k, 0.0))
     files = list(artifacts(configuration, name, count, vit, network))
-    size = sum(size for _, size, _ in files)
+    files.append(("all", total := sum(size for _, size, _ in files), ""))
     table = [(pattern, human_size(size), note) for pattern, size, note in files]
-    table = [("disk", "size", ""), *table, ("all", human_size(size), "")]
-    print("\n".join([f"{name}: at most {count} images", "", *aligned(table, "<><"), ""]))
-    table, total = [("operations", "TFLOP", "")], 0.0
-    for step, flops, runs in operations(dataset, count, vit, network):
-        total += flops
-        table.append((step, f"{flops / 1e12:,.1f}", runs))
-    time = timedelta(seconds=round(total / _SUSTAINED))
-    note = f"{time} at {_SUSTAINED / 1e12:.0f} sustained TFLOP/s (arithmetic, no measurement)"
-    table.append(("all", f"{total / 1e12:,.1f}", note))
-    print("\n".join(aligned(table, "<><")), flush=True)
+    table = aligned([("disk", "size", ""), *table], "<><")
+    print("\n".join([f"{name}: at most {count} images", "", *table, ""]))
+    work = list(operations(dataset, count, vit, network))
+    work.append(("all", sum(flops for _, flops, _ in work), ""))
+    table = [(step, f"{flops / 1e12:,.1f}", runs) for step, flops, runs in work]
+    print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")), flush=True)
     results = Path(configuration.results).absolute()
     written = sum(path.stat().st_size for path in results.joinpath(name).rglob("*.*"))
     there = next(path for path in (results, *results.parents) if path.exists())
-    require_disk(there, size - written, "what is still to be written")
+    require_disk(there, total - written, "what is still to be written")
 
 
 def count_images(source: settings.Source) -> int:
@@ -107,10 +100,7 @@ def count_images(source: settings.Source) -> int:
     """
     if hasattr(source, "images"):
         return source.images
-    try:
-        check_source(source)
-    except UserError as error:
-        raise UserError(f"{error}; or give --images N to plan without it") from None
+    check_source(source)
     pattern = {"compcars": "image/**/*.jpg", "epfl": "**/tripod_seq_*.jpg"}.get(source.kind, "**/*")
     endings = Image.registered_extensions()
     return sum(path.suffix.lower() in endings for path in source.path.expanduser().glob(pattern))
@@ -141,20 +131,27 @@ def backbone(chosen: settings.Backbone) -> Backbone:
 
 
 def unet_flops(network: UNet) -> tuple[float, float]:
-    """Operations of an image in the encoder and in the decoder of a U-Net, as torch counts them.
+    """Operations of an image in the encoder and in the decoder of the U-Net.
 
-    Args:
-        network: on the device meta, which computes nothing.
+    A weight counts once for every pixel of its layer, whose resolution is in its name.
     """
-    images = torch.empty(1, 3, network.config.image_size, network.config.image_size, device="meta")
-    zero = torch.empty(1, dtype=torch.long, device="meta")
-    # The counter does not know every fused attention.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        embedding = network.embed(zero, zero)
-        encoded = network.encode(images, embedding)
-        encoder = counter.get_total_flops()
-        network.decode(encoded, embedding)
-    return encoder, counter.get_total_flops() - encoder
+    encoder, decoder = 0.0, 0.0
+    smallest = min(int(name.partition("x")[0]) for name in network.encoder)
+    largest = network.config.image_size // network.config.stem
+    for name, weight in network.named_parameters():
+        if weight.ndim < 2 or "embedding" in name:
+            continue
+        named = re.search(r"(\d+)x\1_", name)
+        side = int(named[1]) if named else smallest if name.startswith("middle") else largest
+        pixels = 1 if re.search("modulation|gain", name) else side**2
+        flops = 2 * weight.numel() * pixels
+        if name.endswith("query.weight"):
+            flops += 4 * pixels**2 * len(weight)  # both products of attention
+        if name.startswith(("encoder", "conv_in", "middle_block0")):
+            encoder += flops
+        else:
+            decoder += flops
+    return encoder, decoder
 
 
 def artifacts(
@@ -163,11 +160,8 @@ def artifacts(
     """Files, their bytes and a note: networks that are not there, and what the steps write."""
     dataset, weights = configuration.dataset(name), Path(configuration.weights)
     folder = Path(configuration.results, name)
-    source, pixels, inception = (
-        dataset.source,
-        dataset.training.image_size**2,
-        dataset.embed.inception,
-    )
+    source, inception = dataset.source, dataset.embed.inception
+    pixels = dataset.training.image_size**2
     fetched = {dataset.backbone.model: vit.size}
     if isinstance(source, settings.StableDiffusion):
         fetched[source.model] = _STABLE_DIFFUSION[0]
