@@ -18,7 +18,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
 from mirage_steps.method.device import choose_device
 from mirage_steps.networks.backbone import Backbone
-from mirage_steps.networks.inception import INCEPTION_DIM, Inception, inception_file
+from mirage_steps.networks.inception import INCEPTION_DIM, Inception
 
 
 def main(
@@ -47,7 +47,7 @@ def main(
     if embed.inception == "none":
         about = {"inception_absent": "not configured (embed.inception is none)"}
     else:
-        inception = Inception(inception_file(embed.inception, weights), where)
+        inception = Inception(embed.inception, where, weights)
         extractors["inception"] = (INCEPTION_DIM, inception.features)
         about = {"inception": inception.name}
     with open_h5(images, "images") as source, create_h5(out / "features.h5") as features:

@@ -57,15 +57,19 @@ def _differences(*folders: Path) -> set[tuple]:
     return {(one["step"], one["key"], *map(str, one["values"])) for one in found}
 
 
-def _figures(*folders: Path) -> dict[str, dict]:
+def _figures(*folders: Path) -> dict[str, list[list]]:
+    """Lines of each figure: values that compare stand in one line."""
+    found: dict[str, list[list]] = {}
     measured = [compare.figures(compare.read_run(folder)) for folder in folders]
-    return {one["figure"]: one for one in compare.side_by_side(measured)}
+    for (name, _, _), values in compare.side_by_side(measured):
+        found.setdefault(name, []).append(values)
+    return found
 
 
 def test_runs_that_differ_by_their_folder_alone_do_not_differ(runs):
     assert _differences(*runs) == set()
     found = _figures(*runs).values()
-    assert found and all(one["comparable"] and len(set(one["values"])) == 1 for one in found)
+    assert found and all(len(lines) == 1 and len(set(lines[0])) == 1 for lines in found)
 
 
 def test_settings_inputs_and_versions_that_differ_are_told_once(runs, tmp_path):
@@ -94,20 +98,19 @@ def test_figures_compare_only_with_equal_features_sizes_backgrounds_and_counts(r
     a, b = runs
     _table(b, _row("no-mv", 50, 2.0), _row("untrained", 200, 0.5, sam="vit_h"), _row("x", 9, 1.0))
     found = _figures(a, b)
-    assert found["no-mv fd_backbone"]["n"] == (200, 50)
-    assert not found["no-mv fd_backbone"]["comparable"]
-    assert not found["untrained kid_backbone"]["comparable"]
-    assert found["x fd_backbone"]["values"] == (None, 1.0) and found["x fd_backbone"]["comparable"]
+    assert found["no-mv fd_backbone"] == [[2.0, None], [None, 2.0]]
+    assert found["untrained kid_backbone"] == [[0.005, None], [None, 0.005]]
+    assert found["x fd_backbone"] == [[None, 1.0]]
     rows = (_row("no-mv", 200, 2.0), _row("untrained", 200, 0.5))
     _table(b, *rows)
-    assert _figures(a, b)["no-mv fd_backbone"]["comparable"]
+    assert _figures(a, b)["no-mv fd_backbone"] == [[2.0, 2.0]]
     for other in ({"token": "mean-patch"}, {"image_size": 32}):
         _table(b, *rows, **other)
-        assert not _figures(a, b)["no-mv fd_backbone"]["comparable"]
+        assert _figures(a, b)["no-mv fd_backbone"] == [[2.0, None], [None, 2.0]]
     write_json(b / "poses/pose_eval.json", {"images": 7, "viewpoints": {"images": 7, "purity": 1}})
     found = _figures(a, b)
-    assert found["poses median_error_deg"]["values"] == (8.0, None)
-    assert found["poses purity"]["values"] == (None, 1)
+    assert found["poses median_error_deg"] == [[8.0, None]]
+    assert found["poses purity"] == [[None, 1]]
 
 
 def test_damaged_files_are_listed_and_left_out(runs, capsys):
@@ -115,7 +118,6 @@ def test_damaged_files_are_listed_and_left_out(runs, capsys):
     damaged = ("metrics.json", "poses/pose_eval.json", "poses/poses.run.json")
     for path, content in zip(damaged, (b'{"rows": [', b"[1, 2]", b"\xff\xfe"), strict=True):
         (b / path).write_bytes(content)
-    write_json(b / "training/train.run.json", {"settings": [], "seconds": "long", "packages": 1})
     compare.main((a, b))
     text = capsys.readouterr().out
     assert all(f"{b / path}: damaged, left out" in text for path in damaged)
@@ -133,17 +135,15 @@ def test_a_folder_without_results_is_an_error_of_one_line(runs, tmp_path):
         compare.main(runs[:1])
 
 
-def test_command_prints_text_markdown_and_json(runs, tmp_path, capsys):
+def test_command_prints_text_and_json(runs, tmp_path, capsys):
     c = _run(tmp_path / "c", k=25)
     before = sorted(tmp_path.rglob("*"))
-    printed = {}
-    for form in ("text", "markdown", "json"):
-        compare.main((*runs, c), format=form)
-        printed[form] = capsys.readouterr().out
-    assert "| poses | k | 12 | 12 | 25 |" in printed["markdown"]
-    assert "\n(1) dinov2 cls at 224 px, images 64 px, background kept\n" in printed["text"]
-    assert printed["text"].startswith(f"A: {runs[0]}\nB: ")
-    found = json.loads(printed["json"])
+    compare.main((*runs, c))
+    text = capsys.readouterr().out
+    assert text.startswith(f"A: {runs[0]}\nB: ") and "\nposes  k    12  12  25\n" in text
+    assert "dinov2 cls at 224 px, images 64 px, background kept\n" in text
+    compare.main((*runs, c), as_json=True)
+    found = json.loads(capsys.readouterr().out)
     assert found["differences"] == [{"step": "poses", "key": "k", "values": ["12", "12", "25"]}]
     assert found["damaged"] == [] and len(found["figures"]) == 7
     assert sorted(tmp_path.rglob("*")) == before

@@ -163,7 +163,7 @@ def test_inception_of_any_file_name_is_cleanfids(tmp_path, inception_folder):
     other = tmp_path / "my.inception.pt"
     shutil.copy(inception_folder / INCEPTION_FILE, other)
     images = _images(5)
-    found = inception.Inception(other, CPU).features(images)
+    found = inception.Inception(str(other), CPU).features(images)
 
     resize = build_resizer("clean")
     pixels = torch.from_numpy(np.stack([resize(image) for image in images])).permute(0, 3, 1, 2)
@@ -196,24 +196,22 @@ def test_features_of_another_network_do_not_carry_the_name_of_cleanfids(
 
 
 def test_a_missing_or_wrong_inception_file_is_one_line_with_key_and_url(tmp_path):
-    with pytest.raises(UserError, match="embed.inception .*absent.pt: no such file") as error:
-        inception.inception_file(str(tmp_path / "absent.pt"), tmp_path)
-    assert FILES["inception"].url in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="embed.inception .*absent.pt: no such file"):
+        inception.Inception(str(tmp_path / "absent.pt"), CPU)
     wrong = tmp_path / "wrong.pt"
     wrong.write_bytes(b"<html>not found</html>")
     with pytest.raises(UserError, match="embed.inception .*wrong.pt: not clean-fid's") as error:
-        inception.Inception(wrong, CPU)
-    assert "\n" not in str(error.value)
+        inception.Inception(str(wrong), CPU)
+    assert FILES["inception"].url in str(error.value) and "\n" not in str(error.value)
 
 
-def test_auto_is_the_published_file_in_the_shared_folder(tmp_path, monkeypatch):
-    content = b"weights"
+def test_auto_is_the_published_file_in_the_shared_folder(tmp_path, inception_folder, monkeypatch):
+    content = (inception_folder / INCEPTION_FILE).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     monkeypatch.setitem(FILES, "inception", replace(FILES["inception"], sha256=digest))
     (tmp_path / "inception").mkdir()
     (tmp_path / "inception" / INCEPTION_FILE).write_bytes(content)
-    found = inception.inception_file("auto", tmp_path)
-    assert found == tmp_path / "inception" / INCEPTION_FILE
+    assert inception.Inception("auto", CPU, tmp_path).name == inception.INCEPTION
 
 
 # --- table ------------------------------------------------------------------------------------

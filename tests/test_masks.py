@@ -290,8 +290,10 @@ def test_picture_outlines_the_mask_in_red_between_the_image_and_its_masked_versi
 
 @pytest.mark.parametrize("width, name", [(768, "vit_b"), (1024, "vit_l"), (1280, "vit_h")])
 def test_architecture_follows_from_the_width(width, name):
-    state = {"image_encoder.pos_embed": torch.zeros(1, 64, 64, width)}
-    assert loading._architecture(state) == name
+    with torch.device("meta"):
+        published = loading.sam_model_registry[name](checkpoint=None)
+    assert published.image_encoder.pos_embed.shape[-1] == width
+    assert loading._ARCHITECTURES[width] == name
 
 
 def test_a_checkpoint_gives_its_own_weights(tmp_path, monkeypatch):
@@ -349,16 +351,14 @@ def test_a_folder_is_the_stand_in_with_its_weights(tmp_path):
     ):
         np.testing.assert_array_equal(one, other)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(
-        UserError, match="masks.sam .*model.safetensors: not the stand-in's weights"
-    ):
+    with pytest.raises(UserError, match="masks.sam .*: not a stand-in with its model.safetensors"):
         loading.load_sam(str(tmp_path), CPU)
 
 
 def test_a_path_that_is_not_there_names_key_and_choices(tmp_path):
     with pytest.raises(UserError, match="masks.sam .*: no such file or folder.*vit_h"):
         loading.load_sam(str(tmp_path / "absent.pth"), CPU)
-    with pytest.raises(UserError, match="masks.sam .*: has no model.safetensors"):
+    with pytest.raises(UserError, match="masks.sam .*: not a stand-in with its model.safetensors"):
         loading.load_sam(str(tmp_path), CPU)
 
 

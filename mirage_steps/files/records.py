@@ -1,5 +1,6 @@
 """What the steps left of themselves, for readers that must survive a damaged or missing file."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -22,36 +23,13 @@ def read_json(path: Path) -> dict:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """Records of a training's ``metrics.jsonl``, each with an int ``step``.
-
-    Lines that a kill cut off are skipped.
+    """Records of a training's ``metrics.jsonl``; lines that a kill cut off are skipped.
 
     Args:
         folder: of the checkpoints.
     """
     records = []
     for line in read_text(folder / "metrics.jsonl").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
     return records
-
-
-def number(value: object) -> float | None:
-    """A finite number of a record, None for anything else that may stand in its place."""
-    return value if isinstance(value, int | float) and abs(value) < 1e300 else None
-
-
-def section(record: dict, key: str) -> dict:
-    """The object under a key of a record, empty where there is none."""
-    found = record.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def rows(record: dict) -> list[dict]:
-    """The objects in the list ``rows`` of a record, as in ``metrics.json``."""
-    found = record.get("rows")
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

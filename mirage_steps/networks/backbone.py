@@ -1,21 +1,20 @@
 """Any vision transformer of ``transformers`` as a source of patch tokens."""
 
-import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError, first_line
 from mirage_steps.networks.dinov2 import is_plain, load_dinov2
-from mirage_steps.networks.fetching import resolve
+from mirage_steps.networks.fetching import resolve, sha256_of
 from mirage_steps.networks.names import network_name
 
 # Of DINOv2's preprocessor, for models that have none of their own.
@@ -24,25 +23,15 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen vision transformer at a fixed resolution.
+    """A frozen vision transformer at a fixed resolution."""
 
-    Args:
-        name: short name of the model, the last part of its path.
-        model: the network, in evaluation mode.
-        resolution: side of its square input in pixels.
-        patch_size: side of a patch in pixels.
-        dim: length of a token.
-        mean: of the color channels in [0, 1].
-        std: of the color channels in [0, 1].
-        folder: of the model.
-    """
-
-    name: str
-    model: nn.Module
-    resolution: int
-    patch_size: int
-    dim: int
-    mean: tuple[float, ...]
+    name: str  # the last part of its path
+    model: Callable[[torch.Tensor], torch.Tensor]  # normalized images to last hidden states
+    device: torch.device
+    resolution: int  # side of its square input in pixels
+    patch_size: int  # side of a patch in pixels
+    dim: int  # length of a token
+    mean: tuple[float, ...]  # of the color channels in [0, 1]
     std: tuple[float, ...]
     folder: Path
 
@@ -65,7 +54,7 @@ class Backbone:
         """
         folder = resolve(backbone.model, "backbone.model", weights)
         try:
-            config, network = _load(folder)
+            config, model = _load(folder, device)
             mean, std = _normalization(folder)
         except Exception as error:  # transformers raises nearly anything on damaged files
             absent = isinstance(error, KeyError)
@@ -87,7 +76,8 @@ class Backbone:
             )
         return cls(
             network_name(folder, stand_in=config.get("stand_in", False)),
-            network.to(device).eval().requires_grad_(False),
+            model,
+            device,
             backbone.resolution,
             patch_size,
             config["hidden_size"],
@@ -109,12 +99,8 @@ class Backbone:
     @cached_property
     def sha256(self) -> dict[str, str]:
         """Hash of each weight file, by name: what tells this model apart."""
-        hashes = {}
-        for path in sorted(self.folder.iterdir()):
-            if path.suffix in (".safetensors", ".bin"):
-                with open(path, "rb") as content:
-                    hashes[path.name] = hashlib.file_digest(content, "sha256").hexdigest()
-        return hashes
+        paths = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]
+        return {path.name: sha256_of(path) for path in sorted(paths)}
 
     def half_tokens(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens as poses are estimated from them, rounded to float16.
@@ -148,23 +134,23 @@ class Backbone:
         Returns:
             (n, grid * grid, dim) and (n, dim) float32 on the model's device; registers dropped.
         """
-        device = next(self.model.parameters()).device
-        pixels = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float().div(255)
+        pixels = torch.from_numpy(np.array(images)).to(self.device)
+        pixels = pixels.permute(0, 3, 1, 2).float().div(255)
         if pixels.shape[-1] != self.resolution:
             size = (self.resolution, self.resolution)
             pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True)
             pixels = pixels.clamp(0, 1)
-        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         hidden = self.model((pixels - mean) / std)
         # CLS comes first, then registers if there are any, then the patches row by row.
         return hidden[:, -(self.grid**2) :].float(), hidden[:, 0].float()
 
 
-def _load(folder: Path) -> tuple[dict, nn.Module]:
-    """Configuration of a model, and the model as a function from images to hidden states."""
+def _load(folder: Path, device: torch.device) -> tuple[dict, Callable]:
+    """Configuration of a model, and the function from images to its last hidden states."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if is_plain(folder, config):
-        return config, load_dinov2(folder, config)
+        return config, load_dinov2(folder, config).to(device).eval()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -173,20 +159,10 @@ def _load(folder: Path) -> tuple[dict, nn.Module]:
     absent = [key for key in loading["missing_keys"] if "pooler" not in key and "mask" not in key]
     if absent:
         raise KeyError(min(absent))
-    return network.config.to_dict(), _HiddenStates(network)
-
-
-class _HiddenStates(nn.Module):
-    """The last hidden states of a model of transformers."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network, self.options = network, {}
-        if "interpolate_pos_encoding" in inspect.signature(network.forward).parameters:
-            self.options["interpolate_pos_encoding"] = True
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.network(pixel_values=pixel_values, **self.options).last_hidden_state
+    known = inspect.signature(network.forward).parameters
+    options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
+    network = network.to(device).eval()
+    return network.config.to_dict(), lambda pixels: network(pixels, **options).last_hidden_state
 
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

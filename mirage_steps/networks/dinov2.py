@@ -13,11 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-_WEIGHTS = "model.safetensors"
-_KEYS = {
-    "hidden_size", "patch_size", "num_channels", "num_attention_heads", "mlp_ratio",
-    "layer_norm_eps", "num_hidden_layers", "image_size",
-}  # fmt: skip
 # transformers' name of a part of the network, and its name here.
 _NAMES = {
     "embeddings.cls_token": "cls_token",
@@ -86,11 +81,10 @@ def is_plain(folder: Path, config: dict) -> bool:
     """
     return (
         config.get("model_type") == "dinov2"
-        and config.keys() >= _KEYS
         and not config.get("use_swiglu_ffn", False)
         and config.get("hidden_act") == "gelu"
         and config.get("qkv_bias", True)
-        and (folder / _WEIGHTS).is_file()
+        and (folder / "model.safetensors").is_file()
     )
 
 
@@ -103,7 +97,7 @@ def load_dinov2(folder: Path, config: dict) -> Dinov2:
     """
     state = {  # in a larger model their names begin with `dinov2.`
         name.removeprefix("dinov2."): value.float()
-        for name, value in load_file(folder / _WEIGHTS).items()
+        for name, value in load_file(folder / "model.safetensors").items()
     }
     for number in range(config["num_hidden_layers"]):
         _merge(state, f"encoder.layer.{number}.")

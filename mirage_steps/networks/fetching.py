@@ -26,7 +26,6 @@ REVISIONS = {
 # Config keys that may name a repository of the hub.
 _HUB_KEYS = ("backbone.model", "source.model")
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_PIPELINE = "model_index.json"  # of diffusers
 _ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model")
 _IGNORE = ("*.non_ema.safetensors", "*fp16*")
 
@@ -45,65 +44,6 @@ class File:
         """Its place in the shared folder, such as ``sam/sam_vit_b_01ec64.pth``."""
         folder = self.setting.split()[0].partition(".")[2]
         return f"{folder}/{self.url.rpartition('/')[2]}"
-
-    def check(self, path: Path) -> None:
-        """Raise ValueError if a file is not the published one."""
-        if (found := _sha256(path)) != self.sha256:
-            raise ValueError(f"its SHA-256 is {found}, that of the published file {self.sha256}")
-
-    def download(self, part: Path) -> None:
-        """Append to ``part`` what it lacks of the file."""
-        from huggingface_hub.errors import HfHubHTTPError
-        from huggingface_hub.file_download import http_get  # retries and resumes by itself
-
-        have = part.stat().st_size if part.exists() else 0
-        require_disk(part.parent, self.size - have, self.path)
-        try:
-            with open(part, "ab") as out:
-                # Offsets into a compressed answer would be of no use.
-                http_get(self.url, out, resume_size=have, headers={"Accept-Encoding": "identity"})
-        except HfHubHTTPError as error:
-            if error.response.status_code != 416:  # nothing follows: the part is whole, or wrong
-                raise
-
-
-@dataclass(frozen=True)
-class Repository:
-    """Weights that are published as a repository of the Hugging Face hub."""
-
-    setting: str  # config key and value that ask for it
-    path: str  # owner/name, also its place in the shared folder
-    revision: str
-
-    @property
-    def url(self) -> str:
-        """The page of the revision that is fetched."""
-        from huggingface_hub.constants import ENDPOINT
-
-        return f"{ENDPOINT}/{self.path}/tree/{self.revision}"
-
-    def check(self, path: Path) -> None:
-        """Raise ValueError if a folder has no weights."""
-        if not any(path.rglob("*.safetensors")):
-            raise ValueError("no *.safetensors in it")
-
-    def download(self, part: Path) -> None:
-        """Fetch into ``part`` what it lacks of configuration, vocabulary and weights."""
-        from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.utils import filter_repo_objects
-
-        # Asked first, as without an answer snapshot_download takes whatever the folder holds.
-        info = HfApi().repo_info(self.path, revision=self.revision, files_metadata=True, timeout=10)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        files = list(filter_repo_objects(sizes, allow_patterns=_ALLOW, ignore_patterns=_IGNORE))
-        if _PIPELINE in files:  # its weights are in folders; those at the root are copies
-            files = [name for name in files if "/" in name or not name.endswith(".safetensors")]
-        absent = [name for name in files if not (part / name).exists()]
-        require_disk(part.parent, sum(sizes[name] for name in absent), self.path)
-        snapshot_download(self.path, revision=info.sha, local_dir=part, allow_patterns=files)
-        if not all((part / name).is_file() for name in files):
-            raise OSError("files are missing")
-        shutil.rmtree(part / ".cache", ignore_errors=True)
 
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -181,39 +121,83 @@ def resolve(name: str, key: str, weights: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(f"{path}.lock"):
             if not is_complete(name, weights):  # no other process fetched them meanwhile
-                write_json(weights / f"{name}.json", _complete(name, key, path))
+                write_json(weights / f"{name}.json", _obtain(name, key, path))
     return path
 
 
-def _complete(name: str, key: str, path: Path) -> dict[str, object]:
-    """Content of the marker, once weights are fetched, or checked if put there by hand."""
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
+    with open(path, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _obtain(name: str, key: str, path: Path) -> dict[str, object]:
+    """Fetch weights, or check those that were put there by hand; gives the marker's content."""
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HTTPError, XetDownloadError
 
-    item = FILES.get(name) or Repository(f"{key} {name}", name, REVISIONS.get(name, "main"))
+    file, revision = FILES.get(name), REVISIONS.get(name, "main")
+    setting = file.setting if file else f"{key} {name}"
+    url = file.url if file else f"{ENDPOINT}/{name}/tree/{revision}"
     by_hand = path.exists()
-    part = path.with_name(f"{path.name}.part")
+    part = path if by_hand else path.with_name(f"{path.name}.part")
     try:
         if by_hand:
-            item.check(path)
-            log.warning("%s: %s was put there by hand and is taken", item.setting, path)
+            log.warning("%s: %s was put there by hand", setting, path)
+        elif file:
+            _download_file(file, part)
         else:
-            item.download(part)
-            item.check(part)
+            _download_repository(name, revision, part)
+        files = [part] if part.is_file() else sorted(part.rglob("*.safetensors"))
+        hashes = {Path(path.name, f.relative_to(part)).as_posix(): sha256_of(f) for f in files}
+        if not hashes:
+            raise ValueError("no *.safetensors in it")
+        if file and (found := [*hashes.values()]) != [file.sha256]:
+            if not by_hand:
+                part.unlink()  # nothing to resume
+            raise ValueError(f"its SHA-256 is {found[0]}, that of the published file {file.sha256}")
+        if not by_hand:
             os.replace(part, path)
     except (OSError, RuntimeError, ValueError, HTTPError, XetDownloadError) as error:
-        if isinstance(error, ValueError) and part.is_file():
-            part.unlink()  # nothing to resume
         problem = f"{path} is not that of" if by_hand else "cannot fetch"
         reason = " ".join(str(error).split())[:300] or repr(error)
         raise UserError(
-            f"{item.setting}: {problem} {item.url} ({reason}); download it elsewhere and put it at "
-            f"{path}, or set {item.setting.split()[0]} to its path"
+            f"{setting}: {problem} {url} ({reason}); download it elsewhere and put it at {path}, "
+            f"or set {setting.split()[0]} to its path"
         ) from None
-    files = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
-    checksums = {file.relative_to(path.parent).as_posix(): _sha256(file) for file in files}
-    return {"url": item.url, "fetched": not by_hand, "sha256": checksums}
+    return {"url": url, "fetched": not by_hand, "sha256": hashes}
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _download_file(file: File, part: Path) -> None:
+    """Append to ``part`` what it lacks of the file."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.file_download import http_get  # retries and resumes by itself
+
+    have = part.stat().st_size if part.exists() else 0
+    require_disk(part.parent, file.size - have, file.path)
+    try:
+        with open(part, "ab") as out:
+            # Offsets into a compressed answer would be of no use.
+            http_get(file.url, out, resume_size=have, headers={"Accept-Encoding": "identity"})
+    except HfHubHTTPError as error:
+        if error.response.status_code != 416:  # nothing follows: the part is whole, or wrong
+            raise
+
+
+def _download_repository(name: str, revision: str, part: Path) -> None:
+    """Fetch into ``part`` what it lacks of configuration, vocabulary and weights."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    # Asked first, as without an answer snapshot_download takes whatever the folder holds.
+    info = HfApi().repo_info(name, revision=revision, files_metadata=True, timeout=10)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    files = list(filter_repo_objects(sizes, allow_patterns=_ALLOW, ignore_patterns=_IGNORE))
+    if "model_index.json" in files:  # a pipeline has its weights in folders, copies at the root
+        files = [file for file in files if "/" in file or not file.endswith(".safetensors")]
+    absent = [file for file in files if not (part / file).exists()]
+    require_disk(part.parent, sum(sizes[file] for file in absent), name)
+    snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=files)
+    if not all((part / file).is_file() for file in files):
+        raise OSError("files are missing")
+    shutil.rmtree(part / ".cache", ignore_errors=True)

@@ -1,6 +1,5 @@
 """The Inception network of FID, as clean-fid (Parmar et al. 2022) runs it."""
 
-import hashlib
 import warnings
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from cleanfid.resize import build_resizer
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.loading import ahead
-from mirage_steps.networks.fetching import FILES, resolve
+from mirage_steps.networks.fetching import FILES, resolve, sha256_of
+from mirage_steps.settings import WEIGHTS
 
 # Name of the published network in tables; any other file has its own name.
 INCEPTION = "clean-fid Inception"
@@ -21,29 +21,30 @@ class Inception:
     """The Inception network of FID with clean-fid's resizer, from a file of any name.
 
     Args:
-        path: TorchScript file with a submodule ``layers``.
+        inception: ``auto`` for the published file, fetched on first use, or a TorchScript file
+            with a submodule ``layers``.
         device: where it runs.
+        weights: folder of fetched networks.
 
     Raises:
-        UserError: the file is something else.
+        UserError: the file is missing, cannot be fetched or is something else.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, inception: str, device: torch.device, weights: Path = Path(WEIGHTS)):
         published = FILES["inception"]
+        name = "inception" if inception == "auto" else inception
+        path = resolve(name, "embed.inception", weights)
         try:
             with warnings.catch_warnings():
                 # The network is published as TorchScript only, which torch calls deprecated.
-                warnings.simplefilter("ignore", FutureWarning)
-                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore")
                 self.layers = torch.jit.load(str(path), map_location=device).eval().layers
         except (RuntimeError, ValueError, AttributeError):
             raise UserError(
                 f"embed.inception {path}: not clean-fid's Inception in TorchScript; get it from "
                 f"{published.url}"
             ) from None
-        with open(path, "rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        self.name = INCEPTION if digest == published.sha256 else path.name
+        self.name = INCEPTION if sha256_of(path) == published.sha256 else path.name
         self.device = device
         self._resize = build_resizer("clean")
 
@@ -61,23 +62,3 @@ class Inception:
         pixels = torch.from_numpy(resized).to(self.device).permute(0, 3, 1, 2)
         # From [0, 255] to about [-1, 1].
         return self.layers((pixels - 128) / 128).reshape(len(images), INCEPTION_DIM).cpu().numpy()
-
-
-def inception_file(inception: str, weights: Path) -> Path:
-    """Path of the network's file; ``auto`` fetches the published one on first use.
-
-    Args:
-        inception: ``auto``, or a file.
-        weights: folder of fetched networks.
-
-    Raises:
-        UserError: it is missing and cannot be fetched.
-    """
-    if inception == "auto":
-        return resolve("inception", "embed.inception", weights)
-    if not Path(inception).is_file():
-        raise UserError(
-            f"embed.inception {inception}: no such file; download {FILES['inception'].url} to it, "
-            "or set embed.inception to auto or none"
-        )
-    return Path(inception)

@@ -1,10 +1,8 @@
 """Loading segment-anything: published weights, a checkpoint file, or the embedded stand-in."""
 
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
@@ -31,7 +29,15 @@ def load_sam(sam: str, device: torch.device, weights: Path = Path(WEIGHTS)) -> S
         UserError: weights that are missing, cannot be fetched, or are of another model.
     """
     path = resolve(sam, "masks.sam", weights)
-    model = _stand_in(path) if path.is_dir() else _from_checkpoint(path)
+    try:
+        if path.is_dir():
+            what = "a stand-in with its model.safetensors"
+            model = build_tiny_sam(path / "model.safetensors")
+        else:
+            what = "a checkpoint of segment-anything"
+            model = _from_checkpoint(path)
+    except Exception as error:  # torch.load raises nearly anything on damaged files
+        raise UserError(f"masks.sam {path}: not {what} ({first_line(error)})") from None
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -40,38 +46,12 @@ def sam_name(sam: str) -> str:
     return network_name(sam, stand_in=Path(sam).is_dir())
 
 
-def _stand_in(folder: Path) -> Sam:
-    """The small model that comes with the project, for demonstrations without a download."""
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise UserError(f"masks.sam {folder}: has no model.safetensors")
-    try:
-        return build_tiny_sam(weights)
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(
-            f"masks.sam {weights}: not the stand-in's weights ({first_line(error)})"
-        ) from None
-
-
 def _from_checkpoint(path: Path) -> Sam:
     """The architecture whose weights a checkpoint holds, with these weights."""
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model = sam_model_registry[_architecture(state)](checkpoint=None)
-        model.load_state_dict(state)
-    except (
-        pickle.UnpicklingError, RuntimeError, LookupError, EOFError, ValueError, AttributeError,
-        TypeError,
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"masks.sam {path}: not a checkpoint of segment-anything ({first_line(error)})"
-        ) from None
-    return model
-
-
-def _architecture(state: dict[str, torch.Tensor]) -> str:
-    """Name of the architecture by the width of the image encoder's position embedding."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
     width = state["image_encoder.pos_embed"].shape[-1]
     if width not in _ARCHITECTURES:
         raise ValueError(f"an image encoder of width {width}, known are {list(_ARCHITECTURES)}")
-    return _ARCHITECTURES[width]
+    model = sam_model_registry[_ARCHITECTURES[width]](checkpoint=None)
+    model.load_state_dict(state)
+    return model

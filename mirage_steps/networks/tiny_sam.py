@@ -5,13 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from segment_anything import modeling
 
 IMAGE_SIZE = 128
 PATCH_SIZE = 8
@@ -20,7 +14,7 @@ _WIDTH = 128
 _PROMPT_WIDTH = 64
 
 
-def build_tiny_sam(checkpoint: Path | None) -> Sam:
+def build_tiny_sam(checkpoint: Path | None) -> modeling.Sam:
     """A SAM for images of 128 pixels, in evaluation mode, about 1.1 million parameters.
 
     Its input, RGB in [0, 255] with prompts, is that of the published networks; its low-resolution
@@ -29,8 +23,8 @@ def build_tiny_sam(checkpoint: Path | None) -> Sam:
     Args:
         checkpoint: safetensors file of its weights; None leaves them random.
     """
-    sam = Sam(
-        image_encoder=ImageEncoderViT(
+    sam = modeling.Sam(
+        image_encoder=modeling.ImageEncoderViT(
             img_size=IMAGE_SIZE,
             patch_size=PATCH_SIZE,
             embed_dim=_WIDTH,
@@ -42,14 +36,14 @@ def build_tiny_sam(checkpoint: Path | None) -> Sam:
             window_size=8,
             global_attn_indexes=(1, 3),
         ),
-        prompt_encoder=PromptEncoder(
+        prompt_encoder=modeling.PromptEncoder(
             embed_dim=_PROMPT_WIDTH,
             image_embedding_size=(_GRID, _GRID),
             input_image_size=(IMAGE_SIZE, IMAGE_SIZE),
             mask_in_chans=8,
         ),
-        mask_decoder=MaskDecoder(
-            transformer=TwoWayTransformer(
+        mask_decoder=modeling.MaskDecoder(
+            transformer=modeling.TwoWayTransformer(
                 depth=2, embedding_dim=_PROMPT_WIDTH, mlp_dim=256, num_heads=4
             ),
             transformer_dim=_PROMPT_WIDTH,

@@ -8,13 +8,13 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import tyro
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import run_tool
-from mirage_steps.files.records import number, read_json, rows, section
+from mirage_steps.files.records import read_json
 from mirage_steps.files.text_table import aligned
 
 # By their folders, since searching those of 100 000 images takes long.
@@ -28,13 +28,13 @@ Run = dict[str, dict]  # content of a run's files by their paths in its folder
 def main(
     folders: tyro.conf.Positional[tuple[Path, ...]],
     *,
-    format: Literal["text", "markdown", "json"] = "text",
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Print what differs between runs, and their figures side by side; write nothing.
 
     Args:
         folders: Folders of two runs or more, such as results/demo.
-        format: How it is printed.
+        as_json: Print it as JSON.
     """
     if len(folders) < 2:
         raise UserError("FOLDERS: two or more are needed, such as results/demo results/other")
@@ -42,12 +42,15 @@ def main(
     found = {
         "runs": list(runs),
         "damaged": [
-            f"{folder}/{path}" for folder, run in runs.items() for path in run if not run[path]
+            f"{name}/{path}" for name, run in runs.items() for path in run if not run[path]
         ],
-        "differences": list(differences([settings(run) for run in runs.values()])),
-        "figures": list(side_by_side([figures(run) for run in runs.values()])),
+        "differences": differences([settings(run) for run in runs.values()]),
+        "figures": [
+            {"figure": figure, "n": n, "of": of, "values": values}
+            for (figure, n, of), values in side_by_side([figures(run) for run in runs.values()])
+        ],
     }
-    print(json.dumps(found, indent=2) if format == "json" else _as_tables(found, format))
+    print(json.dumps(found, indent=2) if as_json else _as_text(found))
 
 
 def read_run(folder: Path) -> Run:
@@ -73,12 +76,12 @@ def settings(run: Run) -> dict[tuple[str, str], str]:
             continue
         step = str(record.get("step")).rpartition(".")[2]
         step = "crop_features" if path.startswith("crop_features/") else step
-        values = {(step, key): value for key, value in section(record, "settings").items()}
+        values = {(step, key): value for key, value in record["settings"].items()}
         values.pop((step, "dataset"), None)  # the run's own name
-        values |= {(step, f"network {k}"): one for k, one in section(record, "networks").items()}
-        inputs = section(record, "inputs")
+        values |= {(step, f"network {key}"): one for key, one in record["networks"].items()}
+        inputs = record["inputs"]
         values |= {(step, f"input {key}"): inputs[key] for key in _OUTSIDE if key in inputs}
-        values |= {("package", key): one for key, one in section(record, "packages").items()}
+        values |= {("package", key): one for key, one in record["packages"].items()}
         values |= {("code", key): record.get(key) for key in ("version", "commit", "device")}
         values[step, "finished"] = path
         for name, value in values.items():
@@ -88,77 +91,62 @@ def settings(run: Run) -> dict[tuple[str, str], str]:
     return told | {name: str(len(found[name])) for name in found if name[1] == "finished"}
 
 
-def differences(runs: Sequence[dict[tuple[str, str], str]]) -> Iterator[dict]:
+def side_by_side(runs: Sequence[dict]) -> Iterator[tuple[tuple, list]]:
+    """Every key of any run, and its value in each, None where a run lacks it."""
+    for key in dict.fromkeys(key for run in runs for key in run):
+        yield key, [run.get(key) for run in runs]
+
+
+def differences(runs: Sequence[dict[tuple[str, str], str]]) -> list[dict]:
     """Step, key and a value per run where :func:`settings` differ.
 
     Where a step is missing from a run, only its key ``finished`` tells.
     """
-    steps = [{step for step, _ in one} for one in runs]
-    for step, key in dict.fromkeys(name for one in runs for name in one):
-        values = [one.get((step, key)) for one in runs]
-        there = [
-            value
-            for value, finished in zip(values, steps, strict=True)
-            if key == "finished" or step in finished
-        ]
-        if len(set(there)) > 1:
-            yield {"step": step, "key": key, "values": values}
+    found = []
+    for (step, key), values in side_by_side(runs):
+        asked = [run for run in runs if key == "finished" or any(step == one for one, _ in run)]
+        if len({run.get((step, key)) for run in asked}) > 1:
+            found.append({"step": step, "key": key, "values": values})
+    return found
 
 
-def figures(run: Run) -> dict[str, tuple]:
-    """Value, n and basis of figures by name; two compare where n and basis are equal.
+def figures(run: Run) -> dict[tuple[str, int | None, str], float]:
+    """Figures by name, ``n`` and basis; those of two runs compare where all three are equal.
 
     ``n`` counts images or training steps. The basis is features, image size and background removal
     of a distance, network and device of a training.
     """
     table, poses = run.get("metrics.json", {}), run.get("poses/pose_eval.json", {})
     train = run.get("training/train.run.json", {})
-    found: dict[str, tuple] = {}
+    found = {}
     features = f"{table.get('backbone')} {table.get('token')} at {table.get('resolution')} px"
-    for row in rows(table):
-        background = row.get("sam") or "kept"
+    for row in table.get("rows", []):
+        images = f"images {table.get('image_size')} px, background {row.get('sam') or 'kept'}"
         for key in ("fid", "fd_inception", "fd_backbone", "kid_backbone"):
             network = features if key.endswith("backbone") else row.get("inception")
-            of = f"{network}, images {table.get('image_size')} px, background {background}"
-            found[f"{row.get('row')} {key}"] = (row.get(key), row.get("n"), of)
-    scores = {**poses, **section(poses, "viewpoints")}
+            found[f"{row.get('row')} {key}", row.get("n"), f"{network}, {images}"] = row.get(key)
+    scores = {**poses, **poses.get("viewpoints", {})}
     n = scores.pop("images", None)
-    found |= {f"poses {key}": (value, n, "true viewpoints") for key, value in scores.items()}
-    chosen = section(train, "settings")
+    found |= {(f"poses {key}", n, "true viewpoints"): scores[key] for key in scores}
+    chosen = train.get("settings", {})
     of = f"U-Net {chosen.get('preset')} on {train.get('device')}"
     for key in ("seconds", "peak_memory_mb"):
-        found[f"training {key}"] = (train.get(key), chosen.get("iterations"), of)
-    return {name: one for name, one in found.items() if number(one[0]) is not None}
+        found[f"training {key}", chosen.get("iterations"), of] = train.get(key)
+    return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 
-def side_by_side(measured: Sequence[dict[str, tuple]]) -> Iterator[dict]:
-    """Each figure with value, ``n`` and basis (``of``) per run, and whether it is comparable."""
-    for name in dict.fromkeys(name for one in measured for name in one):
-        values, n, of = zip(*(one.get(name, (None,) * 3) for one in measured), strict=True)
-        bases = [one[name][1:] for one in measured if name in one]
-        comparable = all(one == bases[0] for one in bases)
-        yield {"figure": name, "values": values, "n": n, "of": of, "comparable": comparable}
-
-
-def _as_tables(found: dict, format: str) -> str:
-    """What differs, the figures, and what these are of, as text or Markdown."""
+def _as_text(found: dict) -> str:
+    """The runs by letters, and a table each of differences and figures."""
     letters = [chr(ord("A") + place) for place in range(len(found["runs"]))]
-    changes = [("step", "key", *letters)]
+    changes, measured = [("step", "key", *letters)], [("figure", "n", *letters, "of")]
     for one in found["differences"]:
         changes.append((one["step"], one["key"], *map(_cell, one["values"])))
-    bases = list(dict.fromkeys(of for one in found["figures"] for of in one["of"] if of))
-    measured = [("figure", "n", *letters, "of", "")]
     for one in found["figures"]:
-        n = dict.fromkeys(str(n) for n in one["n"] if n is not None)
-        of = dict.fromkeys(f"({bases.index(of) + 1})" for of in one["of"] if of)
-        note = "" if one["comparable"] else "not comparable"
-        values = map(_cell, one["values"])
-        measured.append((one["figure"], ", ".join(n), *values, ", ".join(of), note))
+        measured.append((one["figure"], _cell(one["n"]), *map(_cell, one["values"]), one["of"]))
     runs = [f"{letter}: {run}" for letter, run in zip(letters, found["runs"], strict=True)]
-    notes = [f"({place}) {of}" for place, of in enumerate(bases, 1)]
-    notes += [f"{path}: damaged, left out" for path in found["damaged"]]
-    parts = (runs, _table(changes, format), _table(measured, format), notes)
-    return "\n\n".join("\n".join(lines) for lines in parts)
+    damaged = [f"{path}: damaged, left out" for path in found["damaged"]]
+    tables = (aligned(lines, "<" * len(lines[0])) for lines in (changes, measured))
+    return "\n\n".join("\n".join(lines) for lines in (runs, *tables, damaged)).rstrip()
 
 
 def _cell(value: object) -> str:
@@ -167,13 +155,6 @@ def _cell(value: object) -> str:
         return f"{value:.4g}"
     hashes = re.findall('"sha256": "(.{12})', str(value))
     return " ".join(hashes) or ("-" if value is None else str(value))
-
-
-def _table(lines: Sequence[Sequence[str]], format: str) -> list[str]:
-    if format == "text":
-        return aligned(lines, "<" * len(lines[0]))
-    cells = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
-    return [cells[0], "|---" * len(lines[0]) + "|", *cells[1:]]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import tyro
 from mirage_steps.files.command import run_tool
 from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.lock import STALE
-from mirage_steps.files.records import number, read_json, read_metrics, read_text, rows
+from mirage_steps.files.records import read_json, read_metrics, read_text
 from mirage_steps.files.text_table import aligned
 from mirage_steps.settings import Dataset
 
@@ -81,13 +81,8 @@ def stages(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def look(folder: Path, dataset: Dataset) -> dict:
-    """Stages, training, poses and distances of a data set, as JSON has them.
-
-    Args:
-        folder: of its results.
-        dataset: its settings.
-    """
-    training = read_training(folder / "training/checkpoints", dataset.training.iterations)
+    """Stages, training, poses and distances of the data set with these results, as JSON has them."""
+    training = _training(folder / "training/checkpoints", dataset.training.iterations)
     records = stages(dataset).items()
     return {
         "stages": {stage: _stage(folder, stage, paths, training) for stage, paths in records},
@@ -101,35 +96,27 @@ def _stage(folder: Path, name: str, paths: Sequence[str], training: dict | None)
     """State of a stage, records ``done`` of how many, last start, seconds in all, last error."""
     there = [found for path in paths if (found := [*folder.glob(path)])]
     records = [read_json(path) for found in there for path in found]
-    complete = len(there) == len(paths)
-    error = "" if complete else _last_error(folder / "logs", name)
-    state = "done" if complete else "failed" if error else "missing"
-    if name == "train" and training and not complete:
-        state = "running" if training["alive"] else "failed" if error else "interrupted"
+    logs = [*folder.glob(f"logs/{name}*.log"), *folder.glob(f"logs/{name}/**/*.log")]
+    errors = re.findall("^error: (.*)$", "\n".join(map(read_text, sorted(logs))), re.MULTILINE)
+    if len(there) == len(paths):
+        state, errors = "done", []
+    elif name == "train" and training and training["alive"]:
+        state = "running"
+    else:
+        begun = name == "train" and training
+        state = "failed" if errors else "interrupted" if begun else "missing"
     return {
         "state": state,
         "done": len(there),
         "of": len(paths),
-        "started": max((str(one.get("started", "")) for one in records), default=""),
-        "seconds": sum(number(one.get("seconds")) or 0 for one in records),
-        "error": error,
+        "started": max((one.get("started", "") for one in records), default=""),
+        "seconds": sum(one.get("seconds", 0) for one in records),
+        "error": errors[-1] if errors else "",
     }
 
 
-def _last_error(logs: Path, name: str) -> str:
-    """The last line in a step's logs with an error, empty without one."""
-    paths = sorted([*logs.glob(f"{name}*.log"), *logs.glob(f"{name}/**/*.log")])
-    errors = re.findall("^error: (.*)$", "\n".join(map(read_text, paths)), re.MULTILINE)
-    return errors[-1] if errors else ""
-
-
-def read_training(folder: Path, iterations: int) -> dict | None:
-    """Step, loss, steps a second, seconds left and whether a trainer lives; None without one.
-
-    Args:
-        folder: of its checkpoints.
-        iterations: number of steps as configured.
-    """
+def _training(folder: Path, iterations: int) -> dict | None:
+    """Step, loss, steps a second, seconds left and whether a trainer lives; None without one."""
     records = read_metrics(folder)
     try:
         alive = time.time() - (folder / "lock.json").stat().st_mtime <= STALE
@@ -138,19 +125,17 @@ def read_training(folder: Path, iterations: int) -> dict | None:
     if not records and not alive:
         return None
     last = records[-1] if records else {"step": 0}
-    timed = (one for one in records[-_RECENT:] if number(one.get("time")) is not None)
     rates = [
-        (after["step"] - before["step"]) / (after["time"] - before["time"])
-        for before, after in pairwise(timed)
-        if after["time"] > before["time"]
+        (after["step"] - before["step"]) / max(after["time"] - before["time"], 0.1)
+        for before, after in pairwise(records[-_RECENT:])
     ]
-    rate = statistics.median(rates) if rates else 0  # pauses do not count
+    rate = statistics.median(rates) if rates else None  # pauses do not count
     return {
         "step": last["step"],
         "iterations": iterations,
-        "loss": number(last.get("loss")),
-        "rate": rate if rate > 0 else None,
-        "left": max(0, iterations - last["step"]) / rate if rate > 0 else None,
+        "loss": last.get("loss"),
+        "rate": rate,
+        "left": max(0, iterations - last["step"]) / rate if rate else None,
         "alive": alive,
     }
 
@@ -167,24 +152,24 @@ def _as_text(name: str, found: dict) -> str:
         table.append((stage, one["state"], count, started, took, note))
     done = sum(one["state"] == "done" for one in found["stages"].values())
     lines = [f"{name}: {done} of {len(table) - 1} stages done", "", *aligned(table, "<<>>><"), ""]
-    for one in [{"row": "poses", **found["poses"]}, *rows(found["distances"])]:
-        figures = [f"{key} {one[key]:.4g}" for key in one if number(one[key]) is not None]
-        lines += [f"{one.get('row')!s:18} {', '.join(figures)}"] if figures else []
+    for one in [{"row": "poses", **found["poses"]}, *found["distances"].get("rows", [])]:
+        figures = [f"{key} {one[key]:.4g}" for key in one if isinstance(one[key], int | float)]
+        lines += [f"{one['row']:18} {', '.join(figures)}"] if figures else []
     return "\n".join(lines).rstrip()
 
 
 def _progress(training: dict) -> str:
     step, iterations = training["step"], training["iterations"]
-    cells = [f"step {step} of {iterations} ({step / iterations:.0%})"]
+    text = f"step {step} of {iterations} ({step / iterations:.0%})"
     if training["loss"] is not None:
-        cells.append(f"loss {training['loss']:.4f}")
+        text += f", loss {training['loss']:.4f}"
     if training["alive"] and training["rate"]:
-        cells.append(f"{training['rate']:.3g} steps/s, {_duration(training['left'])} left")
-    return ", ".join(cells)
+        text += f", {training['rate']:.3g} steps/s, {_duration(training['left'])} left"
+    return text
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(min(seconds, 1e9))))
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 if __name__ == "__main__":
