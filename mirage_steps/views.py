@@ -80,7 +80,7 @@ def main(
         batches, columns = _single(network, frequencies, rows, views, where), 12
     else:
         # What is denoised at once are all frames of an object, the guided views twice.
-        at_once = max(1, views.batch_size // Frames(NOVEL_VIEWS, hard=gamma != 1).count)
+        at_once = max(1, views.batch_size // Frames.of(NOVEL_VIEWS, gamma).count)
         objects = own.rows(-(-samples // NOVEL_VIEWS), at_once)
         rows = range(*(min(NOVEL_VIEWS * end, samples) for end in (objects.start, objects.stop)))
         batches = _multi_view(network, frequencies, objects, at_once, views, gamma, where)

@@ -80,14 +80,16 @@ class Lock:
             UserError: the owner beats.
         """
         log.info("%s: waiting for a beat of %s", self.path, _name(read_json(self.path)))
-        started, first = time.monotonic(), None
+        started = time.monotonic()
         with contextlib.suppress(FileNotFoundError):
-            while (touched := self.path.stat().st_mtime_ns) == (first := first or touched):
+            first = touched = self.path.stat().st_mtime_ns
+            while touched == first:
                 owner = read_json(self.path)
                 if _died_here(owner) or time.monotonic() - started > self.stale:
                     log.warning("%s: taken over, its owner is dead (%s)", self.path, _name(owner))
                     return True
                 time.sleep(min(self.beat, 1.0) / 2)
+                touched = self.path.stat().st_mtime_ns
             raise UserError(
                 f"{self.path}: another process is {self.work} here "
                 f"({_name(read_json(self.path))}); wait for it or stop it"

@@ -32,7 +32,7 @@ def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma
         alpha: alpha_t.
     """
     views = x.shape[1] - 1
-    frames = Frames(views, hard=gamma != 1 and views > 0)
+    frames = Frames.of(views, gamma)
     embedding = embedding.flatten(0, 1)
     output = model.decode(model.encode(x.flatten(0, 1), embedding), embedding, frames)
     output = output.unflatten(0, (-1, frames.count)).to(x.dtype)  # bfloat16 is too coarse below
@@ -95,7 +95,7 @@ def sample_all_poses(
     """
     poses = model.config.siblings(reference)
     others = [pose for pose in poses if pose != reference]
-    size = max(1, (batch_size - 1) // (2 if gamma != 1 else 1))
+    size = max(1, (batch_size - 1) // (Frames.of(1, gamma).count - 1))
     images = noise.new_empty(len(poses), *noise.shape[1:])
     for start in range(0, len(others), size):
         chosen = [reference, *others[start : start + size]]

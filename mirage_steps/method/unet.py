@@ -115,6 +115,11 @@ class Frames:
     views: int
     hard: bool
 
+    @classmethod
+    def of(cls, views: int, gamma: float) -> "Frames":
+        """The frames that equation 7 needs: at a ``gamma`` of 1 there is no hard pass."""
+        return cls(views, hard=gamma != 1 and views > 0)
+
     @property
     def count(self) -> int:
         """Frames of an object."""
