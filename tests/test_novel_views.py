@@ -452,7 +452,6 @@ def test_novel_views_need_no_slow_import(finished):
     assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
 
 
-@pytest.mark.slow
 def test_the_documented_example_runs(finished, monkeypatch, tmp_path):
     import doctest
 
