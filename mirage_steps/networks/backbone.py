@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError, first_line
+from mirage_steps.files.atomic import sha256_of
 from mirage_steps.networks.dinov2 import load_dinov2
-from mirage_steps.networks.fetching import resolve, sha256_of
+from mirage_steps.networks.fetching import resolve
 from mirage_steps.networks.names import network_name
 
 # Of DINOv2's preprocessor, for models that have none of their own.
