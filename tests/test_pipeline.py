@@ -122,6 +122,7 @@ def test_missing_input_gets_one_line(changed, section, key, value, target, messa
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on(changed):
     """SIGKILL takes Snakemake and the step at once; the next run resumes from the checkpoint."""
     project = changed
@@ -154,6 +155,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_folder_of_bad_and_good_files(tmp_path):
     """Photos under names with spaces, quotes and unicode, between files that are no photos."""
     from PIL import Image

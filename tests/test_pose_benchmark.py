@@ -30,6 +30,7 @@ def test_its_cars_are_of_seeds_of_their_own(benchmark):
     assert not {Procedural().seed, SCENES_SEED, EVALUATION_SEED} & set(seeds)
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_the_default_and_its_choices(benchmark, tmp_path, monkeypatch, capsys):
     words = ["poses.py", "--quick", "--sets", "border", "--scratch", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)

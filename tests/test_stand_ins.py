@@ -78,6 +78,7 @@ def test_the_evaluation_finds_poses_as_the_paper_does():
     assert scores.median_error < 25 and scores.within_30 > 0.6
 
 
+@pytest.mark.slow
 def test_poses_of_fresh_cars_are_found(tmp_path):
     manifest, windows, k = tmp_path / "manifest.csv", tmp_path / "foreground.csv", 8
     entries = []
