@@ -384,7 +384,7 @@ def test_padding_of_crops_is_left_out_of_pose_space():
     tokens = rng.normal(size=(5, GRID**2, DIM)).astype(np.float16)
     content = np.array([(0, 0.25, 1, 0.75)] * 5, np.float32)
     seen = tokens.reshape(5, GRID, GRID, DIM)[:, 2:6].reshape(-1, DIM).astype(float)
-    moments = Moments(DIM)
+    moments = Moments()
     moments.add(seen)
     model = ForegroundModel(Pca.fit(moments, 3), component=0, sign=-1, threshold=0.1)
     batch = TokenBatch(slice(0, 5), tokens, np.zeros((5, DIM), np.float16), content)

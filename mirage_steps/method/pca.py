@@ -6,43 +6,26 @@ through the count, the sum and the sum of outer products, which add up over batc
 machines. One matrix product a batch, memory of one (dim, dim) matrix.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 
 @dataclass
 class Moments:
-    """Count, mean and scatter of vectors seen so far, in float64.
+    """Count, mean (dim,) and scatter (dim, dim) of the vectors seen so far, in float64."""
 
-    Args:
-        dim: length of a vector.
-    """
-
-    dim: int
     count: int = 0
-    mean: np.ndarray = field(init=False)
-    scatter: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mean = np.zeros(self.dim)
-        self.scatter = np.zeros((self.dim, self.dim))
+    mean: np.ndarray | float = 0.0
+    scatter: np.ndarray | float = 0.0
 
     def add(self, vectors: np.ndarray) -> None:
-        """Take in a batch of vectors.
-
-        Args:
-            vectors: (n, dim), any float type; n may be 0.
-        """
-        if len(vectors) == 0:
-            return
-        batch = Moments(self.dim)
-        # The scatter about the batch's own mean: no cancellation where the mean is large.
-        batch.count = len(vectors)
-        batch.mean = vectors.mean(axis=0, dtype=np.float64)
-        centered = vectors.astype(np.float64) - batch.mean
-        batch.scatter = centered.T @ centered
-        self.merge(batch)
+        """Take in a batch of vectors (n, dim) of any float type; n may be 0."""
+        if len(vectors):
+            # The scatter about the batch's own mean: no cancellation where the mean is large.
+            mean = vectors.mean(axis=0, dtype=np.float64)
+            centered = vectors.astype(np.float64) - mean
+            self.merge(Moments(len(vectors), mean, centered.T @ centered))
 
     def merge(self, other: "Moments") -> None:
         """Take in everything ``other`` has seen (Chan, Golub and LeVeque 1983)."""
@@ -97,14 +80,7 @@ class Pca:
         return cls(moments.mean.copy(), np.ascontiguousarray(rows), values, values / total)
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
-        """Coordinates of vectors along the components.
-
-        Args:
-            vectors: (..., dim).
-
-        Returns:
-            (..., c) float32.
-        """
+        """Coordinates (..., c) float32 of vectors (..., dim) along the components."""
         rows = self.components.astype(np.float32)
         offset = (self.components @ self.mean).astype(np.float32)
         return vectors.astype(np.float32) @ rows.T - offset
