@@ -60,12 +60,8 @@ def main(
     if windows is not None:
         images = read_windows(windows, [entry for entry, _ in images], centered_on_box=True)
     rows = part.rows(len(images), backbone.batch_size)
-    about = {
-        "model": backbone.model,
-        "resolution": backbone.resolution,
-        "weights": str(weights),
-        "sha256": network.sha256,
-    }
+    about = backbone.model_dump(include={"model", "resolution"})
+    about |= {"weights": str(weights), "sha256": network.sha256}
     attributes = {"backbone": json.dumps(about), **part.note(rows, len(images))}
     images = images[rows.start : rows.stop]
     shape = (network.grid**2, network.dim)

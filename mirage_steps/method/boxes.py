@@ -33,14 +33,11 @@ def letterbox(image: Image.Image, size: int, fill: tuple[int, int, int]) -> Imag
 
 
 def valid_patches(content: np.ndarray, grid: int) -> np.ndarray:
-    """Patches that lie on the image, not on padding.
+    """Patches of which more than half, along each axis, is image, bool (n, grid, grid).
 
     Args:
-        content: (n, 4) boxes in fractions of the square.
+        content: (n, 4) of :func:`content_box`.
         grid: patches a side.
-
-    Returns:
-        bool (n, grid, grid): more than half of the patch, along each axis, is image.
     """
     starts, ends = np.arange(grid) / grid, np.arange(grid) / grid + 1 / grid
     low, high = content[:, :2, None], content[:, 2:, None]
@@ -78,14 +75,11 @@ def square_window(box: Box, width: int, height: int, margin: float) -> Box:
         box: the object, in pixels of an image of ``width`` and ``height``.
         margin: share of the window left free on each side.
     """
-    side = max(box[2] - box[0], box[3] - box[1]) / (1 - 2 * margin)
-    start = []
-    for low, high, limit in ((box[0], box[2], width), (box[1], box[3], height)):
-        if side >= limit:
-            start.append((limit - side) / 2)
-        else:
-            start.append(min(max((low + high - side) / 2, 0.0), limit - side))
-    return (start[0], start[1], start[0] + side, start[1] + side)
+    low, high, size = np.array(box[:2]), np.array(box[2:]), np.array([width, height])
+    side = (high - low).max() / (1 - 2 * margin)
+    shifted = np.minimum(np.maximum((low + high - side) / 2, 0), size - side)
+    start = np.where(side >= size, (size - side) / 2, shifted)
+    return tuple([*start.tolist(), *(start + side).tolist()])
 
 
 def centered(window: Box, box: Box) -> Box:

@@ -40,14 +40,7 @@ class CategoryModel:
     def fit(
         cls, features: np.ndarray, count: int, seed: int, token: str = "cls"
     ) -> "CategoryModel":
-        """Find categories.
-
-        Args:
-            features: (n, dim), one of each image.
-            count: number of categories.
-            seed: of the starts.
-            token: which feature it is.
-        """
+        """Find ``count`` categories in the images' features (n, dim), which are of ``token``."""
         from sklearn.mixture import GaussianMixture  # takes a second to import
 
         moments = Moments()

@@ -136,15 +136,11 @@ def choose(contrasts: np.ndarray, rule: str, fallback_sign: int) -> tuple[int, i
 
 
 def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
-    """Otsu's threshold of a histogram (Otsu 1979): the cut with most variance between classes.
+    """The cut of a histogram with most variance between the classes (Otsu 1979).
 
     Args:
         counts: (bins,).
-        edges: (bins + 1,).
-
-    Returns:
-        The upper edge of the last bin of the lower class; the last edge of all where a class would
-        be empty.
+        edges: (bins + 1,), of which one is returned; the last where a class would be empty.
     """
     centers = (edges[:-1] + edges[1:]) / 2
     below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centers)[:-1]

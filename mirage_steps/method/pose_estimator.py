@@ -133,10 +133,8 @@ class PoseEstimator:
     def features(self, batch: TokenBatch, token: str) -> np.ndarray:
         """The feature of each crop by which categories are told apart, (n, dim) float32.
 
-        Args:
-            batch: of crops.
-            token: ``cls``, or ``mean-patch`` for the mean over the object's patches, zero where
-                none shows it.
+        With ``mean-patch`` the mean over the object's patches, zero where none shows it, else the
+        CLS token.
         """
         if token == "cls":
             return batch.cls_tokens.astype(np.float32)
@@ -167,8 +165,7 @@ class PoseEstimator:
         """Nearest pose of each map among those of its category.
 
         Args:
-            maps: (n, T, 3).
-            valid: bool (n, T), False on padding.
+            maps, valid: as :meth:`maps` returns them.
             categories: (n,).
 
         Returns:
@@ -191,12 +188,7 @@ class PoseEstimator:
     def fit_pose_space(
         self, batches: Iterable[TokenBatch], categories: np.ndarray, settings: PoseSpace
     ) -> "PoseEstimator":
-        """This with PCA 2 of each category, fitted on the crops' tokens that show the object.
-
-        Args:
-            batches: of crops.
-            categories: (n,), from 0.
-            settings: what the maps hold.
+        """This with PCA 2 of each category (n,), fitted on the crops' tokens that show the object.
 
         Raises:
             UserError: the crops of a category show too little.
@@ -222,8 +214,7 @@ class PoseEstimator:
         """This with the poses of each category, and how far training images are from them.
 
         Args:
-            maps: (n, T, 3) float32; changed in place: padding takes its position's mean.
-            valid: bool (n, T), False on padding.
+            maps, valid: as :meth:`maps` returns them; padding of the maps is set to means.
             categories: (n,), from 0.
             settings: number of poses, starts and seed.
 

@@ -86,12 +86,7 @@ class PoseModel:
         return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)
 
     def nearest(self, values: np.ndarray, valid: np.ndarray) -> tuple[int, float]:
-        """Nearest pose of one map, and the Euclidean distance to its centroid.
-
-        Args:
-            values: (T, c), of :func:`object_maps`.
-            valid: bool (T,), False on padding.
-        """
+        """Nearest pose of a map (T, c) that is ``valid`` (T,) off padding, and distance to it."""
         filled = np.where(valid[:, None], values, self.means).ravel()
         gaps = np.linalg.norm(self.centroids - filled, axis=1)
         return int(gaps.argmin()), float(gaps.min())
@@ -144,12 +139,7 @@ def order_errors(means: np.ndarray, tolerance: float = 15.0) -> int:
 
 
 def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
-    """How well clusters agree with true labels, such as coarse viewpoints.
-
-    Args:
-        clusters: (n,) cluster of each image, 0..k-1.
-        labels: n true labels.
-        k: number of clusters.
+    """How well clusters (n,), 0..k-1, agree with n true labels, such as coarse viewpoints.
 
     Returns:
         ``purity``, the share of images whose label is the most frequent of their cluster;
