@@ -1,4 +1,4 @@
-# The checked configuration, and what all rules share: how a step's command follows from its rule.
+# The checked configuration, and what all rules share: how the command of a step is made.
 import functools
 import inspect
 import json
@@ -29,7 +29,7 @@ pathvars:
     results=configuration.results,
 
 
-# Of every rule that runs a step. A scheduler's signal reaches all processes of a job at once; `tee`
+# The shell of all steps. A scheduler's signal reaches all processes of a job at once; `tee`
 # ignores it, because the step still has a checkpoint to save and to report.
 RUN = "{params.command} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 # Data sets that train a model, and those whose photos use another's.
@@ -77,7 +77,7 @@ def evaluation_set(wildcards):
 
 
 def step(name, /, launcher="python", code=None, **arguments):
-    """Params of a rule that runs a step: `command` follows from the signature of the step's `main`.
+    """Params that run a step; `command` follows from the signature of `main` in its module.
 
     Each argument of `main` gets its value from the first of these that has one: `arguments` (values
     or functions of the wildcards), the data set's settings for a section, the rule's input of the

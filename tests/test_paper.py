@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from workflow import ROOT, Project, errors
 
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.settings import differences, load
 
 PAPER = yaml.safe_load((ROOT / "config/paper.yaml").read_text())["datasets"]
@@ -18,7 +19,7 @@ TARGETS = {
     "compcars": "results/compcars/fid.txt",
     "sd_armchairs": "results/sd_armchairs/fid.txt",
     "sd_mugs": "results/sd_mugs/fid.txt",
-    "epfl": "results/epfl/turned/contact_sheet.png",
+    "epfl": "results/epfl/photo_sheet/contact_sheet.png",
 }
 
 
@@ -120,7 +121,7 @@ def test_a_data_set_without_a_model_of_its_own_says_what_its_target_is(bare):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Project:
-    """Two kinds of object, baselines, and photos that are turned, in miniature."""
+    """Two categories, baselines, and photos of another data set, in miniature."""
     project = Project(tmp_path_factory.mktemp("paper") / "run", ("mini.yaml", "more.yaml"))
     theirs = project.folder / "their images"
     theirs.mkdir()
@@ -146,11 +147,12 @@ def finished(tmp_path_factory) -> Project:
     photos = {"source": {**source, "images": 6, "seed": 9}, "use": "mini", "sheet": {"objects": 3}}
     more = {"datasets": {"mini": mini, "photos": photos}}
     (project.folder / "more.yaml").write_text(yaml.safe_dump(more))
-    project.run("--", "results/mini/overview.txt", "results/photos/turned/contact_sheet.png")
+    project.run("--", "results/mini/overview.txt", "results/photos/photo_sheet/contact_sheet.png")
     return project
 
 
-def test_kinds_of_object_have_poses_of_their_own(finished):
+@pytest.mark.slow
+def test_categories_have_poses_of_their_own(finished):
     rows = [line.split(",") for line in finished["poses/poses.csv"].read_text().splitlines()[1:]]
     assert {int(pose) // 4 for _, pose, _, _ in rows} == {0, 1}
     assert all(int(pose) // 4 == int(category) for _, pose, _, category in rows)
@@ -160,7 +162,8 @@ def test_kinds_of_object_have_poses_of_their_own(finished):
     assert about["truth"]["labels"] == ["car", "chair"] and sum(about["images"]) == len(rows)
 
 
-def test_views_of_an_object_stay_within_its_kind(finished):
+@pytest.mark.slow
+def test_views_of_an_object_stay_within_its_category(finished):
     import h5py
 
     with h5py.File(finished["sets/mv-bg-hag/images.h5"]) as file:
@@ -169,6 +172,7 @@ def test_views_of_an_object_stay_within_its_kind(finished):
         assert len(set((poses[objects == number] // 4).tolist())) == 1
 
 
+@pytest.mark.slow
 def test_baselines_and_the_papers_figures_stand_in_the_table(finished):
     text = finished["fid.txt"].read_text()
     cells = {line.split()[0]: line.split() for line in text.splitlines() if line}
@@ -179,17 +183,19 @@ def test_baselines_and_the_papers_figures_stand_in_the_table(finished):
     assert "training.iterations 4 (paper: 7)" in text
 
 
-def test_photos_are_turned_with_the_other_models_poses(finished):
+@pytest.mark.slow
+def test_photos_get_their_poses_from_the_other_data_set_s_estimator(finished):
     folder = finished.folder / "results/photos"
-    for name in ("foreground/pca1.npz", "pose_space/pca2.npz", "poses/poses.npz"):
-        with np.load(folder / name) as ours, np.load(finished[name]) as theirs:
-            for key in theirs:
-                np.testing.assert_array_equal(ours[key], theirs[key])
-    turned = json.loads((folder / "turned/turned.json").read_text())
-    assert len(turned["photos"]) == 3
+    ours, theirs = (load_estimator(run / "poses" / ESTIMATOR) for run in (folder, finished[""]))
+    np.testing.assert_array_equal(ours.foreground.pca.components, theirs.foreground.pca.components)
+    for mine, other in zip(ours.poses, theirs.poses, strict=True):
+        np.testing.assert_array_equal(mine.centroids, other.centroids)
+    sheet = json.loads((folder / "photo_sheet/photos.json").read_text())
+    assert len(sheet["photos"]) == 3
     assert not (folder / "training").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(finished):
-    targets = ("results/mini/overview.txt", "results/photos/turned/contact_sheet.png")
+    targets = ("results/mini/overview.txt", "results/photos/photo_sheet/contact_sheet.png")
     assert "Nothing to be done" in finished.run("--", *targets)

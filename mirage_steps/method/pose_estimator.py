@@ -19,6 +19,7 @@ from mirage_steps.method.foreground import (
     Region,
     TokenBatch,
     find_objects,
+    largest_part,
 )
 from mirage_steps.method.pca import Moments, Pca
 from mirage_steps.method.poses import PoseModel, object_maps
@@ -99,9 +100,9 @@ class PoseEstimator:
         return self.k * len(self.poses)
 
     def shown(self, batch: TokenBatch) -> np.ndarray:
-        """Patches that show the object, never padding, bool (n, T)."""
-        scores = self.foreground.scores(batch.tokens)
-        return ((scores > self.foreground.threshold) & batch.valid).reshape(len(scores), -1)
+        """Patches that show the object: the foreground's largest connected part, bool (n, T)."""
+        shown = (self.foreground.scores(batch.tokens) > self.foreground.threshold) & batch.valid
+        return np.stack([largest_part(one).ravel() for one in shown])
 
     def locate(
         self,
