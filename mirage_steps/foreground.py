@@ -14,11 +14,11 @@ import numpy as np
 from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots
-from mirage_steps.files.atomic import write_json
+from mirage_steps.files.atomic import write_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.manifest import Entry, read_manifest
-from mirage_steps.files.tables import write_windows
+from mirage_steps.files.tables import WINDOWS
 from mirage_steps.files.tokens import Tokens, open_tokens
 from mirage_steps.method.boxes import padded_share
 from mirage_steps.method.foreground import DECIDABLE, ForegroundModel, fit_foreground
@@ -63,7 +63,8 @@ def main(
     about |= {"component": model.component + 1, "sign": model.sign, "threshold": model.threshold}
     write_json(out / "foreground.json", about | _count(rows, entries))
     plots.foreground(out / "foreground.png", examples, model.threshold)
-    write_windows(out / "foreground.csv", rows)
+    table = ([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)
+    write_csv(out / "foreground.csv", WINDOWS, table)
 
 
 def _report(

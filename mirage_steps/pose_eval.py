@@ -45,18 +45,17 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
         scores = score_azimuths(found, azimuths, k, categories)
         plots.pose_eval(picture, found, azimuths, scores)
         log.info(
-            "{images} images with known azimuth: median error {median_error_deg:.1f} degrees, "
-            "{share_within_30_deg:.0%} within 30 degrees, {order_errors} steps out of order".format(
-                **scores
-            )
+            "%(images)d images with known azimuth: median error %(median_error_deg).1f degrees, "
+            "share within 30 degrees %(share_within_30_deg).2f, order errors %(order_errors)d",
+            scores,
         )
     if known := [(pose, viewpoints[i]) for i, pose in assigned.items() if i in viewpoints]:
         found, names = zip(*known, strict=True)
         scores["viewpoints"] = score_labels(np.array(found), list(names), k)
         log.info(
-            "{images} images with known viewpoint: purity {purity:.3f} (chance "
-            "{purity_of_chance:.3f}), normalized mutual information "
-            "{normalized_mutual_information:.3f}".format(**scores["viewpoints"])
+            "%(images)d images with known viewpoint: purity %(purity).3f (chance "
+            "%(purity_of_chance).3f), mutual information %(normalized_mutual_information).3f",
+            scores["viewpoints"],
         )
         if not scores["images"]:
             plots.viewpoints(picture, scores["viewpoints"])
@@ -94,8 +93,9 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
             raise UserError(
                 f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r} is no number"
             )
-        end, name = f"/{row['image']}", Path(row["image"]).name
-        matches = [image for image in by_name.get(name, ()) if f"/{image}".endswith(end)]
+        label = row["image"] or ""
+        named = by_name.get(Path(label).name, ())
+        matches = [image for image in named if f"/{image}".endswith(f"/{label}")]
         none, several = none + (len(matches) == 0), several + (len(matches) > 1)
         if len(matches) == 1:
             found[matches[0]] = azimuth % 360

@@ -89,12 +89,6 @@ def test_half_precision_input_is_summed_in_double():
     )
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_a_covariance_needs_two_vectors(count):
-    with pytest.raises(ValueError, match=f"{count} seen"):
-        _ = _moments(_data(count=count)).covariance
-
-
 @pytest.mark.parametrize("components", [1, 3, DIM])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 def test_components_are_those_of_scikit_learn(components, offset):

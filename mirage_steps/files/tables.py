@@ -6,20 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.manifest import BOX, Entry
 from mirage_steps.method.boxes import Box, centered
 
 WINDOW = tuple(f"window_{key}" for key in BOX)
-_WINDOWS = ("image", "found", *BOX, *WINDOW, "padded_share", "foreground_share")
-
-
-def write_windows(path: Path, rows: list[tuple]) -> None:
-    """Write ``foreground.csv``: of each image a row as ``_WINDOWS``, boxes in pixels to 1/1000."""
-    write_csv(
-        path, _WINDOWS, ([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)
-    )
+WINDOWS = ("image", "found", *BOX, *WINDOW, "padded_share", "foreground_share")
 
 
 def read_windows(

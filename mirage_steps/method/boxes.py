@@ -107,7 +107,5 @@ def crop(image: Image.Image, window: Box, size: int) -> Image.Image:
     target = (max(right - left, 1), max(bottom - top, 1))
     part = image.resize(target, Image.Resampling.BICUBIC, box=inside, reducing_gap=3.0)
     left, top = min(left, size - target[0]), min(top, size - target[1])
-    if target == (size, size):
-        return part
     padding = ((top, size - top - target[1]), (left, size - left - target[0]), (0, 0))
     return Image.fromarray(np.pad(np.asarray(part), padding, mode="edge"))

@@ -39,13 +39,7 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance, (dim, dim).
-
-        Raises:
-            ValueError: fewer than two vectors were seen.
-        """
-        if self.count < 2:
-            raise ValueError(f"a covariance needs two vectors, {self.count} seen")
+        """Unbiased covariance, (dim, dim), of at least two vectors."""
         return self.scatter / (self.count - 1)
 
 
@@ -69,13 +63,12 @@ class Pca:
     @classmethod
     def fit(cls, moments: Moments, components: int) -> "Pca":
         """The leading ``components`` principal components of what ``moments`` has seen."""
-        covariance = moments.covariance
-        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.linalg.eigh(moments.covariance)
         values = np.clip(values[::-1][:components], 0.0, None)
         rows = vectors.T[::-1][:components]
         largest = np.abs(rows).argmax(axis=1)
         rows = rows * np.where(rows[np.arange(len(rows)), largest] < 0, -1.0, 1.0)[:, None]
-        total = max(np.trace(covariance), np.finfo(float).tiny)
+        total = max(np.trace(moments.covariance), np.finfo(float).tiny)
         # In C order, as a file keeps it, so that a stored PCA projects to the same bits.
         return cls(moments.mean.copy(), np.ascontiguousarray(rows), values, values / total)
 

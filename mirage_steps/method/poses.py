@@ -73,8 +73,7 @@ class PoseModel:
             maps: (n, T, c) float32, of :func:`object_maps`; changed by :func:`fill_padding`.
             valid: bool (n, T), False on padding.
             k: number of poses.
-            starts: K-Means runs, of which the one with the least inertia is kept.
-            seed: of the starts.
+            starts, seed: of K-Means; the run with the least inertia is kept.
         """
         from sklearn.cluster import KMeans  # takes a second, for which nearest() need not wait
 
