@@ -568,12 +568,12 @@ def test_siblings_are_the_poses_of_one_category():
     assert UNetConfig.from_dict({**asdict(config), "widths": [32]}) == config
 
 
-def _drawn(categories: int, frequencies: np.ndarray, count: int, frames: int = 4) -> np.ndarray:
+def _drawn(categories: int, frequencies: np.ndarray, count: int) -> np.ndarray:
     config = UNetConfig(16, len(frequencies), (32,), categories=categories)
     network = SimpleNamespace(config=config)
     return np.stack(
         [
-            views._poses_of_object(network, frequencies, frames, np.random.default_rng([0, number]))
+            views._poses_of_object(network, frequencies, np.random.default_rng([0, number]))
             for number in range(count)
         ]
     )
