@@ -64,7 +64,8 @@ def purities(folder: Path, count: int, seed: int) -> tuple[float, float]:
     )
     truth = {entry.image: entry.category for entry in read_manifest(manifest)}
     with open_tokens(folder / "tokens/tokens.h5") as tokens:
-        values = categories.object_features(tokens, load_estimator(estimator), "mean-patch")
+        model = load_estimator(estimator)
+        values = np.concatenate([model.features(batch, "mean-patch") for batch in tokens])
         labels = [truth[image] for image in tokens.images]
     rows = read_csv(folder / "categories/categories.csv")
     found = np.array([int(row["category"]) for row in rows])

@@ -33,8 +33,9 @@ from mirage_steps.files.manifest import BOX, Entry, read_manifest, write_manifes
 from mirage_steps.files.tables import read_windows
 from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.circle import shortest_cycle
+from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.pca import Moments, Pca
-from mirage_steps.method.poses import fill_padding, position_means, score_azimuths
+from mirage_steps.method.poses import fill_padding, score_azimuths
 from mirage_steps.settings import Backbone, Foreground, Poses
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "stand-in-dinov2-cars"
@@ -128,7 +129,7 @@ def find_crops(folder: Path, out: Path, settings: Foreground, shifted: bool) -> 
     with open_tokens(tokens) as whole:
         for batch in whole:
             sizes = [(SIZE, SIZE)] * len(batch.tokens)
-            regions += [one.region for one in estimator.locate(batch.tokens, batch.content, sizes)]
+            regions += [one.region for one in estimator.locate(batch, sizes)]
     true = patch_masks(np.load(folder / "true_masks.npy"), BACKBONE.resolution // 4)
     masks = [np.zeros_like(true[0]) if region is None else region.mask for region in regions]
     windows = out / "foreground.csv"
@@ -142,7 +143,9 @@ def find_crops(folder: Path, out: Path, settings: Foreground, shifted: bool) -> 
     pose_space.main(tokens=out / "tokens.h5", estimator=out / ESTIMATOR, out=out / "space")
     found = read_windows(windows, read_manifest(manifest))
     with open_h5(out / "tokens.h5") as file, open_h5(out / "space/maps.h5") as space:
-        values, content = file["patch_tokens"][:], file["content"][:]
+        arrays = (file[key][:] for key in ("patch_tokens", "cls_token", "content"))
+        batch = TokenBatch(slice(None), *arrays)
+        values = batch.tokens
         scores = estimator.foreground.scores(values).reshape(len(values), -1)
         return Crops(
             azimuths=np.array([entry.azimuth_deg for entry, _ in found]),
@@ -150,7 +153,7 @@ def find_crops(folder: Path, out: Path, settings: Foreground, shifted: bool) -> 
             iou=float(iou(np.stack(masks), true).mean()),
             tokens=values,
             scores=(scores - estimator.foreground.threshold).astype(np.float32),
-            shown=estimator.shown(values, content),
+            shown=estimator.shown(batch),
             valid=space["valid"][:],
             maps=space["maps"][:],
         )
@@ -161,7 +164,7 @@ def find_crops(folder: Path, out: Path, settings: Foreground, shifted: bool) -> 
 
 def all_tokens(crops: Crops, components: int = 3, fit_all: bool = False) -> np.ndarray:
     """All tokens projected, as in the paper, from the mean of the foreground."""
-    moments = Moments(crops.tokens.shape[2])
+    moments = Moments()
     fitted = crops.valid if fit_all else crops.shown
     for tokens, chosen in zip(crops.tokens, fitted, strict=True):
         moments.add(tokens[chosen].astype(np.float32))
@@ -177,7 +180,8 @@ def object_tokens(crops: Crops, **words) -> np.ndarray:
 
 def background_by_position(crops: Crops) -> np.ndarray:
     maps = all_tokens(crops)
-    return np.where(crops.shown[..., None], maps, position_means(maps, crops.shown))
+    fill_padding(maps, crops.shown)
+    return maps
 
 
 def background_alike(crops: Crops) -> np.ndarray:
@@ -271,7 +275,7 @@ def score(maps: np.ndarray, crops: Crops, choice: Choice, k: int, seed: int) -> 
     if choice.unit:
         inside = maps * crops.valid[..., None]
         maps /= np.linalg.norm(inside, axis=(1, 2), keepdims=True) + np.finfo(np.float32).tiny
-    fill_padding(maps, crops.valid, position_means(maps, crops.valid))
+    fill_padding(maps, crops.valid)
     kmeans = KMeans(k, init=choice.init, n_init=choice.starts, random_state=seed)
     labels = kmeans.fit_predict(maps.reshape(len(maps), -1))
     centroids = kmeans.cluster_centers_

@@ -19,9 +19,8 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.manifest import read_manifest
-from mirage_steps.files.tokens import Tokens, open_tokens
+from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.categories import CategoryModel
-from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.method.poses import score_labels
 
 _SHOWN = 12  # crops of each category in the picture
@@ -58,68 +57,53 @@ def main(
     if stored is not None:
         token = model.categories.token
     with open_tokens(tokens) as found:
-        images, features = found.images, object_features(found, model, token)
+        images = found.images
+        features = np.concatenate([model.features(batch, token) for batch in found])
     if stored is None:
         if len(features) < 8 * categories:
             raise UserError(
                 f"categories = {categories}, but an object was found in only {len(features)} "
                 "images; lower categories or add images"
             )
-        fitted = CategoryModel.fit(features, categories, seed, token)
-        model = replace(model, categories=fitted)
+        model = replace(model, categories=CategoryModel.fit(features, categories, seed, token))
     assigned, probabilities = model.categories.assign(features)
     counts = np.bincount(assigned, minlength=len(model.categories.weights))
-    about = {"token": token, "images": counts.tolist()}
-    save_estimator(out / ESTIMATOR, model)
+    log.info("images of each category: %s", " ".join(map(str, counts)))
     if stored is None and counts.min() < _FEW:
         log.warning(
             "a category of only %d images: with so few, categories are not told apart reliably; "
             "look at categories.png", counts.min(),
         )  # fmt: skip
-    _draw(out / "categories.png", crops, images, assigned, counts)
-    write_json(out / "categories.json", about | _scores(manifest, images, assigned, len(counts)))
+    about = {"token": token, "images": counts.tolist()}
+    truth = {entry.image: entry.category for entry in read_manifest(manifest) if entry.category}
+    if known := [index for index, image in enumerate(images) if image in truth]:
+        labels = [truth[images[index]] for index in known]
+        about["truth"] = score_labels(assigned[known], labels, len(counts))
+        log.info("categories against the truth: purity %.4f", about["truth"]["purity"])
+    plots.categories(out / "categories.png", _examples(crops, images, assigned, counts), counts)
+    save_estimator(out / ESTIMATOR, model)
+    write_json(out / "categories.json", about)
     rows = zip(images, assigned, probabilities, strict=True)
     write_csv(
         out / "categories.csv",
         ("image", "category", "probability"),
         ((image, category, f"{probability:.4f}") for image, category, probability in rows),
     )
-    log.info("images of each category: %s", " ".join(map(str, counts)))
 
 
-def object_features(tokens: Tokens, estimator: PoseEstimator, token: str) -> np.ndarray:
-    """One feature of each crop, (n, dim) float32."""
-    return np.concatenate(
-        [estimator.features(b.tokens, b.cls_tokens, b.content, token) for b in tokens]
-    )
-
-
-def _scores(
-    manifest: Path, images: list[str], assigned: np.ndarray, count: int
-) -> dict[str, object]:
-    """Agreement with the true categories, empty where none is known."""
-    truth = {entry.image: entry.category for entry in read_manifest(manifest) if entry.category}
-    known = [index for index, image in enumerate(images) if image in truth]
-    if not known:
-        return {}
-    agreement = score_labels(assigned[known], [truth[images[index]] for index in known], count)
-    log.info("categories against the truth: purity %.4f", agreement["purity"])
-    return {"truth": agreement}
-
-
-def _draw(
-    path: Path, crops: Path, images: list[str], assigned: np.ndarray, counts: np.ndarray
-) -> None:
-    """Crops of every category, a row each."""
+def _examples(
+    crops: Path, images: list[str], assigned: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """The first crops of every category in a row, (c, n, S, S, 3) uint8."""
     with open_h5(crops, "images", "image") as file:
         if read_names(file) != images:
             raise UserError(f"{crops} lists other images than the tokens; rerun crops")
         side = file["images"].shape[1]
         rows = np.full((len(counts), _SHOWN, side, side, 3), 255, np.uint8)
-        for category in range(len(counts)):
+        for category, row in enumerate(rows):
             for place, index in enumerate(np.flatnonzero(assigned == category)[:_SHOWN]):
-                rows[category, place] = file["images"][int(index)]
-    plots.categories(path, rows, counts)
+                row[place] = file["images"][int(index)]
+    return rows
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ Writes ``crops.h5``: ``images`` (n, S, S, 3) uint8 and ``image`` (n,) names, for
 an object was found, in the manifest's order.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import by_image, create_h5, write_names
@@ -29,15 +29,10 @@ def main(*, manifest: Path, windows: Path, out: Path, image_size: int = 64) -> N
         image_size: Side of a crop in pixels.
     """
     found = read_windows(windows, read_manifest(manifest))
-    entries = [entry for entry, _ in found]
-
-    def square(image: Image.Image, index: int) -> Image.Image:
-        return crop(image, found[index][1], image_size)
-
     with create_h5(out / "crops.h5") as file:
         images = by_image(file, "images", len(found), (image_size, image_size, 3), np.uint8)
-        write_names(file, [entry.image for entry in entries])
-        for rows, batch in image_batches(entries, square, _BATCH):
+        write_names(file, [entry.image for entry, _ in found])
+        for rows, batch in image_batches(found, partial(crop, size=image_size), _BATCH):
             images[rows] = batch
 
 

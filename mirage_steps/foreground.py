@@ -14,11 +14,11 @@ import numpy as np
 from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots
-from mirage_steps.files.atomic import write_json
+from mirage_steps.files.atomic import write_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.manifest import Entry, read_manifest
-from mirage_steps.files.tables import write_windows
+from mirage_steps.files.tables import WINDOWS
 from mirage_steps.files.tokens import Tokens, open_tokens
 from mirage_steps.method.boxes import padded_share
 from mirage_steps.method.foreground import DECIDABLE, ForegroundModel, fit_foreground
@@ -63,7 +63,8 @@ def main(
     about |= {"component": model.component + 1, "sign": model.sign, "threshold": model.threshold}
     write_json(out / "foreground.json", about | _count(rows, entries))
     plots.foreground(out / "foreground.png", examples, model.threshold)
-    write_windows(out / "foreground.csv", rows)
+    table = ([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)
+    write_csv(out / "foreground.csv", WINDOWS, table)
 
 
 def _report(
@@ -95,8 +96,7 @@ def _locate(
     shown = set(np.linspace(0, len(entries) - 1, _EXAMPLES).astype(int).tolist())
     for batch in tokens:
         part = entries[batch.rows]
-        sizes, boxes = [(e.width, e.height) for e in part], [e.box for e in part]
-        found = estimator.locate(batch.tokens, batch.content, sizes, boxes)
+        found = estimator.locate(batch, [(e.width, e.height) for e in part], [e.box for e in part])
         for index, (entry, one) in enumerate(zip(part, found, strict=True), batch.rows.start):
             rows.append(_row(entry, one))
             if index in shown:
@@ -107,7 +107,7 @@ def _locate(
 def _row(entry: Entry, found: Detection) -> tuple:
     """A row of ``foreground.csv``."""
     if found.box is None:
-        return (entry.image, 0, *[""] * 8, "", "")
+        return (entry.image, 0, *[""] * 10)
     width, height = entry.width, entry.height
     covered = 0.0 if found.region is None else float(found.region.mask.mean())
     share = min(covered * max(width, height) ** 2 / (width * height), 1.0)
@@ -118,14 +118,14 @@ def _row(entry: Entry, found: Detection) -> tuple:
 def _count(rows: list[tuple], entries: list[Entry]) -> dict[str, int]:
     """In how many images an object was found, and how; a warning where the boxes look wrong."""
     found = [(entry, row) for entry, row in zip(entries, rows, strict=True) if row[1]]
-    whole = 0
-    for entry, (_, _, x0, y0, x1, y1, *_) in found:
-        whole += (x1 - x0) * (y1 - y0) > 0.95 * entry.width * entry.height
+    whole = sum(
+        (x1 - x0) * (y1 - y0) > 0.95 * entry.width * entry.height
+        for entry, (_, _, x0, y0, x1, y1, *_) in found
+    )
     if whole > len(found) / 2:
         log.warning(
             "the object's box is the whole image in %d of %d images: if the objects do not fill "
-            "them, the component does not separate; look at foreground.png",
-            whole, len(found),
+            "them, the component does not separate; look at foreground.png", whole, len(found),
         )  # fmt: skip
     log.info("object found in %d of %d images", len(found), len(rows))
     return {

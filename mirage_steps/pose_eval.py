@@ -45,18 +45,17 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
         scores = score_azimuths(found, azimuths, k, categories)
         plots.pose_eval(picture, found, azimuths, scores)
         log.info(
-            "%d images with known azimuth: median error %.1f degrees, %.0f %% within 30 degrees, "
-            "%d steps out of order",
-            scores["images"], scores["median_error_deg"], 100 * scores["share_within_30_deg"],
-            scores["order_errors"],
-        )  # fmt: skip
+            "%(images)d images with known azimuth: median error %(median_error_deg).1f degrees, "
+            "share within 30 degrees %(share_within_30_deg).2f, order errors %(order_errors)d",
+            scores,
+        )
     if known := [(pose, viewpoints[i]) for i, pose in assigned.items() if i in viewpoints]:
         found, names = zip(*known, strict=True)
         scores["viewpoints"] = score_labels(np.array(found), list(names), k)
         log.info(
-            "{images} images with known viewpoint: purity {purity:.3f} (chance "
-            "{purity_of_chance:.3f}), normalized mutual information "
-            "{normalized_mutual_information:.3f}".format(**scores["viewpoints"])
+            "%(images)d images with known viewpoint: purity %(purity).3f (chance "
+            "%(purity_of_chance).3f), mutual information %(normalized_mutual_information).3f",
+            scores["viewpoints"],
         )
         if not scores["images"]:
             plots.viewpoints(picture, scores["viewpoints"])
@@ -78,26 +77,28 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
     rows = read_csv(labels)
     if not rows or not {"image", "azimuth_deg"} <= rows[0].keys():
         raise UserError(f"labels {labels}: needs the columns image and azimuth_deg")
-    ends = defaultdict(set)
+    by_name = defaultdict(list)
     for image in images:
-        parts = Path(image).parts
-        for name in (image, *("/".join(parts[start:]) for start in range(len(parts)))):
-            ends[name].add(image)
+        by_name[Path(image).name].append(image)
     found: dict[str, float] = {}
     none = several = 0
     for number, row in enumerate(rows, 2):
         if not row["azimuth_deg"]:
             continue
-        azimuth = _number(row["azimuth_deg"])
+        try:
+            azimuth = float(row["azimuth_deg"])
+        except ValueError:
+            azimuth = math.nan
         if not math.isfinite(azimuth):
             raise UserError(
                 f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r} is no number"
             )
-        matches = ends.get(row["image"], ())
+        label = row["image"] or ""
+        named = by_name.get(Path(label).name, ())
+        matches = [image for image in named if f"/{image}".endswith(f"/{label}")]
         none, several = none + (len(matches) == 0), several + (len(matches) > 1)
         if len(matches) == 1:
-            (image,) = matches
-            found[image] = azimuth % 360
+            found[matches[0]] = azimuth % 360
     if not found:
         raise UserError(
             f"labels {labels}: none of its images names one image of the data set ({none} name "
@@ -109,14 +110,6 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
             labels, none, several,
         )  # fmt: skip
     return found
-
-
-def _number(text: str) -> float:
-    """The number that ``text`` spells, NaN where it spells none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import by_image, create_h5, write_names
 from mirage_steps.files.tables import read_categories
-from mirage_steps.files.tokens import Tokens, open_tokens
+from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.foreground import COMPONENTS
-from mirage_steps.method.pose_estimator import PoseEstimator
 
 
 def main(
@@ -47,29 +46,20 @@ def main(
                 shares = ", ".join(f"{share:.0%}" for share in pca.variance_ratio)
                 log.info("PCA 2: %s of the foreground tokens' variance", shares)
         save_estimator(out / ESTIMATOR, model)
-        _write_maps(out / "maps.h5", found, model, assigned)
-
-
-def _write_maps(
-    path: Path, tokens: Tokens, estimator: PoseEstimator, categories: np.ndarray
-) -> None:
-    """Stream the maps of all crops into a file."""
-    count, patches, _ = tokens.file["patch_tokens"].shape
-    empty = 0
-    with create_h5(path) as out:
-        maps = by_image(out, "maps", count, (patches, COMPONENTS), np.float32)
-        valid = by_image(out, "valid", count, (patches,), bool)
-        write_names(out, tokens.images)
-        for batch in tokens:
-            maps[batch.rows], valid[batch.rows], shown = estimator.maps(
-                batch.tokens, batch.content, categories[batch.rows]
-            )
-            empty += int((~shown.any(1)).sum())
+        count, patches = found.file["patch_tokens"].shape[:2]
+        empty = 0
+        with create_h5(out / "maps.h5") as file:
+            maps = by_image(file, "maps", count, (patches, COMPONENTS), np.float32)
+            valid = by_image(file, "valid", count, (patches,), bool)
+            write_names(file, found.images)
+            for batch in found:
+                rows = batch.rows
+                maps[rows], valid[rows], shown = model.maps(batch, assigned[rows])
+                empty += int((~shown.any(1)).sum())
     if empty:
         log.warning(
             "%d of %d crops show no foreground patch, so their pose means nothing; look at "
-            "foreground.png and try foreground.threshold: zero",
-            empty, count,
+            "foreground.png and try foreground.threshold: zero", empty, count,
         )  # fmt: skip
 
 

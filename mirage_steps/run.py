@@ -20,10 +20,10 @@ from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews, PhotoWarning
 from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.method import inversion
-from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox, window_content
+from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device
 from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
-from mirage_steps.method.foreground import separation
+from mirage_steps.method.foreground import TokenBatch, separation
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimator
 from mirage_steps.method.unet import UNet
@@ -112,9 +112,9 @@ class Run:
         name, image = open_photo(photo)
         found, box_by = self._detect(image, box)
         # As for the training images: the pose is that of the centered crop.
-        tokens = self._tokens(crop(image, found.centered, self.backbone.resolution))
-        content = np.array([window_content(found.centered, *image.size)], np.float32)
-        estimate = self.estimator.estimate(*tokens, content)
+        square = crop(image, found.centered, self.backbone.resolution)
+        content = content_box(*image.size, found.centered)
+        estimate = self.estimator.estimate(self._tokens(square, content))
         scores, threshold = found.scores, self.estimator.foreground.threshold
         share = separation(scores[~np.isnan(scores)], threshold)
         return LocatedPhoto(
@@ -131,14 +131,15 @@ class Run:
             warnings=tuple(self._warnings(found, box_by, share, estimate)),
         )
 
-    def _tokens(self, square: Image.Image) -> tuple[np.ndarray, np.ndarray]:
-        """Patch tokens (1, T, dim) and CLS token (1, dim) of one image."""
-        return self.backbone.half_tokens(np.asarray(square)[None])
+    def _tokens(self, square: Image.Image, content: Box = (0, 0, 1, 1)) -> TokenBatch:
+        """Tokens of one square, of which ``content`` (in fractions) is image."""
+        tokens = self.backbone.half_tokens(np.asarray(square)[None])
+        return TokenBatch(slice(0, 1), *tokens, np.array([content], np.float32))
 
     def _detect(self, image: Image.Image, box: Box | None) -> tuple[Detection, str]:
         """The object in a photo, and who found it."""
-        tokens, _ = self._tokens(letterbox(image, self.backbone.resolution, self.backbone.fill))
-        where = tokens, np.array([content_box(*image.size)], np.float32), [image.size]
+        square = letterbox(image, self.backbone.resolution, self.backbone.fill)
+        where = self._tokens(square, content_box(*image.size)), [image.size]
         given = None if box is None else _on_photo(box, image.size)
         (found,) = self.estimator.locate(*where, [given])
         if found.box is not None:
@@ -217,7 +218,7 @@ class Run:
         for pixels in images:
             size, grid = pixels.shape[1::-1], self.backbone.grid
             whole = crop(Image.fromarray(pixels), (0.0, 0.0, *size), self.backbone.resolution)
-            shown = self.estimator.shown(self._tokens(whole)[0]).reshape(grid, grid)
+            shown = self.estimator.shown(self._tokens(whole)).reshape(grid, grid)
             mask = Image.fromarray(shown).resize(size, Image.Resampling.NEAREST)
             yield pixels[np.asarray(mask)].mean(0) if shown.any() else np.full(3, np.nan)
 

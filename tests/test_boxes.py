@@ -15,7 +15,6 @@ from mirage_steps.method.boxes import (
     padded_share,
     square_window,
     valid_patches,
-    window_content,
 )
 
 FILL = (1, 200, 3)
@@ -190,11 +189,11 @@ def test_padded_share_is_the_share_of_pixels_outside():
 def test_the_content_of_a_window_agrees_with_its_padding():
     for box, width, height in _boxes(200, 6):
         window = square_window(box, width, height, 0.06)
-        x0, y0, x1, y1 = window_content(window, width, height)
+        x0, y0, x1, y1 = content_box(width, height, window)
         assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1
         share = padded_share(window, width, height)
         np.testing.assert_allclose(1 - (x1 - x0) * (y1 - y0), share, atol=1e-9)
-    assert window_content((-10, 5, 30, 45), 20, 50) == (0.25, 0, 0.75, 1)
+    assert content_box(20, 50, (-10, 5, 30, 45)) == (0.25, 0, 0.75, 1)
 
 
 # Pixels of crops

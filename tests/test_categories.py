@@ -22,7 +22,7 @@ from mirage_steps.method.circle import shortest_cycle
 from mirage_steps.method.foreground import ForegroundModel
 from mirage_steps.method.pca import Pca
 from mirage_steps.method.pose_estimator import PoseEstimator
-from mirage_steps.method.poses import PoseModel, order_errors, position_means, score_azimuths
+from mirage_steps.method.poses import PoseModel, fill_padding, order_errors, score_azimuths
 from mirage_steps.method.unet import UNetConfig, preset
 
 DIM, COUNT = 24, 400
@@ -473,7 +473,7 @@ def test_poses_of_each_category_are_a_circle_of_their_own(tmp_path):
     for category, model in enumerate(load_estimator(tmp_path / "fit/poses" / ESTIMATOR).poses):
         assert model.centroids.shape == (K, GRID**2 * 3)
         own = circles.assigned == category
-        expected = position_means(circles.maps[own], circles.valid[own])
+        expected = fill_padding(circles.maps[own], circles.valid[own])
         np.testing.assert_allclose(model.means, expected, rtol=1e-5)
         gaps = np.linalg.norm(model.centroids[:, None] - model.centroids[None], axis=2)
         np.testing.assert_array_equal(shortest_cycle(gaps), range(K))
@@ -521,7 +521,7 @@ def test_order_errors_are_counted_in_each_circle():
         (swapped, swapped[::-1], 2),
         (right[::-1], right, 0),
     ):
-        assert order_errors(list(first)) + order_errors(list(second)) == errors
+        assert order_errors(first) + order_errors(second) == errors
         scores = score_azimuths(np.arange(16), np.concatenate([first, second]), 16, 2)
         assert scores["order_errors"] == errors
     # As one circle, two in the same order turn twice.
@@ -532,7 +532,9 @@ def test_order_errors_are_counted_in_each_circle():
 def test_poses_without_images_do_not_shift_the_circles():
     azimuths = np.array([0.0, 90, 180, 0, 180, 90])
     found = np.array([0, 1, 3, 4, 5, 6])
-    assert score_azimuths(found, azimuths, 8, 2)["order_errors"] == order_errors([0, 180, 90])
+    assert score_azimuths(found, azimuths, 8, 2)["order_errors"] == order_errors(
+        np.array([0, 180, 90])
+    )
 
 
 def test_the_evaluation_knows_the_circles_where_the_last_poses_have_no_image(tmp_path):

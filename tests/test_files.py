@@ -218,17 +218,18 @@ def _entries(folder, count: int) -> list[Entry]:
     return entries
 
 
-def _prepared(image: Image.Image, index: int) -> Image.Image:
-    return image.resize((3, 2)).point(lambda value: value + index)
+def _prepared(image: Image.Image, window: tuple | None) -> Image.Image:
+    return image.resize((3, 2)).point(lambda value: value + (window[0] if window else 0))
 
 
-def test_batches_are_in_order_and_know_each_image_s_index(tmp_path):
-    rows, batches = zip(*image_batches(_entries(tmp_path, 7), _prepared, 3), strict=True)
+def test_batches_are_in_order_and_know_each_image_s_window(tmp_path):
+    images = [(entry, (n, 0, 4, 4)) for n, entry in enumerate(_entries(tmp_path, 7))]
+    rows, batches = zip(*image_batches(images, _prepared, 3), strict=True)
     assert rows == (slice(0, 3), slice(3, 6), slice(6, 7))
     assert [batch.shape for batch in batches] == [(3, 2, 3, 3), (3, 2, 3, 3), (1, 2, 3, 3)]
     together = np.concatenate(batches)
     assert together.dtype == np.uint8
-    # Red is the file's number, and each channel has the index added.
+    # Red is the file's number, and each channel has the window's start added.
     np.testing.assert_array_equal(together[:, 0, 0, 0], 2 * np.arange(7))
     np.testing.assert_array_equal(together[:, 0, 0, 1], np.arange(7))
 
@@ -244,5 +245,5 @@ def test_an_image_that_changed_since_the_manifest_is_named(tmp_path, fault):
     else:
         Image.new("RGB", (9, 9) if fault == "larger" else (4, 6)).save(path)
     with pytest.raises(UserError, match=r"2\.png: was .* delete manifest\.csv") as error:
-        list(image_batches(entries, _prepared, 2))
+        list(image_batches([(entry, None) for entry in entries], _prepared, 2))
     assert "\n" not in str(error.value)

@@ -25,6 +25,7 @@ from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import load_estimator, save_estimator
 from mirage_steps.files.photo_views import PhotoViews
 from mirage_steps.files.photos import output_names, photos_of
+from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.run import Run, _view_warnings
 from mirage_steps.sources.procedural import _render
 
@@ -196,8 +197,9 @@ def test_color_drift_compares_the_means_of_the_foreground(run, green):
 
     def literal(image: np.ndarray) -> np.ndarray:
         resized = Image.fromarray(image).resize((run.backbone.resolution,) * 2, Image.BICUBIC)
-        tokens, _ = run.backbone.half_tokens(np.asarray(resized)[None])
-        shown = run.estimator.shown(tokens).reshape(grid, grid)
+        tokens = run.backbone.half_tokens(np.asarray(resized)[None])
+        whole = np.array([(0, 0, 1, 1)], np.float32)
+        shown = run.estimator.shown(TokenBatch(slice(0, 1), *tokens, whole)).reshape(grid, grid)
         places = np.arange(side) * grid // side
         return image[shown[places][:, places]].mean(0)
 

@@ -41,7 +41,7 @@ def fitted() -> PoseEstimator:
     batches = _batches()
     model, _ = fit_foreground(batches, settings.Foreground())
     estimator = PoseEstimator(BACKBONE, model, 0.06)
-    features = [estimator.features(*batch[1:], "mean-patch") for batch in batches]
+    features = [estimator.features(batch, "mean-patch") for batch in batches]
     categories = CategoryModel.fit(np.concatenate(features), 2, 0, "mean-patch")
     assigned, _ = categories.assign(np.concatenate(features))
     assert np.bincount(assigned).tolist() == [COUNT // 2] * 2
@@ -52,7 +52,7 @@ def fitted() -> PoseEstimator:
 
 
 def _maps(estimator, batches, assigned) -> tuple[np.ndarray, np.ndarray]:
-    made = [estimator.maps(b.tokens, b.content, assigned[b.rows]) for b in batches]
+    made = [estimator.maps(b, assigned[b.rows]) for b in batches]
     maps, valid, _ = (np.concatenate(part) for part in zip(*made, strict=True))
     return maps, valid
 
@@ -64,15 +64,14 @@ def test_the_mask_is_the_foreground_on_the_image_where_that_is_one_part(fitted):
         )
         scores = (batch.tokens.astype(float) - fitted.foreground.pca.mean) @ signed
         above = scores > fitted.foreground.threshold
-        np.testing.assert_array_equal(fitted.shown(batch.tokens), above)
         inside = batch.valid.reshape(above.shape)
-        np.testing.assert_array_equal(fitted.shown(batch.tokens, batch.content), above & inside)
+        np.testing.assert_array_equal(fitted.shown(batch), above & inside)
 
 
 def test_boxes_and_windows_are_exact_in_a_table(fitted):
     batch = _batches()[0]
     sizes = [(97, 73)] * len(batch.tokens)
-    for one in fitted.locate(batch.tokens, batch.content, sizes):
+    for one in fitted.locate(batch, sizes):
         assert one.box == tuple(float(f"{edge:.3f}") for edge in one.box)
         assert one.window == tuple(float(f"{edge:.3f}") for edge in one.window)
         exact = from_letterbox(one.region.box, 97, 73)
@@ -88,7 +87,7 @@ def test_given_boxes_are_taken_and_nothing_found_is_none(fitted):
     batch = _batches(4)[0]
     batch.tokens[1, :, 0] = batch.tokens[2, :, 0] = -10
     given = [(1.00049, 2.0, 30.0, 41.0), None, (0, 0, 50, 50), None]
-    found = fitted.locate(batch.tokens, batch.content, [(50, 50)] * 4, given)
+    found = fitted.locate(batch, [(50, 50)] * 4, given)
     assert found[0].box == (1.0, 2.0, 30.0, 41.0) and found[0].region is not None
     assert found[1].box is found[1].window is found[1].region is None
     assert found[2].box == (0, 0, 50, 50) and found[2].region is None
@@ -98,7 +97,7 @@ def test_given_boxes_are_taken_and_nothing_found_is_none(fitted):
 
 def test_photos_get_what_the_steps_gave_the_training_images(fitted):
     batches = _batches()
-    parts = [fitted.estimate(*batch[1:]) for batch in batches]
+    parts = [fitted.estimate(batch) for batch in batches]
     categories, poses, distances, shown = (
         np.concatenate(part) for part in zip(*parts, strict=True)
     )
@@ -113,7 +112,7 @@ def test_photos_get_what_the_steps_gave_the_training_images(fitted):
     assert fitted.far == pytest.approx(np.quantile(distances, FAR), rel=1e-5)
     assert shown.shape == (COUNT, GRID**2)
     # One by one as in batches, but for the order of sums.
-    one = fitted.estimate(*(part[:1] for part in batches[1][1:]))
+    one = fitted.estimate(TokenBatch(slice(0, 1), *(part[:1] for part in batches[1][1:])))
     assert (one.categories[0], one.poses[0]) == (categories[40], poses[40])
     assert one.distances[0] == pytest.approx(distances[40], rel=1e-5)
 
@@ -136,7 +135,7 @@ def test_a_stored_estimator_is_the_same_to_the_bit(fitted, tmp_path):
         for key in ("categories", "pcas", "poses"):
             assert type(getattr(again, key)) is type(getattr(stage, key))
     batch = _batches(seed=1)[0]
-    for one, two in zip(again.estimate(*batch[1:]), fitted.estimate(*batch[1:]), strict=True):
+    for one, two in zip(again.estimate(batch), fitted.estimate(batch), strict=True):
         np.testing.assert_array_equal(one, two)
 
 

@@ -392,7 +392,7 @@ def test_padding_and_other_objects_are_left_out_of_pose_space():
     model = ForegroundModel(pca, component=0, sign=1, threshold=0.1)
     batch = TokenBatch(slice(0, 5), tokens, np.zeros((5, DIM), np.float16), content)
     estimator = PoseEstimator({}, model, 0.06)
-    shown = estimator.shown(tokens, content).reshape(5, GRID, GRID)
+    shown = estimator.shown(batch).reshape(5, GRID, GRID)
     np.testing.assert_array_equal(shown, [object_] * 5)
     (found,) = estimator.fit_pose_space([batch], np.zeros(5, int), settings.PoseSpace()).pcas
     chosen = tokens[:, object_.ravel()].reshape(-1, DIM).astype(float)

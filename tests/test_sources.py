@@ -11,7 +11,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
 from mirage_steps.method.boxes import content_box, padded_share, square_window
-from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.foreground import ForegroundModel, TokenBatch
 from mirage_steps.method.pca import Pca
 from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.settings import CompCars, Epfl, Folder, Procedural
@@ -378,7 +378,8 @@ def _row(box, found: bool) -> tuple:
     pca = Pca(np.zeros(1), np.ones((1, 1)), np.ones(1), np.ones(1))
     estimator = PoseEstimator({}, ForegroundModel(pca, 0, 1, 0.0), 0.1)
     content = np.array([content_box(*SIZE)])
-    (one,) = estimator.locate(scores.reshape(1, 16, 1), content, [SIZE], [box])
+    batch = TokenBatch(slice(0, 1), scores.reshape(1, 16, 1), np.zeros((1, 1)), content)
+    (one,) = estimator.locate(batch, [SIZE], [box])
     return foreground._row(Entry("a.jpg", None, *SIZE, box=box), one)
 
 

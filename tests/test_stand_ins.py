@@ -66,7 +66,7 @@ def test_first_component_of_the_backbone_is_foreground():
     batches = evaluation.whole_images(network, [Image.fromarray(car.image) for car in found])
     model, _ = fit_foreground(batches, evaluation.FOREGROUND)
     estimator = PoseEstimator({}, model, 0.06)
-    shown = np.concatenate([estimator.shown(batch.tokens, batch.content) for batch in batches])
+    shown = np.concatenate([estimator.shown(batch) for batch in batches])
     truth = evaluation.patch_masks(np.stack([car.mask for car in found]), network.grid)
     assert evaluation.iou(shown.reshape(truth.shape), truth).mean() >= 0.6
 
@@ -95,7 +95,7 @@ def test_poses_of_fresh_cars_are_found(tmp_path):
     with open_tokens(tmp_path / "tokens.h5") as tokens:
         one = np.zeros(256, int)
         estimator = estimator.fit_pose_space(tokens, one, settings.PoseSpace())
-        made = [estimator.maps(b.tokens, b.content, one[b.rows]) for b in tokens]
+        made = [estimator.maps(b, one[b.rows]) for b in tokens]
     maps, valid, _ = (np.concatenate(part) for part in zip(*made, strict=True))
     estimator = estimator.fit_poses(maps, valid, one, settings.Poses(k=k))
     labels, _ = estimator.assign(maps, valid, one)

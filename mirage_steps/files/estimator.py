@@ -49,17 +49,16 @@ def load_estimator(path: Path, complete: bool = False) -> PoseEstimator:
     Raises:
         UserError: missing, damaged or not complete.
     """
-    step = path.parent.name
     if not path.is_file():
+        step = path.parent.name
         raise UserError(f"{path}: no such file; run snakemake again, its step {step} makes it")
     try:
         with safe_open(path, "np") as file:
-            parts = json.loads(
-                file.metadata()["configuration"],
-                object_hook=lambda part: (
-                    file.get_tensor(part["array"]) if part.keys() == {"array"} else part
-                ),
-            )
+
+            def loaded(part: dict) -> object:
+                return file.get_tensor(part["array"]) if part.keys() == {"array"} else part
+
+            parts = json.loads(file.metadata()["configuration"], object_hook=loaded)
         estimator = _join(**parts)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(

@@ -48,17 +48,12 @@ def read_rgb(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An image in 8-bit RGB and upright, as :func:`read_rgb` gives files."""
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to RGB without clipping high bit depths."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image)), "L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,12 +14,13 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import slices
 from mirage_steps.files.images import UnreadableImage, read_rgb
 from mirage_steps.files.manifest import Entry
+from mirage_steps.method.boxes import Box
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+# An image and its crop window in pixels, None for the whole image.
+Windowed = tuple[Entry, Box | None]
 
 
-def ahead(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def ahead(function: Callable, items: Sequence) -> Iterator:
     """Map in threads, results in order, never more than a few items ahead of the consumer.
 
     ``Executor.map`` would submit everything at once and hold every result that is not yet read.
@@ -45,42 +45,36 @@ def read_entry(entry: Entry) -> Image.Image:
     """
     try:
         image = read_rgb(entry.path, max_pixels=entry.width * entry.height)
+        if image.size == (entry.width, entry.height):
+            return image
+        now: object = f"{image.width}x{image.height}"
     except (UnreadableImage, OSError) as error:
-        raise UserError(
-            f"{entry.path}: was readable when the manifest was made, now: {error}; "
-            "restore it, or delete manifest.csv to list the images again"
-        ) from None
-    if image.size != (entry.width, entry.height):
-        raise UserError(
-            f"{entry.path}: was {entry.width}x{entry.height} when the manifest was made, now "
-            f"{image.width}x{image.height}; delete manifest.csv to list the images again"
-        )
-    return image
+        now = error
+    raise UserError(
+        f"{entry.path}: was {entry.width}x{entry.height} when the manifest was made, now: {now}; "
+        "restore it, or delete manifest.csv to list the images again"
+    )
 
 
 def image_batches(
-    entries: Sequence[Entry], prepare: Callable[[Image.Image, int], Image.Image], size: int
+    images: Sequence[Windowed], prepare: Callable[[Image.Image, Box | None], Image.Image], size: int
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Decode and prepare images in batches, with a progress bar.
 
     Args:
-        entries: images to read.
-        prepare: from an upright RGB image and its index to an image of fixed size.
+        images: to read.
+        prepare: from an upright RGB image and its window to an image of fixed size.
         size: images a batch.
 
     Yields:
         The images' place among all, and (n, H, W, 3) uint8, n <= ``size``.
 
     Raises:
-        UserError: an image can no longer be read, or has another size.
+        UserError: as :func:`read_entry`.
     """
-
-    def load(index: int) -> np.ndarray:
-        return np.asarray(prepare(read_entry(entries[index]), index))
-
-    arrays = ahead(load, range(len(entries)))
-    with tqdm(total=len(entries), unit="image", mininterval=1.0) as progress:
-        for rows in slices(len(entries), size):
+    arrays = ahead(lambda one: np.asarray(prepare(read_entry(one[0]), one[1])), images)
+    with tqdm(total=len(images), unit="image", mininterval=1.0) as progress:
+        for rows in slices(len(images), size):
             batch = np.stack(list(islice(arrays, rows.stop - rows.start)))
             yield rows, batch
             progress.update(len(batch))

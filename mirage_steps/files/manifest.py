@@ -36,20 +36,15 @@ class Entry:
 
 
 def write_manifest(path: Path, entries: list[Entry]) -> None:
-    """Write ``manifest.csv``, whole or not at all."""
-    write_csv(
-        path,
-        HEADER,
-        (
-            (
-                entry.image, entry.width, entry.height,
-                "" if entry.azimuth_deg is None else f"{round(entry.azimuth_deg, 3) % 360:.3f}",
-                entry.viewpoint or "", entry.category or "",
-                *(("",) * 4 if entry.box is None else (f"{edge:.3f}" for edge in entry.box)),
-            )
-            for entry in entries
-        ),
-    )  # fmt: skip
+    """Write ``manifest.csv``, whole or not at all; what is unknown stays empty."""
+    rows = []
+    for entry in entries:
+        azimuth, box = entry.azimuth_deg, entry.box
+        angle = None if azimuth is None else f"{round(azimuth, 3) % 360:.3f}"
+        edges = (None,) * 4 if box is None else (f"{edge:.3f}" for edge in box)
+        known = entry.image, entry.width, entry.height, angle, entry.viewpoint, entry.category
+        rows.append((*known, *edges))
+    write_csv(path, HEADER, rows)
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -62,21 +57,20 @@ def read_manifest(path: Path) -> list[Entry]:
     if not rows:
         raise UserError(f"{path}: lists no images; see rejected.csv beside it for the reasons")
     try:
-        return [_entry(path.parent, row) for row in rows]
+        return [
+            Entry(
+                row["image"],
+                path.parent / row["image"],
+                int(row["width"]),
+                int(row["height"]),
+                float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
+                row.get("viewpoint") or None,
+                row.get("category") or None,
+                tuple(float(row[key]) for key in BOX) if row.get("x0") else None,
+            )
+            for row in rows
+        ]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: not a manifest ({error!r}); make it with the dataset step"
         ) from None
-
-
-def _entry(folder: Path, row: dict[str, str]) -> Entry:
-    return Entry(
-        row["image"],
-        folder / row["image"],
-        int(row["width"]),
-        int(row["height"]),
-        float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
-        row.get("viewpoint") or None,
-        row.get("category") or None,
-        tuple(float(row[key]) for key in BOX) if row.get("x0") else None,
-    )

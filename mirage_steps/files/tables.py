@@ -6,26 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.manifest import BOX, Entry
 from mirage_steps.method.boxes import Box, centered
 
 WINDOW = tuple(f"window_{key}" for key in BOX)
-_WINDOWS = ("image", "found", *BOX, *WINDOW, "padded_share", "foreground_share")
-
-
-def write_windows(path: Path, rows: list[tuple]) -> None:
-    """Write ``foreground.csv``.
-
-    Args:
-        path: of the table.
-        rows: image, found, box, window, padded share and foreground share of each image; boxes in
-            pixels to 1/1000, empty where no object was found.
-    """
-    write_csv(
-        path, _WINDOWS, ([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)
-    )
+WINDOWS = ("image", "found", *BOX, *WINDOW, "padded_share", "foreground_share")
 
 
 def read_windows(
@@ -59,11 +46,7 @@ def read_windows(
 
 
 def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
-    """Category of each image, (n,) int64, counted from 0.
-
-    Args:
-        path: categories.csv of the data set; None where there is one category.
-        images: names, each in the table.
+    """Category of each image, (n,) int64 from 0, by categories.csv; all 0 where there is none.
 
     Raises:
         UserError: the table lacks an image or a column.
@@ -81,10 +64,7 @@ def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
 
 
 def read_pose_counts(poses: Path) -> tuple[int, int]:
-    """Number of poses in all, and of categories, each with equally many.
-
-    Args:
-        poses: poses.csv; poses.json lies beside it.
+    """Number of poses in all, and of categories, by the poses.json beside ``poses.csv``.
 
     Raises:
         UserError: poses.json is missing or not what the poses step writes.

@@ -6,11 +6,20 @@ from PIL import Image
 Box = tuple[float, float, float, float]
 
 
-def content_box(width: int, height: int) -> Box:
-    """Where an image lies in its letterbox: (x0, y0, x1, y1) in fractions of the square."""
-    side = max(width, height)
-    x, y = (side - width) / 2 / side, (side - height) / 2 / side
-    return (x, y, 1 - x, 1 - y)
+def content_box(width: int, height: int, window: Box | None = None) -> Box:
+    """The part of a square that is image, not padding: (x0, y0, x1, y1) in fractions.
+
+    Args:
+        width, height: of the image in pixels.
+        window: the square in pixels of the image; by default its letterbox.
+    """
+    if window is None:
+        side = max(width, height)
+        x, y = (side - width) / 2 / side, (side - height) / 2 / side
+        return (x, y, 1 - x, 1 - y)
+    x, y, side = window[0], window[1], window[2] - window[0]
+    start = max(0.0, -x / side), max(0.0, -y / side)
+    return (*start, min(1.0, (width - x) / side), min(1.0, (height - y) / side))
 
 
 def letterbox(image: Image.Image, size: int, fill: tuple[int, int, int]) -> Image.Image:
@@ -24,45 +33,31 @@ def letterbox(image: Image.Image, size: int, fill: tuple[int, int, int]) -> Imag
 
 
 def valid_patches(content: np.ndarray, grid: int) -> np.ndarray:
-    """Patches that lie on the image, not on padding.
+    """Patches of which more than half, along each axis, is image, bool (n, grid, grid).
 
     Args:
-        content: (n, 4) boxes in fractions of the square.
+        content: (n, 4) of :func:`content_box`.
         grid: patches a side.
-
-    Returns:
-        bool (n, grid, grid): more than half of the patch, along each axis, is image.
     """
-    starts = np.arange(grid) / grid
-    x0, y0, x1, y1 = (content[:, i, None] for i in range(4))
-    columns = np.minimum(starts + 1 / grid, x1) - np.maximum(starts, x0) > 0.5 / grid
-    rows = np.minimum(starts + 1 / grid, y1) - np.maximum(starts, y0) > 0.5 / grid
+    starts, ends = np.arange(grid) / grid, np.arange(grid) / grid + 1 / grid
+    low, high = content[:, :2, None], content[:, 2:, None]
+    seen = np.minimum(ends, high) - np.maximum(starts, low) > 0.5 / grid  # (n, x and y, grid)
     # An image much thinner than a patch still has its middle row or column.
-    columns |= ~columns.any(1, keepdims=True) & (starts <= 0.5) & (starts + 1 / grid > 0.5)
-    rows |= ~rows.any(1, keepdims=True) & (starts <= 0.5) & (starts + 1 / grid > 0.5)
-    return rows[:, :, None] & columns[:, None, :]
+    seen |= ~seen.any(2, keepdims=True) & (starts <= 0.5) & (ends > 0.5)
+    return seen[:, 1, :, None] & seen[:, 0, None, :]
 
 
 def from_letterbox(box: Box, width: int, height: int) -> Box:
     """A box in fractions of the letterbox as pixels of the original, clipped to it."""
-    side = max(width, height)
-    offset = ((side - width) / 2, (side - height) / 2) * 2
-    limits = (width, height) * 2
-    return tuple(
-        min(max(edge * side - start, 0.0), limit)
-        for edge, start, limit in zip(box, offset, limits, strict=True)
-    )
+    size = np.array([width, height] * 2)
+    pixels = np.array(box) * size.max() - (size.max() - size) / 2
+    return tuple(np.clip(pixels, 0, size).tolist())
 
 
 def clipped(box: Box, width: int, height: int) -> Box | None:
     """The part of a box that lies on its image, None where that is nothing."""
-    x0, y0, x1, y1 = _inside(box, width, height)
+    x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
-
-
-def _inside(box: Box, width: int, height: int) -> Box:
-    x0, y0, x1, y1 = box
-    return (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
 
 
 def rounded(box: Box) -> Box:
@@ -77,19 +72,14 @@ def square_window(box: Box, width: int, height: int, margin: float) -> Box:
     stays centered on the image along that axis, so that both ends are padded alike.
 
     Args:
-        box: the object in pixels.
-        width: of the image.
-        height: of the image.
+        box: the object, in pixels of an image of ``width`` and ``height``.
         margin: share of the window left free on each side.
     """
-    side = max(box[2] - box[0], box[3] - box[1]) / (1 - 2 * margin)
-    start = []
-    for low, high, limit in ((box[0], box[2], width), (box[1], box[3], height)):
-        if side >= limit:
-            start.append((limit - side) / 2)
-        else:
-            start.append(min(max((low + high - side) / 2, 0.0), limit - side))
-    return (start[0], start[1], start[0] + side, start[1] + side)
+    low, high, size = np.array(box[:2]), np.array(box[2:]), np.array([width, height])
+    side = (high - low).max() / (1 - 2 * margin)
+    shifted = np.minimum(np.maximum((low + high - side) / 2, 0), size - side)
+    start = np.where(side >= size, (size - side) / 2, shifted)
+    return tuple([*start.tolist(), *(start + side).tolist()])
 
 
 def centered(window: Box, box: Box) -> Box:
@@ -98,33 +88,18 @@ def centered(window: Box, box: Box) -> Box:
     return (window[0] + right, window[1] + down, window[2] + right, window[3] + down)
 
 
-def window_content(window: Box, width: int, height: int) -> Box:
-    """The part of a window that is image: (x0, y0, x1, y1) in fractions of the window."""
-    side = window[2] - window[0]
-    return (
-        max(0.0, -window[0] / side),
-        max(0.0, -window[1] / side),
-        min(1.0, (width - window[0]) / side),
-        min(1.0, (height - window[1]) / side),
-    )
-
-
 def padded_share(window: Box, width: int, height: int) -> float:
     """Share of a window's area outside the image, in [0, 1]."""
-    x0, y0, x1, y1 = window_content(window, width, height)
+    x0, y0, x1, y1 = content_box(width, height, window)
     return float(1 - max(x1 - x0, 0.0) * max(y1 - y0, 0.0))
 
 
 def crop(image: Image.Image, window: Box, size: int) -> Image.Image:
-    """Cut a square window out of an image and scale it; edge pixels are replicated outside.
+    """A square window of an RGB image, scaled to ``size`` pixels a side.
 
-    Args:
-        image: RGB.
-        window: (x0, y0, x1, y1) in pixels, may leave the image.
-        size: side of the result in pixels.
+    Where it leaves the image, edge pixels are replicated.
     """
-    width, height = image.size
-    inside = _inside(window, width, height)
+    inside = clipped(window, *image.size)
     scale = size / (window[2] - window[0])
     left, top = (round((inside[axis] - window[axis]) * scale) for axis in (0, 1))
     # A rounded window is square only up to its decimals.
@@ -132,7 +107,5 @@ def crop(image: Image.Image, window: Box, size: int) -> Image.Image:
     target = (max(right - left, 1), max(bottom - top, 1))
     part = image.resize(target, Image.Resampling.BICUBIC, box=inside, reducing_gap=3.0)
     left, top = min(left, size - target[0]), min(top, size - target[1])
-    if target == (size, size):
-        return part
     padding = ((top, size - top - target[1]), (left, size - left - target[0]), (0, 0))
     return Image.fromarray(np.pad(np.asarray(part), padding, mode="edge"))

@@ -40,37 +40,22 @@ class CategoryModel:
     def fit(
         cls, features: np.ndarray, count: int, seed: int, token: str = "cls"
     ) -> "CategoryModel":
-        """Find categories.
-
-        Args:
-            features: (n, dim), one of each image.
-            count: number of categories.
-            seed: of the starts.
-            token: which feature it is.
-        """
+        """Find ``count`` categories in the images' features (n, dim), which are of ``token``."""
         from sklearn.mixture import GaussianMixture  # takes a second to import
 
-        moments = Moments(features.shape[1])
+        moments = Moments()
         moments.add(features)
         # A covariance of so many dimensions must be told from so many images.
         dimensions = min(DIMENSIONS, features.shape[1], max(2, len(features) // 16))
         pca = Pca.fit(moments, dimensions)
-        mixture = GaussianMixture(count, n_init=_STARTS, reg_covar=_FLOOR, random_state=seed).fit(
-            _whitened(pca, features)
-        )
+        mixture = GaussianMixture(count, n_init=_STARTS, reg_covar=_FLOOR, random_state=seed)
+        mixture.fit(_whitened(pca, features))
         order = np.argsort(-mixture.weights_, kind="stable")
-        parts = (mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
+        parts = mixture.weights_, mixture.means_, mixture.precisions_cholesky_
         return cls(pca, *(part[order] for part in parts), token)
 
     def assign(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Most likely category of each image.
-
-        Args:
-            features: (n, dim).
-
-        Returns:
-            (n,) int category and (n,) its probability in [0, 1].
-        """
+        """Most likely category (n,) of features (n, dim), and its probability (n,) in [0, 1]."""
         from sklearn.mixture import GaussianMixture
 
         mixture = GaussianMixture(len(self.weights))
@@ -78,20 +63,6 @@ class CategoryModel:
         mixture.precisions_cholesky_ = self.precisions
         probabilities = mixture.predict_proba(_whitened(self.pca, features))
         return probabilities.argmax(1), probabilities.max(1)
-
-
-def mean_token(tokens: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """Mean of the tokens that show the object.
-
-    Args:
-        tokens: (n, T, dim).
-        shown: bool (n, T).
-
-    Returns:
-        (n, dim) float32; zero where nothing is shown.
-    """
-    weights = shown[..., None].astype(np.float32)
-    return (tokens.astype(np.float32) * weights).sum(1) / np.maximum(weights.sum(1), 1)
 
 
 def _whitened(pca: Pca, features: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Circles: angles, and the order of poses around the object."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -31,9 +33,9 @@ def shortest_cycle(distances: np.ndarray) -> np.ndarray:
     count = len(distances)
     if count <= 3:
         return np.arange(count)
-    tours = (_improve(_nearest_tour(distances, start), distances) for start in range(count))
+    tours = (_improved(_nearest_tour(distances, start), distances) for start in range(count))
     best = min(tours, key=lambda tour: round(_length(tour, distances), 12))
-    best = np.roll(best, -int(np.flatnonzero(best == 0)[0]))
+    best = np.roll(best, -int(best.argmin()))
     return best if best[1] < best[-1] else np.roll(best[::-1], 1)
 
 
@@ -42,28 +44,24 @@ def _length(tour: np.ndarray, distances: np.ndarray) -> float:
 
 
 def _nearest_tour(distances: np.ndarray, start: int) -> np.ndarray:
-    tour, left = [start], set(range(len(distances))) - {start}
-    while left:
-        nearest = min(left, key=lambda point: (distances[tour[-1], point], point))
-        tour.append(nearest)
-        left.remove(nearest)
+    tour = [start]
+    while len(tour) < len(distances):
+        gaps = distances[tour[-1]].copy()
+        gaps[tour] = np.inf
+        tour.append(int(gaps.argmin()))
     return np.array(tour)
 
 
-def _improve(tour: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Take the best 2-opt or single-point move until there is none."""
-    length = _length(tour, distances)
+def _improved(tour: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """The tour after the best move, again and again until none shortens it."""
     while True:
-        candidates = [(length, -1, tour)]
-        for number, moved in enumerate(_moves(tour)):
-            candidates.append((_length(moved, distances), number, moved))
-        best = min(candidates, key=lambda candidate: candidate[:2])
-        if best[0] >= length - 1e-12:
+        best = min(_moves(tour), key=lambda moved: _length(moved, distances))
+        if _length(best, distances) >= _length(tour, distances) - 1e-12:
             return tour
-        length, _, tour = best
+        tour = best
 
 
-def _moves(tour: np.ndarray):
+def _moves(tour: np.ndarray) -> Iterator[np.ndarray]:
     """All tours one reversal of a stretch, or one move of a point, away."""
     count = len(tour)
     for i in range(count - 1):

@@ -58,20 +58,12 @@ class ForegroundModel:
     threshold: float
 
     def scores(self, tokens: np.ndarray) -> np.ndarray:
-        """Signed coordinate along the chosen component.
-
-        Args:
-            tokens: (n, T, dim) patch tokens of square grids.
-
-        Returns:
-            (n, g, g) float32, g = sqrt(T).
-        """
+        """Signed coordinates (n, g, g) float32 of (n, T, dim) tokens along the component."""
         grid = round(tokens.shape[1] ** 0.5)
         row = self.pca.components[self.component]
-        values = tokens.astype(np.float32) @ row.astype(np.float32) - np.float32(
-            row @ self.pca.mean
-        )
-        return (self.sign * values).reshape(len(tokens), grid, grid)
+        values = tokens.astype(np.float32) @ row.astype(np.float32)
+        values = self.sign * (values - np.float32(row @ self.pca.mean))
+        return values.reshape(len(tokens), grid, grid)
 
 
 def fit_foreground(
@@ -89,48 +81,30 @@ def fit_foreground(
     component, sign = choose(contrasts, settings.rule, settings.fallback_sign)
     model = ForegroundModel(pca, component, sign, 0.0)
     if settings.threshold == "otsu":
-        model = replace(model, threshold=_fit_threshold(batches, model, everything))
+        row = pca.components[component]
+        reach = 6 * float(np.sqrt(row @ everything.covariance @ row))
+        edges, counts = np.linspace(-reach, reach, _BINS + 1), np.zeros(_BINS)
+        for batch in batches:
+            scores = model.scores(batch.tokens)[batch.valid]
+            counts += np.histogram(np.clip(scores, -reach, reach), edges)[0]
+        model = replace(model, threshold=otsu_threshold(counts, edges))
     return model, contrasts
 
 
 def token_moments(batches: Iterable[TokenBatch]) -> tuple[Moments, Moments, Moments]:
     """Moments of all valid patch tokens, of those at the border, and of the others."""
-    everything = border = inside = None
+    everything, border, inside = Moments(), Moments(), Moments()
     for batch in batches:
-        count, _, dim = batch.tokens.shape
-        if border is None:
-            everything, border, inside = (Moments(dim) for _ in range(3))
-        values, edge = batch.tokens.astype(np.float32), border_patches(batch.valid)
-        border.add(values[edge.reshape(count, -1)])
-        inside.add(values[(batch.valid & ~edge).reshape(count, -1)])
+        tokens, edge = batch.tokens.astype(np.float32), border_patches(batch.valid)
+        border.add(tokens[edge.reshape(tokens.shape[:2])])
+        inside.add(tokens[(batch.valid & ~edge).reshape(tokens.shape[:2])])
     everything.merge(border)
     everything.merge(inside)
     return everything, border, inside
 
 
-def _fit_threshold(
-    batches: Iterable[TokenBatch], model: ForegroundModel, everything: Moments
-) -> float:
-    """Otsu's threshold over the scores of all valid patches, from a streamed histogram."""
-    row = model.pca.components[model.component]
-    reach = 6 * float(np.sqrt(row @ everything.covariance @ row))
-    edges = np.linspace(-reach, reach, _BINS + 1)
-    counts = np.zeros(_BINS)
-    for batch in batches:
-        scores = model.scores(batch.tokens)[batch.valid]
-        counts += np.histogram(np.clip(scores, -reach, reach), edges)[0]
-    return otsu_threshold(counts, edges)
-
-
 def border_patches(valid: np.ndarray) -> np.ndarray:
-    """Patches that touch the edge of the image's own content, never padding.
-
-    Args:
-        valid: bool (n, g, g), patches that lie on the image.
-
-    Returns:
-        bool (n, g, g): valid patches with a neighbor outside.
-    """
+    """Valid patches with a neighbor that is not, or outside the grid; both bool (n, g, g)."""
     cross = ndimage.generate_binary_structure(2, 1)[None]
     return valid & ~ndimage.binary_erosion(valid, cross)
 
@@ -157,47 +131,35 @@ def choose(contrasts: np.ndarray, rule: str, fallback_sign: int) -> tuple[int, i
         fallback_sign: the sign where the contrast is below ``DECIDABLE``.
     """
     component = 0 if rule == "first-component" else int(np.abs(contrasts).argmax())
-    if abs(contrasts[component]) < DECIDABLE:
-        return component, fallback_sign
-    return component, int(np.sign(contrasts[component]))
+    decided = abs(contrasts[component]) >= DECIDABLE
+    return component, int(np.sign(contrasts[component])) if decided else fallback_sign
 
 
 def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
-    """Otsu's threshold of a histogram (Otsu 1979): the cut with most variance between classes.
+    """The cut of a histogram with most variance between the classes (Otsu 1979).
 
     Args:
         counts: (bins,).
-        edges: (bins + 1,).
-
-    Returns:
-        The upper edge of the last bin of the lower class; the last edge of all where a class would
-        be empty.
+        edges: (bins + 1,), of which one is returned; the last where a class would be empty.
     """
     centers = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)[:-1].astype(np.float64)
-    above = counts.sum() - below
-    sum_below = np.cumsum(counts * centers)[:-1]
-    sum_above = (counts * centers).sum() - sum_below
+    below, sums = np.cumsum(counts)[:-1], np.cumsum(counts * centers)[:-1]
+    above, others = counts.sum() - below, (counts * centers).sum() - sums
     usable = (below > 0) & (above > 0)
     if not usable.any():
         return float(edges[-1])
-    gap = np.zeros(len(below))
-    gap[usable] = sum_above[usable] / above[usable] - sum_below[usable] / below[usable]
-    between = below * above * gap**2
+    gap = others / np.where(usable, above, 1) - sums / np.where(usable, below, 1)
+    between = np.where(usable, below * above * gap**2, 0)
     # A valley without samples gives a plateau of equal cuts: take its middle.
     best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     return float((edges[best[0] + 1] + edges[best[-1] + 1]) / 2)
 
 
 def separation(scores: np.ndarray, threshold: float) -> float:
-    """How clearly scores fall into two classes: Otsu's eta, the share of variance between them.
-
-    Args:
-        scores: (n,).
-        threshold: that divides them.
+    """Otsu's eta: the share of the variance of scores (n,) that lies between their two classes.
 
     Returns:
-        In [0, 1]; 0 where one class is empty.
+        In [0, 1]; 0 where the threshold leaves one class empty.
     """
     above = scores > threshold
     if above.all() or not above.any():
@@ -209,12 +171,7 @@ def separation(scores: np.ndarray, threshold: float) -> float:
 
 @dataclass(frozen=True)
 class Region:
-    """An object found in an image.
-
-    Args:
-        box: (x0, y0, x1, y1) in fractions of the image's sides.
-        mask: bool (g, g), patches of the object.
-    """
+    """An object found in an image: its box in fractions of the sides, its patches bool (g, g)."""
 
     box: tuple[float, float, float, float]
     mask: np.ndarray
@@ -223,21 +180,18 @@ class Region:
 def find_objects(
     scores: np.ndarray, threshold: float, valid: np.ndarray | None = None
 ) -> list[Region | None]:
-    """The largest connected part above the threshold in each image.
+    """The largest connected part above the threshold in each image, None where nothing is.
 
     Args:
         scores: (n, g, g).
         threshold: scores above it are foreground.
         valid: bool (n, g, g); other patches are padding and never foreground.
-
-    Returns:
-        A region for each image, None where nothing lies above the threshold.
     """
     valid = np.ones(scores.shape, bool) if valid is None else valid
-    return [_find(s, threshold, v) for s, v in zip(scores, valid, strict=True)]
+    return [_find(*image, threshold) for image in zip(scores, valid, strict=True)]
 
 
-def _find(scores: np.ndarray, threshold: float, valid: np.ndarray) -> Region | None:
+def _find(scores: np.ndarray, valid: np.ndarray, threshold: float) -> Region | None:
     if not valid.any():
         return None
     # Padding takes the nearest real score, so that interpolation does not pull the edge down.
@@ -249,8 +203,7 @@ def _find(scores: np.ndarray, threshold: float, valid: np.ndarray) -> Region | N
         return None
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / len(part)
-    grid = len(scores)
-    share = part.reshape(grid, UPSAMPLE, grid, UPSAMPLE).mean((1, 3))
+    share = part.reshape(len(scores), UPSAMPLE, len(scores), UPSAMPLE).mean((1, 3))
     mask = share >= 0.5
     # A sliver thinner than half a patch still needs one patch to prompt and to fit with.
     return Region(tuple(box.tolist()), mask if mask.any() else share == share.max())

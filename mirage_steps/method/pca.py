@@ -6,43 +6,26 @@ through the count, the sum and the sum of outer products, which add up over batc
 machines. One matrix product a batch, memory of one (dim, dim) matrix.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 
 @dataclass
 class Moments:
-    """Count, mean and scatter of vectors seen so far, in float64.
+    """Count, mean (dim,) and scatter (dim, dim) of the vectors seen so far, in float64."""
 
-    Args:
-        dim: length of a vector.
-    """
-
-    dim: int
     count: int = 0
-    mean: np.ndarray = field(init=False)
-    scatter: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.mean = np.zeros(self.dim)
-        self.scatter = np.zeros((self.dim, self.dim))
+    mean: np.ndarray | float = 0.0
+    scatter: np.ndarray | float = 0.0
 
     def add(self, vectors: np.ndarray) -> None:
-        """Take in a batch of vectors.
-
-        Args:
-            vectors: (n, dim), any float type; n may be 0.
-        """
-        if len(vectors) == 0:
-            return
-        batch = Moments(self.dim)
-        # The scatter about the batch's own mean: no cancellation where the mean is large.
-        batch.count = len(vectors)
-        batch.mean = vectors.mean(axis=0, dtype=np.float64)
-        centered = vectors.astype(np.float64) - batch.mean
-        batch.scatter = centered.T @ centered
-        self.merge(batch)
+        """Take in a batch of vectors (n, dim) of any float type; n may be 0."""
+        if len(vectors):
+            # The scatter about the batch's own mean: no cancellation where the mean is large.
+            mean = vectors.mean(axis=0, dtype=np.float64)
+            centered = vectors.astype(np.float64) - mean
+            self.merge(Moments(len(vectors), mean, centered.T @ centered))
 
     def merge(self, other: "Moments") -> None:
         """Take in everything ``other`` has seen (Chan, Golub and LeVeque 1983)."""
@@ -56,13 +39,7 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """Unbiased covariance, (dim, dim).
-
-        Raises:
-            ValueError: fewer than two vectors were seen.
-        """
-        if self.count < 2:
-            raise ValueError(f"a covariance needs two vectors, {self.count} seen")
+        """Unbiased covariance, (dim, dim), of at least two vectors."""
         return self.scatter / (self.count - 1)
 
 
@@ -86,25 +63,17 @@ class Pca:
     @classmethod
     def fit(cls, moments: Moments, components: int) -> "Pca":
         """The leading ``components`` principal components of what ``moments`` has seen."""
-        covariance = moments.covariance
-        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = np.linalg.eigh(moments.covariance)
         values = np.clip(values[::-1][:components], 0.0, None)
         rows = vectors.T[::-1][:components]
         largest = np.abs(rows).argmax(axis=1)
         rows = rows * np.where(rows[np.arange(len(rows)), largest] < 0, -1.0, 1.0)[:, None]
-        total = max(np.trace(covariance), np.finfo(float).tiny)
+        total = max(np.trace(moments.covariance), np.finfo(float).tiny)
         # In C order, as a file keeps it, so that a stored PCA projects to the same bits.
         return cls(moments.mean.copy(), np.ascontiguousarray(rows), values, values / total)
 
     def project(self, vectors: np.ndarray) -> np.ndarray:
-        """Coordinates of vectors along the components.
-
-        Args:
-            vectors: (..., dim).
-
-        Returns:
-            (..., c) float32.
-        """
+        """Coordinates (..., c) float32 of vectors (..., dim) along the components."""
         rows = self.components.astype(np.float32)
         offset = (self.components @ self.mean).astype(np.float32)
         return vectors.astype(np.float32) @ rows.T - offset

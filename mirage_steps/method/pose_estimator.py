@@ -11,15 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mirage_steps.errors import UserError
-from mirage_steps.method.boxes import (
-    Box,
-    centered,
-    from_letterbox,
-    rounded,
-    square_window,
-    valid_patches,
-)
-from mirage_steps.method.categories import CategoryModel, mean_token
+from mirage_steps.method.boxes import Box, centered, from_letterbox, rounded, square_window
+from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.foreground import (
     COMPONENTS,
     ForegroundModel,
@@ -106,87 +99,66 @@ class PoseEstimator:
         """Number of poses of all categories together."""
         return self.k * len(self.poses)
 
-    def shown(self, tokens: np.ndarray, content: np.ndarray | None = None) -> np.ndarray:
-        """Patches that show the object: the largest connected part of the foreground.
-
-        Args:
-            tokens: (n, T, dim).
-            content: (n, 4) part of each square that is image, in fractions; None for all of it.
-
-        Returns:
-            bool (n, T).
-        """
-        shown = self.foreground.scores(tokens) > self.foreground.threshold
-        if content is not None:
-            shown &= valid_patches(content, shown.shape[1])
+    def shown(self, batch: TokenBatch) -> np.ndarray:
+        """Patches that show the object: the foreground's largest connected part, bool (n, T)."""
+        shown = (self.foreground.scores(batch.tokens) > self.foreground.threshold) & batch.valid
         return np.stack([largest_part(one).ravel() for one in shown])
 
     def locate(
         self,
-        tokens: np.ndarray,
-        content: np.ndarray,
+        batch: TokenBatch,
         sizes: Sequence[tuple[int, int]],
         boxes: Sequence[Box | None] | None = None,
     ) -> list[Detection]:
         """The object in each of several whole images.
 
         Args:
-            tokens: (n, T, dim) of the letterboxed images.
-            content: (n, 4) where each image lies in its letterbox, in fractions.
+            batch: tokens of the letterboxed images.
             sizes: width and height of each image in pixels.
             boxes: given boxes in pixels, None for those to find.
         """
-        scores = self.foreground.scores(tokens)
-        valid = valid_patches(content, scores.shape[1])
-        regions = find_objects(scores, self.foreground.threshold, valid)
-        found = []
-        for index, (box, size) in enumerate(zip(boxes or [None] * len(sizes), sizes, strict=True)):
-            region, window = regions[index], None
+        scores = self.foreground.scores(batch.tokens)
+        regions = find_objects(scores, self.foreground.threshold, batch.valid)
+        scores, found = np.where(batch.valid, scores, np.nan), []
+        boxes = boxes or [None] * len(sizes)
+        for box, size, region, seen in zip(boxes, sizes, regions, scores, strict=True):
+            window = None
             if box is None and region is not None:
                 box = from_letterbox(region.box, *size)
             if box is not None:
                 # The window is that of the box as it is, not as it is rounded.
                 window, box = rounded(square_window(box, *size, self.margin)), rounded(box)
-            masked = np.where(valid[index], scores[index], np.nan)
-            found.append(Detection(box, window, region, masked))
+            found.append(Detection(box, window, region, seen))
         return found
 
-    def features(
-        self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray, token: str
-    ) -> np.ndarray:
+    def features(self, batch: TokenBatch, token: str) -> np.ndarray:
         """The feature of each crop by which categories are told apart, (n, dim) float32.
 
-        Args:
-            tokens: (n, T, dim) of crops.
-            cls_tokens: (n, dim).
-            content: (n, 4).
-            token: ``cls``, or ``mean-patch`` for the mean over the object's patches.
+        With ``mean-patch`` the mean over the object's patches, zero where none shows it, else the
+        CLS token.
         """
         if token == "cls":
-            return cls_tokens.astype(np.float32)
-        return mean_token(tokens, self.shown(tokens, content))
+            return batch.cls_tokens.astype(np.float32)
+        weights = self.shown(batch)[..., None].astype(np.float32)
+        sums = (batch.tokens.astype(np.float32) * weights).sum(1)
+        return sums / np.maximum(weights.sum(1), 1)
 
     def maps(
-        self, tokens: np.ndarray, content: np.ndarray, categories: np.ndarray
+        self, batch: TokenBatch, categories: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Crops in pose space.
-
-        Args:
-            tokens: (n, T, dim) of crops.
-            content: (n, 4).
-            categories: (n,).
+        """Crops, of categories (n,), in pose space.
 
         Returns:
             (n, T, 3) float32 maps; bool (n, T) patches that are not padding; bool (n, T) patches
             that show the object.
         """
-        valid = valid_patches(content, round(tokens.shape[1] ** 0.5)).reshape(len(tokens), -1)
-        shown = self.shown(tokens, content)
-        values = np.empty((*tokens.shape[:2], COMPONENTS), np.float32)
+        shown = self.shown(batch)
+        values = np.empty((*shown.shape, COMPONENTS), np.float32)
         for category in np.unique(categories):
             own = categories == category
-            values[own] = self.pcas[category].project(tokens[own])
-        return object_maps(values, shown, self.mask_background, self.normalize), valid, shown
+            values[own] = self.pcas[category].project(batch.tokens[own])
+        maps = object_maps(values, shown, self.mask_background, self.normalize)
+        return maps, batch.valid.reshape(shown.shape), shown
 
     def assign(
         self, maps: np.ndarray, valid: np.ndarray, categories: np.ndarray
@@ -194,8 +166,7 @@ class PoseEstimator:
         """Nearest pose of each map among those of its category.
 
         Args:
-            maps: (n, T, 3).
-            valid: bool (n, T), False on padding.
+            maps, valid: as :meth:`maps` returns them.
             categories: (n,).
 
         Returns:
@@ -207,42 +178,28 @@ class PoseEstimator:
             poses[index] = nearest + category * self.k
         return poses, distances
 
-    def estimate(self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray) -> Estimate:
-        """Category and pose of each crop.
-
-        Args:
-            tokens: (n, T, dim), rounded to float16 as those that this was fitted on.
-            cls_tokens: (n, dim), likewise.
-            content: (n, 4).
-        """
-        categories = np.zeros(len(tokens), np.int64)
+    def estimate(self, batch: TokenBatch) -> Estimate:
+        """Category and pose of each crop of a batch."""
+        categories = np.zeros(len(batch.tokens), np.int64)
         if self.categories is not None:
-            features = self.features(tokens, cls_tokens, content, self.categories.token)
-            categories, _ = self.categories.assign(features)
-        maps, valid, shown = self.maps(tokens, content, categories)
+            categories, _ = self.categories.assign(self.features(batch, self.categories.token))
+        maps, valid, shown = self.maps(batch, categories)
         return Estimate(categories, *self.assign(maps, valid, categories), shown)
 
     def fit_pose_space(
         self, batches: Iterable[TokenBatch], categories: np.ndarray, settings: PoseSpace
     ) -> "PoseEstimator":
-        """This with PCA 2 of each category, fitted on the crops' tokens that show the object.
-
-        Args:
-            batches: of crops.
-            categories: (n,), from 0.
-            settings: what the maps hold.
+        """This with PCA 2 of each category (n,), fitted on the crops' tokens that show the object.
 
         Raises:
             UserError: the crops of a category show too little.
         """
-        dim = len(self.foreground.pca.mean)
-        moments = [Moments(dim) for _ in range(int(categories.max()) + 1)]
+        moments = [Moments() for _ in range(int(categories.max()) + 1)]
         for batch in batches:
-            shown = self.shown(batch.tokens, batch.content)
-            values = batch.tokens.astype(np.float32)
-            for category in np.unique(categories[batch.rows]):
+            shown, values = self.shown(batch), batch.tokens.astype(np.float32)
+            for category, seen in enumerate(moments):
                 own = categories[batch.rows] == category
-                moments[category].add(values[own][shown[own]])
+                seen.add(values[shown & own[:, None]])
         for category, seen in enumerate(moments):
             if seen.count <= COMPONENTS:
                 raise UserError(
@@ -258,8 +215,7 @@ class PoseEstimator:
         """This with the poses of each category, and how far training images are from them.
 
         Args:
-            maps: (n, T, 3) float32; changed in place: padding takes its position's mean.
-            valid: bool (n, T), False on padding.
+            maps, valid: as :meth:`maps` returns them; padding of the maps is set to means.
             categories: (n,), from 0.
             settings: number of poses, starts and seed.
 

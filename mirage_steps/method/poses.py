@@ -33,26 +33,22 @@ def object_maps(
     return maps / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
-def position_means(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Mean of the valid entries at each position of the maps.
+def fill_padding(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Set padding to the mean of its position, in place, so that it says nothing about the pose.
 
     Args:
         maps: (n, T, c).
-        valid: bool (n, T).
+        valid: bool (n, T), False on padding.
 
     Returns:
-        (T, c) float32; the overall mean where a position is valid in no map.
+        (T, c) float32 means; the overall mean where a position is valid in no map.
     """
-    counts = valid.sum(0)
+    counts = valid.sum(0)[:, None]
     sums = maps.sum(0, dtype=np.float64, where=valid[..., None])
     overall = sums.sum(0) / max(counts.sum(), 1)
-    means = sums / np.maximum(counts, 1)[:, None]
-    return np.where(counts[:, None] > 0, means, overall).astype(np.float32)
-
-
-def fill_padding(maps: np.ndarray, valid: np.ndarray, means: np.ndarray) -> None:
-    """Set padding to its position's mean, in place, so that it says nothing about the pose."""
+    means = np.where(counts > 0, sums / np.maximum(counts, 1), overall).astype(np.float32)
     np.copyto(maps, means, where=~valid[..., None])
+    return means
 
 
 @dataclass(frozen=True)
@@ -74,17 +70,14 @@ class PoseModel:
         """Cluster maps by Euclidean K-Means and number the clusters around the circle.
 
         Args:
-            maps: (n, T, c) float32, of :func:`object_maps`; changed in place by
-                :func:`fill_padding`.
+            maps: (n, T, c) float32, of :func:`object_maps`; changed by :func:`fill_padding`.
             valid: bool (n, T), False on padding.
             k: number of poses.
-            starts: K-Means runs, of which the one with the least inertia is kept.
-            seed: of the starts.
+            starts, seed: of K-Means; the run with the least inertia is kept.
         """
         from sklearn.cluster import KMeans  # takes a second, for which nearest() need not wait
 
-        means = position_means(maps, valid)
-        fill_padding(maps, valid, means)
+        means = fill_padding(maps, valid)
         flat = maps.reshape(len(maps), -1)
         kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
         centroids = kmeans.cluster_centers_
@@ -92,12 +85,7 @@ class PoseModel:
         return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)
 
     def nearest(self, values: np.ndarray, valid: np.ndarray) -> tuple[int, float]:
-        """Nearest pose of one map, and the Euclidean distance to its centroid.
-
-        Args:
-            values: (T, c), of :func:`object_maps`.
-            valid: bool (T,), False on padding.
-        """
+        """Nearest pose of a map (T, c) that is ``valid`` (T,) off padding, and distance to it."""
         filled = np.where(valid[:, None], values, self.means).ravel()
         gaps = np.linalg.norm(self.centroids - filled, axis=1)
         return int(gaps.argmin()), float(gaps.min())
@@ -119,18 +107,13 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: 
     """
     members = [azimuths[poses == pose] for pose in range(k)]
     means = [circular_mean(found) if len(found) else None for found in members]
-    step = k // categories
-    errors = np.concatenate(
-        [circular_distance(a, m) for a, m in zip(members, means, strict=True) if m is not None]
-    )
+    circles = np.array(means, float).reshape(categories, -1)  # NaN for None
+    errors = circular_distance(azimuths, circles.ravel()[poses])
     return {
         "images": len(azimuths),
         "median_error_deg": float(np.median(errors)),
         "share_within_30_deg": float((errors <= 30).mean()),
-        "order_errors": sum(
-            order_errors([mean for mean in means[start : start + step] if mean is not None])
-            for start in range(0, k, step)
-        ),
+        "order_errors": sum(order_errors(circle[~np.isnan(circle)]) for circle in circles),
         "poses": [
             {"pose": pose, "images": len(found), "mean_azimuth_deg": mean}
             for pose, (found, mean) in enumerate(zip(members, means, strict=True))
@@ -138,13 +121,24 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: 
     }
 
 
-def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
-    """How well clusters agree with true labels, such as coarse viewpoints.
+def order_errors(means: np.ndarray, tolerance: float = 15.0) -> int:
+    """Breaks of a circular order, in the better of the two directions.
+
+    Where every step goes forward, the steps around add up to one turn, however wide their gaps.
+    A step back must be made good by a turn more, so the turns after the first count the breaks.
 
     Args:
-        clusters: (n,) cluster of each image, 0..k-1.
-        labels: n true labels.
-        k: number of clusters.
+        means: (k,) mean azimuth of the poses in their order, in degrees.
+        tolerance: steps back by less than this many degrees are no break: such poses are
+            interchangeable.
+    """
+    steps, farthest = np.roll(means, -1) - means, 360 - tolerance
+    turns = [(farthest - (farthest - way) % 360).sum() / 360 for way in (steps, -steps)]
+    return max(round(min(turns)) - 1, 0)
+
+
+def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
+    """How well clusters (n,), 0..k-1, agree with n true labels, such as coarse viewpoints.
 
     Returns:
         ``purity``, the share of images whose label is the most frequent of their cluster;
@@ -164,23 +158,3 @@ def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
         "labels": names.tolist(),
         "counts": counts.tolist(),
     }
-
-
-def order_errors(means: list[float], tolerance: float = 15.0) -> int:
-    """Breaks of a circular order, in the better of the two directions.
-
-    Where every step goes forward, the steps around add up to one turn, however wide their gaps.
-    A step back must be made good by a turn more, so the turns after the first count the breaks.
-
-    Args:
-        means: mean azimuth of the poses in their order, in degrees.
-        tolerance: steps back by less than this many degrees are no break: such poses are
-            interchangeable.
-    """
-    steps = np.roll(means, -1) - np.array(means)
-    turns = []
-    for direction in (steps, -steps):
-        forward = direction % 360
-        forward = np.where(forward > 360 - tolerance, forward - 360, forward)
-        turns.append(round(forward.sum() / 360))
-    return max(min(turns) - 1, 0)

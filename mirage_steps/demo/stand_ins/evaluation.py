@@ -9,7 +9,7 @@ from PIL import Image
 
 from mirage_steps.demo.renderer import cars
 from mirage_steps.files.h5 import slices
-from mirage_steps.method.boxes import Box, content_box, crop, letterbox, window_content
+from mirage_steps.method.boxes import Box, content_box, crop, letterbox
 from mirage_steps.method.foreground import TokenBatch, fit_foreground
 from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.method.poses import score_azimuths
@@ -97,15 +97,15 @@ def evaluate_backbone(network: Backbone, images: int = 1000, k: int = 12) -> Bac
     model, _ = fit_foreground(whole, FOREGROUND)
     estimator = PoseEstimator({}, model, FOREGROUND.margin)
     truth = patch_masks(np.stack([car.mask for car in found]), network.grid)
-    shown = np.concatenate([estimator.shown(batch.tokens, batch.content) for batch in whole])
+    shown = np.concatenate([estimator.shown(batch) for batch in whole])
     squares, content, azimuths = [], [], []
     for batch in whole:
         sizes = [picture.size for picture in pictures[batch.rows]]
-        located = estimator.locate(batch.tokens, batch.content, sizes)
+        located = estimator.locate(batch, sizes)
         for index, one in enumerate(located, batch.rows.start):
             if one.box is not None:
                 squares.append(crop(pictures[index], one.centered, network.resolution))
-                content.append(window_content(one.centered, *pictures[index].size))
+                content.append(content_box(*pictures[index].size, one.centered))
                 azimuths.append(found[index].azimuth_deg)
     scores = _score_poses(estimator, token_batches(network, squares, content), azimuths, k)
     return BackboneScores(
@@ -124,7 +124,7 @@ def _score_poses(
     """Scores of the poses that the paper's maps give."""
     categories = np.zeros(len(azimuths), np.int64)
     estimator = estimator.fit_pose_space(crops, categories, _POSE_SPACE)
-    made = [estimator.maps(b.tokens, b.content, categories[b.rows]) for b in crops]
+    made = [estimator.maps(b, categories[b.rows]) for b in crops]
     maps, valid, _ = (np.concatenate(part) for part in zip(*made, strict=True))
     estimator = estimator.fit_poses(maps, valid, categories, Poses(k=k, starts=5))
     return score_azimuths(estimator.assign(maps, valid, categories)[0], np.array(azimuths), k)
