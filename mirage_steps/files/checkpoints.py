@@ -66,33 +66,32 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but all of them are damaged.
         """
-        files, damaged = self._files(), []
-        for path in files:
+        files = self._files()
+        for newest in files:
             try:
-                state = _load(path)
+                state = _load(newest)
+                break
             except ValueError as error:
-                damaged.append(path)
                 log.warning("%s", error)
-                continue
-            before, now = state.pop("fingerprint"), self.fingerprint
-            changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-            changed += ["iterations"] if state["done"] > last else []
-            if not changed:
-                for other in damaged:
-                    other.replace(self.folder / "damaged.pt")
-                return state
-            for other in files:
-                if other != path:
-                    other.unlink()
-            kept = path.replace(self.folder / f"previous-{path.name}")
-            what = ", ".join(changed)
-            log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
+        else:
+            if files:
+                raise UserError(
+                    f"{newest}: damaged, like all checkpoints; delete {self.folder}/step-*.pt to "
+                    "start anew"
+                )
             return None
-        if damaged:
-            raise UserError(
-                f"{damaged[-1]}: damaged, like all checkpoints; delete {self.folder}/step-*.pt to "
-                "start anew"
-            )
+        before, now = state.pop("fingerprint"), self.fingerprint
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed += ["iterations"] if state["done"] > last else []
+        if not changed:
+            for damaged in files[: files.index(newest)]:
+                damaged.replace(self.folder / "damaged.pt")
+            return state
+        kept = newest.replace(self.folder / f"previous-{newest.name}")
+        for other in self._files():
+            other.unlink()
+        what = ", ".join(changed)
+        log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
         return None
 
     def load(self, done: int) -> dict:
@@ -117,7 +116,7 @@ def _load(path: Path) -> dict:
             if broken := archive.testzip():
                 raise ValueError(f"checksum of {broken}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {"fingerprint": dict(state["fingerprint"]), **state, "done": int(state["done"])}
+        return {**state, "fingerprint": dict(state["fingerprint"]), "done": int(state["done"])}
     except (OSError, MemoryError):
         raise  # of the machine, not of the file
     except Exception as error:  # torch raises many types on a damaged file

@@ -35,8 +35,8 @@ class Lock:
 
     def __init__(self, folder: Path, work: str, beat: float = BEAT, stale: float = STALE):
         self.path, self.work, self.beat, self.stale = folder / "lock.json", work, beat, stale
-        self.owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-        self.owner["machine"] = _machine()
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+        self.owner = {"id": uuid.uuid4().hex, **about}
         self._released = threading.Event()
 
     def __enter__(self) -> "Lock":
@@ -82,17 +82,16 @@ class Lock:
         log.info("%s: waiting for a beat of %s", self.path, _name(read_json(self.path)))
         started = time.monotonic()
         with contextlib.suppress(FileNotFoundError):
-            first = touched = self.path.stat().st_mtime_ns
-            while touched == first:
+            first = self.path.stat().st_mtime_ns
+            while self.path.stat().st_mtime_ns == first:
                 owner = read_json(self.path)
                 if _died_here(owner) or time.monotonic() - started > self.stale:
                     log.warning("%s: taken over, its owner is dead (%s)", self.path, _name(owner))
                     return True
                 time.sleep(min(self.beat, 1.0) / 2)
-                touched = self.path.stat().st_mtime_ns
+            who = _name(read_json(self.path))
             raise UserError(
-                f"{self.path}: another process is {self.work} here "
-                f"({_name(read_json(self.path))}); wait for it or stop it"
+                f"{self.path}: another process is {self.work} here ({who}); wait for it or stop it"
             )
         return False
 
@@ -126,10 +125,8 @@ def _died_here(owner: dict) -> bool:
         return False
     try:
         os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # a process of another user
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)  # and no process of another user
     return False
 
 
