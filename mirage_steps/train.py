@@ -25,7 +25,7 @@ from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots, tiles
 from mirage_steps.files.atomic import atomic
-from mirage_steps.files.checkpoints import Checkpoints
+from mirage_steps.files.checkpoints import Checkpoints, load_checkpoint
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.lock import Lock
@@ -184,7 +184,7 @@ def _resume(trainer: Trainer, store: Checkpoints) -> None:
         state = store.newest(training.iterations)
     done = processes.largest(state["done"] if state else 0)
     if done:
-        trainer.restore(state or store.load(done))
+        trainer.restore(state or load_checkpoint(store.path(done)))
     if processes.first:
         records = [r for r in read_metrics(store.folder) if r["step"] <= done]
         with atomic(store.folder / "metrics.jsonl") as temporary:

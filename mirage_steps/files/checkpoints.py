@@ -46,8 +46,7 @@ class Checkpoints:
                 torch.save({"fingerprint": self.fingerprint, **state}, file)
         except (OSError, RuntimeError) as error:
             # Closing its archive, torch covers the disk's error with one of its own.
-            cause = error if isinstance(error, OSError) else error.__context__
-            reason = getattr(cause, "strerror", None) or first_line(error)
+            reason = getattr(error.__context__ or error, "strerror", None) or first_line(error)
             raise UserError(
                 f"{target}: {reason}; the checkpoints before it are kept: make room and run again"
             ) from None
@@ -69,7 +68,7 @@ class Checkpoints:
         files = self._files()
         for newest in files:
             try:
-                state = _load(newest)
+                state = load_checkpoint(newest)
                 break
             except ValueError as error:
                 log.warning("%s", error)
@@ -94,17 +93,13 @@ class Checkpoints:
         log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
         return None
 
-    def load(self, done: int) -> dict:
-        """The state after ``done`` steps, as :meth:`newest` found it in another process."""
-        return _load(self.path(done))
-
     def _files(self) -> list[Path]:
         """Newest first."""
         found = self.folder.glob("step-[0-9]*[0-9].pt")
         return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
-def _load(path: Path) -> dict:
+def load_checkpoint(path: Path) -> dict:
     """A state with its fingerprint, on the CPU.
 
     Raises:
