@@ -77,9 +77,9 @@ def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     root = folder.expanduser()
     if not root.is_dir():
         raise UserError(f"photos {folder}: no such folder; set it to the folder with your photos")
-    files = [path.relative_to(root.resolve()) for path in find_files(root)]
+    files = (path.relative_to(root.resolve()) for path in find_files(root))
     reasons = {path: _unusable(root, path) for path in files}
-    usable = [path for path in files if reasons[path] is None]
+    usable = [path for path, reason in reasons.items() if reason is None]
     names = output_names(usable)
     counts = Counter(names)
     found = {}

@@ -72,12 +72,12 @@ def list_images(
         require_disk(out, size, f"generating {len(missing)} images")
         pipeline = load_pipeline(resolve(source.model, "source.model", weights), device)
         # The viewpoint comes last, and the model must read it.
-        tokenizer, texts = pipeline.tokenizer, [prompts(source.category, i)[0] for i in range(3)]
-        count = max(len(tokenizer(text).input_ids) for text in texts)
-        if count > tokenizer.model_max_length:
+        texts = [prompts(source.category, i)[0] for i in range(len(VIEWPOINTS))]
+        count = max(len(pipeline.tokenizer(text).input_ids) for text in texts)
+        if count > (limit := pipeline.tokenizer.model_max_length):
             raise UserError(
-                f"source.category: its prompt has {count} tokens, the model reads "
-                f"{tokenizer.model_max_length}; shorten it"
+                f"source.category: its prompt has {count} tokens, the model reads {limit}; "
+                "shorten it"
             )
         if not done:
             write_json(folder / "settings.json", settings)
