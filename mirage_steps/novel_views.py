@@ -51,40 +51,6 @@ def main(
     Returns:
         The names of the outputs.
     """
-    stems = _output_names(photos, box, name)
-    started = time.perf_counter()
-    tool = Run.load(run, backbone=backbone, device=device)
-    log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
-    done, refused = [], []
-    progress = tqdm(photos, unit="photo", disable=len(photos) == 1)
-    for photo, stem in zip(progress, stems, strict=True):
-        try:
-            if photo.is_file():
-                require_free(out, stem, photo)
-            found = tool.novel_views(
-                photo, box=box, views=views, guidance=guidance, novel_views=novel_views
-            )
-        except UserError as error:
-            refused.append(str(error))
-            continue
-        strip = found.save(out, stem)
-        for warning in found.warnings:
-            log.warning("%s: %s", photo, warning)
-        log.info("%s: %s", strip, found.title())
-        done.append(stem)
-    if refused and len(photos) == 1:
-        raise UserError(refused[0])
-    for line in refused:
-        log.warning("%s", line)
-    if refused:
-        log.warning("%d of %d photos were done, not those above", len(done), len(photos))
-    if not done:
-        raise UserError(f"none of the {len(photos)} photos can be used, for the reasons above")
-    return done
-
-
-def _output_names(photos: tuple[Path, ...], box: object, name: str | None) -> list[str]:
-    """Name of each photo's outputs; refuses arguments that do not fit together."""
     if not photos:
         raise UserError("no photos; give one or more image files")
     for flag, value in (("--box", box), ("--name", name)):
@@ -96,7 +62,33 @@ def _output_names(photos: tuple[Path, ...], box: object, name: str | None) -> li
             f"the outputs of several photos would be called {min(twice)}; give them in several "
             "calls, each with its own --out"
         )
-    return stems
+    started = time.perf_counter()
+    tool = Run.load(run, backbone=backbone, device=device)
+    log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
+    done = []
+    progress = tqdm(photos, unit="photo", disable=len(photos) == 1)
+    for photo, stem in zip(progress, stems, strict=True):
+        try:
+            if photo.is_file():
+                require_free(out, stem, photo)
+            found = tool.novel_views(
+                photo, box=box, views=views, guidance=guidance, novel_views=novel_views
+            )
+        except UserError as error:
+            if len(photos) == 1:
+                raise
+            log.warning("%s", error)
+            continue
+        strip = found.save(out, stem)
+        for warning in found.warnings:
+            log.warning("%s: %s", photo, warning)
+        log.info("%s: %s", strip, found.title())
+        done.append(stem)
+    if not done:
+        raise UserError(f"none of the {len(photos)} photos can be used, for the reasons above")
+    if len(done) < len(photos):
+        log.warning("%d of %d photos were done, the others cannot be used", len(done), len(photos))
+    return done
 
 
 if __name__ == "__main__":

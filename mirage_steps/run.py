@@ -5,6 +5,7 @@ Photos get the same preprocessing as the training images, so one of those gets t
 that it has in the run. Where the result should not be trusted, it carries a :class:`PhotoWarning`.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,21 +46,13 @@ _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """What a finished run stored.
+    """What a finished run stored."""
 
-    Args:
-        folder: of the run, such as ``results/demo``.
-        model: the diffusion model, in evaluation mode.
-        backbone: the vision transformer that made the run's features.
-        estimator: of poses, with all its parts.
-        identity: what tells the model and the backbone apart.
-    """
-
-    folder: Path
-    model: UNet
-    backbone: Backbone
-    estimator: PoseEstimator
-    identity: dict[str, object]
+    folder: Path  # such as results/demo
+    model: UNet  # the diffusion model, in evaluation mode
+    backbone: Backbone  # the vision transformer that made the run's features
+    estimator: PoseEstimator  # with all its parts
+    identity: dict[str, object]  # what tells the model and the backbone apart
 
     def __repr__(self) -> str:
         return f"Run({self.folder}: {self.model.config.poses} poses, {self.backbone.name})"
@@ -85,11 +78,11 @@ class Run:
         model = load_model(folder / "training", where)
         path = folder / "poses" / ESTIMATOR
         estimator = load_estimator(path, complete=True)
-        counts = estimator.number_of_poses, len(estimator.poses)
-        if counts != (model.config.poses, model.config.categories):
+        poses, categories = model.config.poses, model.config.categories
+        if (estimator.number_of_poses, len(estimator.poses)) != (poses, categories):
             raise UserError(
-                f"{path}: has {counts[0]} poses, the model was trained with {model.config.poses}; "
-                "run snakemake again"
+                f"{path}: has {estimator.number_of_poses} poses, the model was trained with "
+                f"{poses}; run snakemake again"
             )
         network = _load_backbone(folder, estimator.backbone, backbone, where)
         used = {
@@ -203,15 +196,9 @@ class Run:
         gaps = np.linalg.norm(np.array(colors) - color, axis=1).round(1).tolist()
         drift = tuple(None if np.isnan(gap) else gap for gap in gaps)
         used = {**views.model_dump(), **guidance.model_dump(), **novel_views.model_dump()}
-        changed = {
-            "seconds": seconds | made.seconds,
-            "warnings": (*located.warnings, *_view_warnings(made, drift)),
-        }
-        return PhotoViews(
-            **{**vars(located), **vars(made), **changed},
-            color_drift=drift,
-            settings={**self.identity, **used},
-        )
+        fields = {**vars(located), **vars(made), "seconds": seconds | made.seconds}
+        fields["warnings"] = (*located.warnings, *_view_warnings(made, drift))
+        return PhotoViews(**fields, color_drift=drift, settings={**self.identity, **used})
 
     def _mean_colors(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Mean color (3,) of the foreground of each image (S, S, 3); NaN where there is none."""
@@ -288,16 +275,15 @@ def crop_views(
 
 def _on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
-    try:
+    # No numbers, not four, or None for no part.
+    with contextlib.suppress(TypeError, ValueError):
         x0, y0, x1, y1 = clipped(tuple(map(float, box)), *size)
-    except (TypeError, ValueError):  # no numbers, not four, or None for no part
-        x0 = y0 = x1 = y1 = 0.0
-    if min(x1 - x0, y1 - y0) < 1:
-        raise UserError(
-            f"box {box}: no part of the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
-            "pixels from the top left"
-        )
-    return (x0, y0, x1, y1)
+        if min(x1 - x0, y1 - y0) >= 1:
+            return (x0, y0, x1, y1)
+    raise UserError(
+        f"box {box}: no part of the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
+        "pixels from the top left"
+    )
 
 
 def _load_backbone(

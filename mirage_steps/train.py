@@ -25,7 +25,7 @@ from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots, tiles
 from mirage_steps.files.atomic import atomic
-from mirage_steps.files.checkpoints import Checkpoints
+from mirage_steps.files.checkpoints import Checkpoints, load_checkpoint
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.lock import Lock
@@ -97,10 +97,10 @@ def main(
         trainer = Trainer(config, training, processes)
         store = Checkpoints(checkpoints, _fingerprint(training, crops, poses))
         _resume(trainer, store)
-        hooks = Outputs(trainer, store, lock, Stop(runtime))
+        hooks = Outputs(trainer, store, lock, 60 * runtime)
         stack.enter_context(hooks.bar)
         if not train(trainer, Batches(images, labels, training), hooks):
-            raise SystemExit(hooks.stop.code)
+            raise SystemExit(hooks.exit_code)
         if processes.first:
             lock.require()
             about = {"seed": training.seed, "iterations": training.iterations}
@@ -108,43 +108,36 @@ def main(
             plots.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
 
-class Stop:
-    """Requests a stop at SIGTERM, Ctrl-C and the end of the job's time.
+class Outputs:
+    """The hooks of the loop: metrics, checkpoints, samples, a progress bar, and when to stop.
 
     Args:
-        runtime: minutes since the start of the process, 0 for no limit. A twentieth of it, but at
+        trainer, store, lock: those of the training; no lock in all processes but the first.
+        seconds: of the job since the start of the process, 0 for no limit. A twentieth, but at
             least half a minute and at most ten, is left for saving and for what comes after.
     """
 
-    def __init__(self, runtime: float):
-        self.code, self._stop = 143, False
-        seconds = 60 * runtime
-        self._limit = seconds - min(max(seconds / 20, 30), 600) if runtime else math.inf
+    def __init__(self, trainer: Trainer, store: Checkpoints, lock: Lock | None, seconds: float):
+        self.trainer, self.store, self.lock = trainer, store, lock
+        self.bar = tqdm(
+            total=trainer.training.iterations, initial=trainer.done, unit="step", mininterval=5,
+            disable=not trainer.processes.first,
+        )  # fmt: skip
+        self.exit_code, self._stop = 143, False
+        self._limit = seconds - min(max(seconds / 20, 30), 600) if seconds else math.inf
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
-
-    def requested(self) -> bool:
-        """Whether to save and leave, with exit code :attr:`code`."""
-        if not self._stop and time.monotonic() - _STARTED > self._limit:
-            self._stop, self.code = True, TIME_IS_UP
-            log.warning("the time is nearly over: saving a checkpoint, then leaving")
-        return self._stop
 
     def _receive(self, number: int, _: object) -> None:
         self._stop = True
         log.warning("%s: saving a checkpoint, then leaving", signal.Signals(number).name)
 
-
-class Outputs:
-    """The hooks of the loop: metrics, checkpoints, samples and a progress bar."""
-
-    def __init__(self, trainer: Trainer, store: Checkpoints, lock: Lock | None, stop: Stop):
-        self.trainer, self.store, self.lock, self.stop = trainer, store, lock, stop
-        self.stop_requested = stop.requested
-        self.bar = tqdm(
-            total=trainer.training.iterations, initial=trainer.done, unit="step", mininterval=5,
-            disable=not trainer.processes.first,
-        )  # fmt: skip
+    def stop_requested(self) -> bool:
+        """Whether to save and leave with :attr:`exit_code`: by a signal, or as time is up."""
+        if not self._stop and time.monotonic() - _STARTED > self._limit:
+            self._stop, self.exit_code = True, TIME_IS_UP
+            log.warning("the time is nearly over: saving a checkpoint, then leaving")
+        return self._stop
 
     def log(self, record: dict[str, float]) -> None:
         """Append a line to ``metrics.jsonl``."""
@@ -191,7 +184,7 @@ def _resume(trainer: Trainer, store: Checkpoints) -> None:
         state = store.newest(training.iterations)
     done = processes.largest(state["done"] if state else 0)
     if done:
-        trainer.restore(state or store.load(done))
+        trainer.restore(state or load_checkpoint(store.path(done)))
     if processes.first:
         records = [r for r in read_metrics(store.folder) if r["step"] <= done]
         with atomic(store.folder / "metrics.jsonl") as temporary:

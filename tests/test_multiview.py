@@ -279,8 +279,3 @@ def test_layers_are_named_by_the_resolution_of_their_output(name):
     assert seen.keys() == {*model.encoder, *model.decoder}
     for key, shape in seen.items():
         assert key.startswith(f"{shape[2]}x{shape[3]}_")
-
-
-def test_an_unknown_preset_is_refused_with_the_valid_choices():
-    with pytest.raises(ValueError, match="preset large: unknown; valid choices are paper, small"):
-        preset("large", 64, 4, 0.0)

@@ -178,13 +178,14 @@ def test_a_job_saves_and_leaves_before_its_time_is_over(data, tmp_path):
     ("minutes", "seconds"), [(0, math.inf), (1, 30), (60, 57 * 60), (2880, 2870 * 60)]
 )
 def test_part_of_the_time_is_left_for_what_comes_after(monkeypatch, minutes, seconds):
-    stop, now = train.Stop(minutes), 0.0
+    trainer = Trainer(tiny("tiny", SIZE, POSES, 0.0), SETTINGS, ALONE)
+    outputs, now = train.Outputs(trainer, None, None, 60 * minutes), 0.0
     monkeypatch.setattr(train, "_STARTED", 0.0)
     monkeypatch.setattr(train.time, "monotonic", lambda: now)
     now = min(seconds, 1e9)
-    assert not stop.requested()
+    assert not outputs.stop_requested()
     now += 1
-    assert stop.requested() == math.isfinite(seconds)
+    assert outputs.stop_requested() == math.isfinite(seconds)
 
 
 def test_a_second_training_is_kept_out_of_the_folder(data, tmp_path):

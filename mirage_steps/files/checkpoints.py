@@ -46,8 +46,7 @@ class Checkpoints:
                 torch.save({"fingerprint": self.fingerprint, **state}, file)
         except (OSError, RuntimeError) as error:
             # Closing its archive, torch covers the disk's error with one of its own.
-            cause = error if isinstance(error, OSError) else error.__context__
-            reason = getattr(cause, "strerror", None) or first_line(error)
+            reason = getattr(error.__context__ or error, "strerror", None) or first_line(error)
             raise UserError(
                 f"{target}: {reason}; the checkpoints before it are kept: make room and run again"
             ) from None
@@ -66,38 +65,33 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, but all of them are damaged.
         """
-        files, damaged = self._files(), []
-        for path in files:
+        files = self._files()
+        for newest in files:
             try:
-                state = _load(path)
+                state = load_checkpoint(newest)
+                break
             except ValueError as error:
-                damaged.append(path)
                 log.warning("%s", error)
-                continue
-            before, now = state.pop("fingerprint"), self.fingerprint
-            changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-            changed += ["iterations"] if state["done"] > last else []
-            if not changed:
-                for other in damaged:
-                    other.replace(self.folder / "damaged.pt")
-                return state
-            for other in files:
-                if other != path:
-                    other.unlink()
-            kept = path.replace(self.folder / f"previous-{path.name}")
-            what = ", ".join(changed)
-            log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
+        else:
+            if files:
+                raise UserError(
+                    f"{newest}: damaged, like all checkpoints; delete {self.folder}/step-*.pt to "
+                    "start anew"
+                )
             return None
-        if damaged:
-            raise UserError(
-                f"{damaged[-1]}: damaged, like all checkpoints; delete {self.folder}/step-*.pt to "
-                "start anew"
-            )
+        before, now = state.pop("fingerprint"), self.fingerprint
+        changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        changed += ["iterations"] if state["done"] > last else []
+        if not changed:
+            for damaged in files[: files.index(newest)]:
+                damaged.replace(self.folder / "damaged.pt")
+            return state
+        kept = newest.replace(self.folder / f"previous-{newest.name}")
+        for other in self._files():
+            other.unlink()
+        what = ", ".join(changed)
+        log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
         return None
-
-    def load(self, done: int) -> dict:
-        """The state after ``done`` steps, as :meth:`newest` found it in another process."""
-        return _load(self.path(done))
 
     def _files(self) -> list[Path]:
         """Newest first."""
@@ -105,7 +99,7 @@ class Checkpoints:
         return sorted(found, key=lambda path: (len(path.name), path.name), reverse=True)
 
 
-def _load(path: Path) -> dict:
+def load_checkpoint(path: Path) -> dict:
     """A state with its fingerprint, on the CPU.
 
     Raises:
@@ -117,7 +111,7 @@ def _load(path: Path) -> dict:
             if broken := archive.testzip():
                 raise ValueError(f"checksum of {broken}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return {"fingerprint": dict(state["fingerprint"]), **state, "done": int(state["done"])}
+        return {**state, "fingerprint": dict(state["fingerprint"]), "done": int(state["done"])}
     except (OSError, MemoryError):
         raise  # of the machine, not of the file
     except Exception as error:  # torch raises many types on a damaged file

@@ -35,8 +35,8 @@ class Lock:
 
     def __init__(self, folder: Path, work: str, beat: float = BEAT, stale: float = STALE):
         self.path, self.work, self.beat, self.stale = folder / "lock.json", work, beat, stale
-        self.owner = {"id": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
-        self.owner["machine"] = _machine()
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+        self.owner = {"id": uuid.uuid4().hex, **about}
         self._released = threading.Event()
 
     def __enter__(self) -> "Lock":
@@ -46,7 +46,7 @@ class Lock:
             UserError: another process holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._create() and not (self._owner_died() and self._take_over()):
+        while not self._create() and not self._take_over():
             pass
         threading.Thread(target=self._keep_beating, daemon=True).start()
         return self
@@ -73,31 +73,27 @@ class Lock:
             return True
         return False
 
-    def _owner_died(self) -> bool:
-        """Watch the owner until it is surely dead; false if the file is gone.
+    def _take_over(self) -> bool:
+        """Watch the owner until it is surely dead, then replace its file; the last one wins.
 
         Raises:
             UserError: the owner beats.
         """
         log.info("%s: waiting for a beat of %s", self.path, _name(read_json(self.path)))
         started = time.monotonic()
-        with contextlib.suppress(FileNotFoundError):
-            first = touched = self.path.stat().st_mtime_ns
-            while touched == first:
+        try:
+            first = self.path.stat().st_mtime_ns
+            while self.path.stat().st_mtime_ns == first:
                 owner = read_json(self.path)
                 if _died_here(owner) or time.monotonic() - started > self.stale:
-                    log.warning("%s: taken over, its owner is dead (%s)", self.path, _name(owner))
-                    return True
+                    break
                 time.sleep(min(self.beat, 1.0) / 2)
-                touched = self.path.stat().st_mtime_ns
-            raise UserError(
-                f"{self.path}: another process is {self.work} here "
-                f"({_name(read_json(self.path))}); wait for it or stop it"
-            )
-        return False
-
-    def _take_over(self) -> bool:
-        """Replace a dead owner's file; of several who do so at once the last one wins."""
+            else:
+                reason = f"another process is {self.work} here ({_name(read_json(self.path))})"
+                raise UserError(f"{self.path}: {reason}; wait for it or stop it")
+        except FileNotFoundError:
+            return False
+        log.warning("%s: taken over, its owner is dead (%s)", self.path, _name(owner))
         temporary = self.path.with_name(f".{self.owner['id']}")
         temporary.write_text(json.dumps(self.owner))
         temporary.replace(self.path)
@@ -126,10 +122,8 @@ def _died_here(owner: dict) -> bool:
         return False
     try:
         os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # a process of another user
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)  # and no process of another user
     return False
 
 

@@ -29,78 +29,46 @@ class PhotoWarning:
 
 @dataclass(frozen=True, repr=False)
 class LocatedPhoto:
-    """A photo with its object and the object's pose.
+    """A photo with its object and the object's pose; boxes are (x0, y0, x1, y1) in pixels."""
 
-    Args:
-        photo: name of the photo.
-        size: width and height of the upright photo in pixels.
-        box: of the object in pixels, (x0, y0, x1, y1).
-        box_by: who found it: ``foreground``, ``user``, or ``whole photo`` where nobody did.
-        window: of the crop in pixels.
-        crop: (S, S, 3) uint8, what the diffusion model is shown.
-        pose: nearest centroid.
-        category: of the object, 0 where there is one category.
-        distance: Euclidean, to the centroid.
-        foreground_separation: share of the variance of the photo's scores between foreground and
-            background, in [0, 1].
-        warnings: reasons not to trust all this; empty where there is none.
-    """
-
-    photo: str
-    size: tuple[int, int]
-    box: Box
-    box_by: str
-    window: Box
-    crop: np.ndarray
-    pose: int
-    category: int
-    distance: float
+    photo: str  # name
+    size: tuple[int, int]  # width and height of the upright photo in pixels
+    box: Box  # of the object
+    box_by: str  # who found it: `foreground`, `user`, or `whole photo` where nobody did
+    window: Box  # of the crop
+    crop: np.ndarray  # (S, S, 3) uint8, what the diffusion model is shown
+    pose: int  # nearest centroid
+    category: int  # 0 where there is one category
+    distance: float  # Euclidean, to the centroid
+    # Share of the variance of the photo's scores between foreground and background, in [0, 1].
     foreground_separation: float
-    warnings: tuple[PhotoWarning, ...]
+    warnings: tuple[PhotoWarning, ...]  # reasons not to trust all this
 
 
 @dataclass(frozen=True, repr=False)
 class CropViews:
-    """A crop in all poses of its category, by inversion.
+    """A crop in all poses of its category, by inversion."""
 
-    Args:
-        poses: (k,) their numbers, in circular order.
-        views: (k, S, S, 3) uint8 in the same order; in its own pose the crop itself.
-        reconstruction: (S, S, 3) uint8, what the inverted noise gives back.
-        reconstruction_psnr_db: its peak signal-to-noise ratio in dB, at most 99: beyond that 8
-            bits tell no difference.
-        inversion_evaluations: of the network.
-        seconds: of each part of the work.
-    """
-
-    poses: tuple[int, ...]
-    views: np.ndarray
-    reconstruction: np.ndarray
+    poses: tuple[int, ...]  # (k,) in circular order
+    views: np.ndarray  # (k, S, S, 3) uint8 in the same order; in its own pose the crop itself
+    reconstruction: np.ndarray  # (S, S, 3) uint8, what the inverted noise gives back
+    # In dB, at most 99: beyond that 8 bits tell no difference.
     reconstruction_psnr_db: float
-    inversion_evaluations: int
-    seconds: dict[str, float]
+    inversion_evaluations: int  # of the network
+    seconds: dict[str, float]  # of each part of the work
 
 
 @dataclass(frozen=True, repr=False)
 class PhotoViews(LocatedPhoto, CropViews):
-    """A photo in all poses.
+    """A photo in all poses."""
 
-    Args:
-        color_drift: of each view, the Euclidean distance in 0..255 of the mean color of its
-            foreground from that of the crop; None where either shows no foreground.
-        settings: that made the views.
-    """
-
+    # Of each view, the Euclidean distance in 0..255 of the mean color of its foreground from that
+    # of the crop; None where either shows no foreground.
     color_drift: tuple[float | None, ...]
-    settings: dict[str, object]
+    settings: dict[str, object]  # that made the views
 
     def __repr__(self) -> str:
         return f"PhotoViews({self.title()}; {len(self.warnings)} warnings)"
-
-    def record(self) -> dict[str, object]:
-        """All but the pixels, for JSON."""
-        fields = asdict(self).items()
-        return {key: value for key, value in fields if not isinstance(value, np.ndarray)}
 
     def save(self, folder: Path | str, stem: str | None = None) -> Path:
         """Write the views and all that is known of the photo.
@@ -116,11 +84,12 @@ class PhotoViews(LocatedPhoto, CropViews):
         Raises:
             UserError: files are in the way that this did not write.
         """
-        folder = Path(folder)
-        stem = Path(self.photo).stem if stem is None else stem
+        folder, stem = Path(folder), Path(self.photo).stem if stem is None else stem
         require_free(folder, stem)
         # First of all: it marks the others as written here, also where this is cut short.
-        write_json(folder / f"{stem}.json", self.record())
+        fields = asdict(self).items()
+        record = {key: value for key, value in fields if not isinstance(value, np.ndarray)}
+        write_json(folder / f"{stem}.json", record)
         images = {"crop": self.crop, "reconstruction": self.reconstruction}
         images |= {f"pose_{p:02d}": view for p, view in zip(self.poses, self.views, strict=True)}
         shutil.rmtree(folder / f"{stem}.views", ignore_errors=True)

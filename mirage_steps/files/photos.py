@@ -27,33 +27,25 @@ def open_photo(photo: Photo) -> tuple[str, Image.Image]:
     """
     path = Path(photo).expanduser() if isinstance(photo, (Path, str)) else None
     where = path or "the photo"
+    if path and not path.is_file():
+        why = "is a folder; give the photos in it" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {why}")
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
+            raise UserError(
+                f"the photo: {photo.dtype} of shape {photo.shape}; give (H, W, 3) uint8"
+            )
+        photo = Image.fromarray(photo)
     try:
-        if path is not None:
-            if not path.is_file():
-                why = "is a folder; give the photos in it" if path.is_dir() else "no such file"
-                raise UserError(f"{path}: {why}")
-            image = read_rgb(path)
-        elif isinstance(photo, Image.Image):
-            image = upright_rgb(photo)
-        else:
-            image = _from_array(np.asarray(photo))
+        image = read_rgb(path) if path else upright_rgb(photo)
     except (UnreadableImage, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{where}: cannot be used: {reason}") from None
+        raise UserError(f"{where}: cannot be used: {error}") from None
     if min(image.size) < _SMALLEST:
         raise UserError(
             f"{where}: cannot be used: {image.width}x{image.height} pixels are too few; "
             f"{_SMALLEST}x{_SMALLEST} is the least"
         )
     return path.name if path else "photo", image
-
-
-def _from_array(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise UserError(
-            f"the photo: an array of {pixels.dtype} and shape {pixels.shape}; give (H, W, 3) uint8"
-        )
-    return Image.fromarray(pixels)
 
 
 def output_names(photos: Sequence[Path]) -> list[str]:
@@ -85,9 +77,9 @@ def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     root = folder.expanduser()
     if not root.is_dir():
         raise UserError(f"photos {folder}: no such folder; set it to the folder with your photos")
-    files = [path.relative_to(root.resolve()) for path in find_files(root)]
+    files = (path.relative_to(root.resolve()) for path in find_files(root))
     reasons = {path: _unusable(root, path) for path in files}
-    usable = [path for path in files if reasons[path] is None]
+    usable = [path for path, reason in reasons.items() if reason is None]
     names = output_names(usable)
     counts = Counter(names)
     found = {}

@@ -4,13 +4,10 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -19,7 +16,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.loading import read_entry
 from mirage_steps.files.manifest import Entry
 from mirage_steps.files.tiles import tile
-from mirage_steps.method.boxes import Box, content_box
+from mirage_steps.method.boxes import content_box
 from mirage_steps.method.circle import circular_mean
 from mirage_steps.method.pose_estimator import Detection
 
@@ -28,15 +25,27 @@ _NEAREST = 8  # crops shown of each pose
 
 
 @contextlib.contextmanager
-def _plot(path: Path, size: tuple[float, float], **options) -> Iterator[Axes]:
-    """Axes of a figure of ``size`` inches, which is written when the block succeeds."""
-    figure, axes = plt.subplots(figsize=size, **{"layout": "constrained", **options})
-    try:
-        yield axes
-        with atomic(path) as temporary:
-            figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
-    finally:
-        plt.close(figure)
+def _plot(
+    path: Path,
+    size: tuple[float, float],
+    grid: tuple[int, int] | None = None,
+    layout: str | None = "constrained",
+    **options: str,
+) -> Iterator[Axes]:
+    """Axes of a figure of ``size`` inches, written when the block succeeds.
+
+    With a ``grid`` of (rows, columns) an array of axes without frames.
+    """
+    figure = Figure(size, layout=layout)
+    if grid:
+        axes = figure.subplots(*grid, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+    else:
+        axes = figure.add_subplot(**options)
+    yield axes
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
 
 
 def foreground(path: Path, examples: Sequence[tuple[Entry, Detection]], threshold: float) -> None:
@@ -44,15 +53,14 @@ def foreground(path: Path, examples: Sequence[tuple[Entry, Detection]], threshol
     columns = min(8, len(examples))
     bands = -(-len(examples) // columns)
     reach = max(np.nanmax(np.abs(found.scores - threshold)) for _, found in examples)
-    size = (1.5 * columns, 3.1 * bands + 0.3)
-    with _plot(path, size, nrows=2 * bands, ncols=columns, squeeze=False) as axes:
-        for axis in axes.flat:
-            axis.axis("off")
+    with _plot(path, (1.5 * columns, 3.1 * bands + 0.3), (2 * bands, columns)) as axes:
         pairs = axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
         for (entry, found), (top, bottom) in zip(examples, pairs, strict=False):
             top.imshow(read_entry(entry))
-            _outline(top, found.box, "lime")
-            _outline(top, found.window, "yellow")
+            for box, color in ((found.box, "lime"), (found.window, "yellow")):
+                if box is not None:
+                    corner, width, height = box[:2], box[2] - box[0], box[3] - box[1]
+                    top.add_patch(Rectangle(corner, width, height, fill=False, ec=color, lw=1.2))
             x0, y0, x1, y1 = content_box(entry.width, entry.height)
             scores = found.scores - threshold
             bottom.imshow(scores, "coolwarm", vmin=-reach, vmax=reach, extent=(0, 1, 1, 0))
@@ -64,21 +72,12 @@ def foreground(path: Path, examples: Sequence[tuple[Entry, Detection]], threshol
         )
 
 
-def _outline(axis: Axes, box: Box | None, color: str) -> None:
-    if box is not None:
-        x0, y0, x1, y1 = box
-        axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=color, lw=1.2))
-
-
 def _tile_rows(
     path: Path, rows: Sequence[np.ndarray], titles: Sequence[str], width: float, columns: int = 1
 ) -> None:
     """Rows of tiles, each (n, S, S, 3) uint8 below its title, column by column."""
     height = -(-len(rows) // columns)
-    size = (width * columns, 0.9 * height)
-    with _plot(path, size, nrows=height, ncols=columns, squeeze=False) as axes:
-        for axis in axes.flat:
-            axis.axis("off")
+    with _plot(path, (width * columns, 0.9 * height), (height, columns)) as axes:
         for axis, row, title in zip(axes.T.flat, rows, titles, strict=False):
             axis.imshow(tile(row, len(row)))
             axis.set_title(title, fontsize=7, pad=1)
@@ -125,8 +124,8 @@ def categories(path: Path, rows: np.ndarray, counts: np.ndarray) -> None:
 def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict) -> None:
     """True azimuths (n,) in degrees of every pose (n,) around the circle, with their scores."""
     k = len(scores["poses"])
-    colors = plt.get_cmap("hsv")(np.arange(k) / k)
-    with _plot(path, (5.5, 5.5), layout=None, subplot_kw={"projection": "polar"}) as axis:
+    colors = colormaps["hsv"](np.arange(k) / k)
+    with _plot(path, (5.5, 5.5), layout=None, projection="polar") as axis:
         for pose in range(k):
             found = azimuths[poses == pose]
             # A ring for each pose: rings that spread over the circle are mixed poses.
@@ -134,9 +133,7 @@ def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict)
             if len(found):
                 mean = np.radians(circular_mean(found))
                 axis.text(mean, k + 3.5, str(pose), ha="center", va="center", fontsize=8)
-        axis.set_rticks([])
-        axis.set_rlim(0, k + 4.5)
-        axis.set_theta_zero_location("S")
+        axis.set(rticks=[], rlim=(0, k + 4.5), theta_zero_location="S")
         axis.set_title(
             f"true azimuth (0 = front) of {k} poses, one ring each: median error "
             f"{scores['median_error_deg']:.1f} deg,\n{scores['share_within_30_deg']:.0%} within "

@@ -15,17 +15,11 @@ from mirage_steps.method.device import choose_device
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together.
-
-    Args:
-        device: of this process.
-        rank: of this process, from 0; only the first writes and reports.
-        count: of all processes.
-    """
+    """This process among those that train together."""
 
     device: torch.device
-    rank: int = 0
-    count: int = 1
+    rank: int = 0  # from 0
+    count: int = 1  # of all processes
 
     @classmethod
     @contextlib.contextmanager
@@ -50,8 +44,7 @@ class Processes:
         except RuntimeError as error:
             if "gloo" not in str(error) and "NCCL" not in str(error):
                 raise
-            reason = f"another process has ended ({first_line(error)})"
-            raise UserError(f"process {rank}: {reason}") from None
+            raise UserError(f"process {rank}: another has ended ({first_line(error)})") from None
         finally:
             dist.destroy_process_group()
 

@@ -11,8 +11,8 @@ the middle: :meth:`UNet.encode` runs up to it, :meth:`UNet.decode` from it on. C
 (equation 6) acts only in the second half.
 """
 
-import contextlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -27,39 +27,26 @@ _QUERY_CHUNK = 1024
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Shape of a network.
+    """Shape of a network."""
 
-    Args:
-        image_size: side of the images in pixels.
-        poses: number of poses, of all categories together.
-        widths: channels of each level.
-        blocks: residual blocks of a level of the encoder.
-        attention_below: resolutions up to this have attention.
-        head_dim: channels of an attention head.
-        heads: attention heads; their channels together need not equal the level's.
-        stem: factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none. With
-            a stem, the input also goes straight to the output with a gain that depends on time and
-            pose: most of an unshuffled pixel's values are noise that the network would otherwise
-            have to carry through all its layers.
-        dropout: in residual blocks, while training.
-        prediction: what the network's output means: ``noise`` (paper), or ``velocity``, from which
-            the noise follows (:func:`mirage_steps.method.diffusion.noise_from_output`).
-        categories: number of categories, each with equally many consecutive poses.
-        layout: ``ddpm`` (Ho et al. 2020), or ``simple-diffusion``, the network that the paper's
-            appendix A names, in which only the middle has the last width.
-    """
-
-    image_size: int
-    poses: int
-    widths: tuple[int, ...]
-    blocks: int = 2
-    attention_below: int = 32
-    head_dim: int = 32
-    heads: int = 4
+    image_size: int  # side of the images in pixels
+    poses: int  # number of poses, of all categories together
+    widths: Sequence[int]  # channels of each level
+    blocks: int = 2  # residual blocks of a level of the encoder
+    attention_below: int = 32  # resolutions up to this have attention
+    head_dim: int = 32  # channels of an attention head
+    heads: int = 4  # their channels together need not equal the level's
+    # Factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none. With a stem,
+    # the input also goes straight to the output with a gain that depends on time and pose: most of
+    # an unshuffled pixel's values are noise that all layers would otherwise have to carry.
     stem: int = 1
-    dropout: float = 0.0
+    dropout: float = 0.0  # in residual blocks, while training
+    # What the output means: `noise` (paper), or `velocity`, from which the noise follows
+    # (:func:`mirage_steps.method.diffusion.noise_from_output`).
     prediction: str = "noise"
-    categories: int = 1
+    categories: int = 1  # each with equally many consecutive poses
+    # `ddpm` (Ho et al. 2020), or `simple-diffusion`, the network that the paper's appendix A names,
+    # in which only the middle has the last width.
     layout: str = "ddpm"
 
     def siblings(self, pose: int) -> range:
@@ -72,11 +59,6 @@ class UNetConfig:
     def embedding(self) -> int:
         """Length of the joint embedding of time and pose."""
         return 4 * self.widths[0]
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "UNetConfig":
-        """The configuration that ``dataclasses.asdict`` and JSON made plain values of."""
-        return cls(**{**values, "widths": tuple(values["widths"])})
 
 
 # The small network works on blocks of 4 x 4 pixels and predicts the velocity, from which shapes
@@ -93,27 +75,16 @@ _PRESETS = {
 def preset(
     name: str, image_size: int, poses: int, dropout: float, categories: int = 1
 ) -> UNetConfig:
-    """The network of appendix A (``paper``), or one for two cores without accelerator (``small``).
-
-    Raises:
-        ValueError: no preset has this name.
-    """
-    if name not in _PRESETS:
-        raise ValueError(f"preset {name}: unknown; valid choices are {', '.join(_PRESETS)}")
+    """The network of appendix A (``paper``), or one for two cores without a GPU (``small``)."""
     return UNetConfig(image_size, poses, dropout=dropout, categories=categories, **_PRESETS[name])
 
 
 @dataclass(frozen=True)
 class Frames:
-    """How a batch divides into objects, each a row of frames: reference, views, hard views.
+    """How a batch divides into objects, each a row of frames: reference, views, hard views."""
 
-    Args:
-        views: views of each object besides the reference.
-        hard: whether the views follow once more, to attend with arg-max.
-    """
-
-    views: int
-    hard: bool
+    views: int = 0  # of each object; without any, every image attends to itself
+    hard: bool = False  # whether the views follow once more, to attend with arg-max
 
     @classmethod
     def of(cls, views: int, gamma: float) -> "Frames":
@@ -132,6 +103,9 @@ class Frames:
         rows = x.unflatten(0, (-1, 1 + self.views))
         spread = torch.cat([rows, rows[:, 1:]], dim=1).flatten(0, 1)
         return spread.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else spread
+
+
+_ALONE = Frames()
 
 
 class Encoded(NamedTuple):
@@ -192,31 +166,29 @@ class UNet(nn.Module):
                 skips.append(h)
         return Encoded(self.middle_block0(h, embedding), skips, inputs)
 
-    def decode(self, encoded: Encoded, embedding: Tensor, frames: Frames | None = None) -> Tensor:
+    def decode(self, encoded: Encoded, embedding: Tensor, frames: Frames = _ALONE) -> Tensor:
         """From the first attention of the middle to the network's output.
 
         Args:
             encoded: what :meth:`encode` returned.
             embedding: (n, embedding).
-            frames: how the batch divides into objects, for cross-frame attention (equation 6);
-                None for plain self-attention (equation 5).
+            frames: how the batch divides into objects, for cross-frame attention (equation 6); by
+                default plain self-attention (equation 5).
 
         Returns:
             (n, 3, S, S); with hard views (objects * frames.count, 3, S, S).
         """
-        if frames is not None:
-            skips = [frames.spread(skip) for skip in encoded.skips]
-            encoded = Encoded(frames.spread(encoded.features), skips, frames.spread(encoded.inputs))
-            embedding = frames.spread(embedding)
-        h = self.middle_block1(self.middle_attention(encoded.features, frames), embedding)
-        skips = list(encoded.skips)
+        h, inputs, embedding, *skips = map(
+            frames.spread, (encoded.features, encoded.inputs, embedding, *encoded.skips)
+        )
+        h = self.middle_block1(self.middle_attention(h, frames), embedding)
         for layer in self.decoder.values():
             if layer.skip:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, embedding, frames)
         h = self.conv_out(functional.silu(self.norm_out(h)))
         if self.input_gain is not None:
-            h = torch.addcmul(h, self.input_gain(embedding)[:, :, None, None], encoded.inputs)
+            h = torch.addcmul(h, self.input_gain(embedding)[:, :, None, None], inputs)
         return self.shuffle(h)
 
 
@@ -266,13 +238,13 @@ class Block(nn.Module):
         nn.init.zeros_(self.conv2.bias)
         self.attention = SelfAttention(config, width) if attention else None
 
-    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, frames: Frames = _ALONE) -> Tensor:
         """(n, channels, H, W) and (n, embedding) to (n, width, H, W)."""
         h = self.conv1(functional.silu(self.norm1(x)))
         scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
         h = functional.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
         h = self.shortcut(x) + self.conv2(self.dropout(h))
-        return h if self.attention is None else self.attention(h, frames)
+        return self.attention(h, frames) if self.attention else h
 
 
 class SelfAttention(nn.Module):
@@ -289,26 +261,24 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, frames: Frames | None = None) -> Tensor:
+    def forward(self, x: Tensor, frames: Frames = _ALONE) -> Tensor:
         """(n, channels, H, W) to the same shape, added to the input.
 
-        With ``frames`` keys and values are projected for the references only, and all queries of
-        an object are folded into one row of tokens, so that one product serves all its views.
+        Keys and values are projected for the references only, and all queries of an object are
+        folded into one row of tokens, so that one product serves all its views.
         """
         _, _, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (n, HW, channels)
-        query = self.query(tokens)
-        if frames is not None:
-            tokens = tokens.unflatten(0, (-1, frames.count))[:, 0]  # references
-            query = query.unflatten(0, (-1, frames.count)).flatten(1, 2)  # (objects, frames HW, .)
-        key, value = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=-1))
-        query = self._split(query)  # (., heads, queries, head_dim)
-        soft = height * width * (1 if frames is None else 1 + frames.views)
+        references = tokens.unflatten(0, (-1, frames.count))[:, 0]
+        key, value = map(self._split, self.key_value(references).chunk(2, dim=-1))
+        query = self.query(tokens).unflatten(0, (-1, frames.count)).flatten(1, 2)
+        query = self._split(query)  # (objects, heads, frames * HW, head_dim)
+        soft = height * width * (1 + frames.views)
         attended = functional.scaled_dot_product_attention(query[:, :, :soft], key, value)
-        if frames is not None and frames.hard:
+        if frames.hard:
             hard = hard_attention(query[:, :, soft:], key, value)
             attended = torch.cat([attended, hard], dim=2)
-        attended = self.out(attended.transpose(1, 2).flatten(2))  # (., queries, channels)
+        attended = self.out(attended.transpose(1, 2).flatten(2))
         attended = attended.reshape(-1, height, width, attended.shape[-1]).permute(0, 3, 1, 2)
         return x + attended
 
@@ -327,21 +297,12 @@ def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query: (n, heads, queries, d), the shape of the result.
         key: (n, heads, keys, d), like the values.
     """
-    chunks = []
     # Logits that differ little are equal in bfloat16, and the first would always win.
     keys = key.transpose(2, 3).to(torch.promote_types(key.dtype, torch.float32))
-    with _without_autocast(query.device):
-        for part in query.split(_QUERY_CHUNK, dim=2):
-            best = (part.to(keys.dtype) @ keys).argmax(dim=3, keepdim=True)
-            chunks.append(value.gather(2, best.expand(-1, -1, -1, value.shape[3])))
-    return torch.cat(chunks, dim=2)
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """No autocast, on devices that have one (meta has none)."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
+    with torch.autocast("cpu" if query.is_meta else query.device.type, enabled=False):
+        best = [(q.to(keys.dtype) @ keys).argmax(dim=3) for q in query.split(_QUERY_CHUNK, dim=2)]
+    indices = torch.cat(best, dim=2)[..., None]  # (n, heads, queries, 1)
+    return value.gather(2, indices.expand(-1, -1, -1, value.shape[3]))
 
 
 def sinusoidal(t: Tensor, dim: int) -> Tensor:
@@ -367,19 +328,15 @@ class Resample(nn.Module):
         if direction == "down":
             self.resize, self.conv = nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 1)
         else:
-            up = nn.Upsample(scale_factor=2, mode="nearest")
-            self.resize = up if direction == "up" else nn.Identity()
+            self.resize = nn.Upsample(scale_factor=2) if direction == "up" else nn.Identity()
             self.conv = nn.Conv2d(channels, width, 3, padding=1)
 
-    def forward(self, x: Tensor, embedding: Tensor, frames: Frames | None = None) -> Tensor:
+    def forward(self, x: Tensor, *_: object) -> Tensor:
         """(n, channels, H, W) to (n, width, H', W')."""
         return self.conv(self.resize(x))
 
 
-_Layers = tuple[dict[str, nn.Module], dict[str, nn.Module]]
-
-
-def _ddpm(config: UNetConfig) -> _Layers:
+def _ddpm(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """Encoder and decoder of DDPM: a level's first block has its width, a halving ends it.
 
     All outputs of the encoder are skip connections, so a level of the decoder has a block more.
@@ -394,8 +351,7 @@ def _ddpm(config: UNetConfig) -> _Layers:
         for number in range(config.blocks):
             block = Block(config, channels, width, size <= config.attention_below)
             encoder[f"{size}x{size}_block{number}"] = block
-            channels = width
-            skips.append(channels)
+            skips.append(channels := width)
     for level, width in reversed(list(enumerate(config.widths))):
         for number in range(config.blocks + 1):
             block = Block(config, channels + skips.pop(), width, size <= config.attention_below)
@@ -407,31 +363,30 @@ def _ddpm(config: UNetConfig) -> _Layers:
     return encoder, decoder
 
 
-def _simple_diffusion(config: UNetConfig) -> _Layers:
+def _simple_diffusion(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """Encoder and decoder as in github.com/filipbasara0/simple-diffusion, model/unet.py.
 
     A level's blocks keep its width, the layer behind them leads to the next width; the last does
     not halve the resolution. Attention follows the last block of a level. Skip connections come
     from the blocks, and from the first convolution to one more block at the end.
     """
-    encoder, decoder, sizes = {}, {}, []
-    size, levels = config.image_size // config.stem, list(pairwise(config.widths))
-    for level, (width, wider) in enumerate(levels, 1):
-        sizes.append(size)
+    encoder, decoder = {}, {}
+    levels, last = list(pairwise(config.widths)), config.blocks - 1
+    sizes = [config.image_size // config.stem >> level for level in range(len(levels))]
+    for (width, wider), size, after in zip(levels, sizes, [*sizes[1:], sizes[-1]], strict=True):
         for number in range(config.blocks):
-            attention = size <= config.attention_below and number == config.blocks - 1
+            attention = size <= config.attention_below and number == last
             encoder[f"{size}x{size}_block{number}"] = Block(config, width, width, attention)
-        direction = "conv" if level == len(levels) else "down"
-        size //= 2 if direction == "down" else 1
-        encoder[f"{size}x{size}_{direction}"] = Resample(width, wider, direction)
-    for (width, wider), size in reversed(list(zip(levels, sizes, strict=True))):
+        direction = "down" if after < size else "conv"
+        encoder[f"{after}x{after}_{direction}"] = Resample(width, wider, direction)
+    upwards = zip(levels, sizes, [sizes[0], *sizes[:-1]], strict=True)
+    for (width, wider), size, after in reversed(list(upwards)):
         for number in range(config.blocks):
-            attention = size <= config.attention_below and number == config.blocks - 1
+            attention = size <= config.attention_below and number == last
             decoder[f"{size}x{size}_block{number}"] = Block(config, wider + width, wider, attention)
-        direction = "conv" if size == sizes[0] else "up"
-        size *= 2 if direction == "up" else 1
-        decoder[f"{size}x{size}_{direction}"] = Resample(wider, width, direction)
-    decoder[f"{size}x{size}_block{config.blocks}"] = Block(config, 2 * width, width)
+        direction = "up" if after > size else "conv"
+        decoder[f"{after}x{after}_{direction}"] = Resample(wider, width, direction)
+    decoder[f"{after}x{after}_block{config.blocks}"] = Block(config, 2 * width, width)
     return encoder, decoder
 
 

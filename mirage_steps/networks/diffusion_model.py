@@ -42,7 +42,7 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        model = build(UNetConfig.from_dict(config["unet"]), config["seed"])
+        model = build(UNetConfig(**config["unet"]), config["seed"])
         weights = model.state_dict() if untrained else load_file(folder / "model.safetensors")
         if weights.keys() != model.state_dict().keys():
             raise UserError(f"{folder}: made by another version; rerun the training")
@@ -51,6 +51,7 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
         path = error.filename or folder / "model.safetensors"  # safetensors names none
         raise UserError(f"{path}: no such file; run the training step first") from None
     except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = f"not a trained model ({first_line(error)}); rerun the training"
-        raise UserError(f"{folder}: {reason}") from None
+        raise UserError(
+            f"{folder}: not a trained model ({first_line(error)}); rerun the training"
+        ) from None
     return model.to(device).eval().requires_grad_(False)

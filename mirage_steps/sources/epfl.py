@@ -33,8 +33,7 @@ def list_images(source: Epfl, out: Path, progress) -> Listing:
     """
     truth = read_sequences(check(source))
     files = [path for path in truth if path.is_file()]
-    reason = "listed in tripod-seq.txt but not there"
-    absent = [(str(path), reason) for path in truth if not path.is_file()]
+    absent = [(str(p), "listed in tripod-seq.txt but not there") for p in truth if not p.is_file()]
     entries, rejected = inspect_images(files, source.max_pixels, progress)
     labeled = []
     for entry in entries:
@@ -72,8 +71,8 @@ def read_sequences(folder: Path) -> dict[Path, tuple[float, Box]]:
         for i in range(count):
             seconds = np.array(times[i].split(), float)[: lengths[i]]
             azimuths = turntable_azimuths(seconds, periods[i], fronts[i], senses[i])
-            rows = [line.split() for line in _lines(_inside(folder, lines[3], i + 1))]
-            boxes = [[float(word) for word in row] for row in rows if row]
+            table = _lines(_inside(folder, lines[3], i + 1))
+            boxes = [[float(word) for word in line.split()] for line in table if line.strip()]
             if min(len(seconds), len(boxes)) < lengths[i]:
                 counts = f"{lengths[i]} photos, {len(seconds)} times and {len(boxes)} boxes"
                 raise ValueError(f"sequence {i + 1} has {counts}")

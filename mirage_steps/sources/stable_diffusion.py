@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -17,10 +16,6 @@ from mirage_steps.files.manifest import Entry
 from mirage_steps.networks.fetching import resolve
 from mirage_steps.settings import WEIGHTS, StableDiffusion
 from mirage_steps.sources import Listing
-
-if TYPE_CHECKING:  # diffusers takes seconds to import, and most runs do without it
-    import torch
-    from diffusers import StableDiffusionPipeline
 
 # Part of the images' key: raise it with every change of this file that changes images.
 VERSION = 1
@@ -59,22 +54,31 @@ def list_images(
     Raises:
         UserError: the model or the device is not there, or the disk has too little room.
     """
-    settings = _tracked(source)
+    # All settings that change an image; images are never enlarged.
+    names = {"category", "model", "steps", "guidance_scale", "size", "seed"}
+    side = min(source.size, source.saved_size)
+    settings = {**source.model_dump(include=names), "saved_size": side, "version": VERSION}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder, side = out / "images" / key, settings["saved_size"]
+    folder = out / "images" / key
     done = _done(folder, source.images)
     missing = [index for index in range(source.images) if index not in done]
     others = sorted(path.parent.name for path in folder.parent.glob("*/settings.json"))
     if others := ", ".join(name for name in others if name != key):
         log.info("%s holds images of other settings, delete them at will: %s", out, others)
-    new: Iterable[tuple[int, str | None]] = ()
+    new = ()
     if missing:
         log.info("%d of %d images are there: %s", len(done), source.images, folder)
         size = int(len(missing) * side**2 * _PNG_BYTES_PER_PIXEL)
         require_disk(out, size, f"generating {len(missing)} images")
-        model = resolve(source.model, "source.model", weights)
-        pipeline = load_pipeline(model, device)
-        _require_short(pipeline.tokenizer, source.category)
+        pipeline = load_pipeline(resolve(source.model, "source.model", weights), device)
+        # The viewpoint comes last, and the model must read it.
+        texts = [prompts(source.category, i)[0] for i in range(len(VIEWPOINTS))]
+        count = max(len(pipeline.tokenizer(text).input_ids) for text in texts)
+        if count > (limit := pipeline.tokenizer.model_max_length):
+            raise UserError(
+                f"source.category: its prompt has {count} tokens, the model reads {limit}; "
+                "shorten it"
+            )
         if not done:
             write_json(folder / "settings.json", settings)
         images = _generate(pipeline, source, missing)
@@ -106,8 +110,8 @@ def prompts(category: str, index: int) -> tuple[str, str, str]:
     return f"A high-quality photo of {category}, {view} view", negative, view
 
 
-def load_pipeline(folder: Path, device: str) -> "StableDiffusionPipeline":
-    """Load Stable Diffusion from a local folder, from safetensors only.
+def load_pipeline(folder: Path, device: str):
+    """The ``StableDiffusionPipeline`` of a local folder, from safetensors only.
 
     The folder's own scheduler is kept if all its noise comes from each image's generator, and DDIM
     replaces it otherwise. The safety checker is used if the folder has one.
@@ -127,9 +131,7 @@ def load_pipeline(folder: Path, device: str) -> "StableDiffusionPipeline":
     chosen = choose_device(device)
     try:
         pipeline = _read(folder, torch.float16 if chosen.type == "cuda" else torch.float32)
-    except Exception as error:
-        # Damaged weights, tokenizers and configurations raise nearly anything, tokenizers even
-        # a bare Exception; whatever it was, this folder cannot be used.
+    except Exception as error:  # damaged parts raise nearly anything, tokenizers a bare Exception
         raise UserError(
             f"source.model {folder}: cannot be loaded ({first_line(error)}); set it to the folder "
             "of a Stable Diffusion pipeline of diffusers"
@@ -143,7 +145,7 @@ def load_pipeline(folder: Path, device: str) -> "StableDiffusionPipeline":
     return pipeline.to(chosen)
 
 
-def _read(folder: Path, dtype: "torch.dtype") -> "StableDiffusionPipeline":
+def _read(folder: Path, dtype):
     """Read all parts of a pipeline; raises nearly anything."""
     import diffusers
     import transformers
@@ -158,7 +160,7 @@ def _read(folder: Path, dtype: "torch.dtype") -> "StableDiffusionPipeline":
     if not any(all((folder / "tokenizer" / f).is_file() for f in v) for v in vocabularies):
         # Transformers would make a tokenizer without words, and the prompts would say nothing.
         raise ValueError("tokenizer/ has no vocabulary")
-    networks: dict[str, type] = {
+    networks = {
         "unet": diffusers.UNet2DConditionModel,
         "vae": diffusers.AutoencoderKL,
         "text_encoder": transformers.CLIPTextModel,
@@ -178,34 +180,27 @@ def _read(folder: Path, dtype: "torch.dtype") -> "StableDiffusionPipeline":
     return diffusers.StableDiffusionPipeline.from_pretrained(folder, **parts, **options)
 
 
-def _require_short(tokenizer, category: str) -> None:
-    """Refuse a category so long that the model would not read the viewpoint, which comes last."""
-    count = max(len(tokenizer(prompts(category, i)[0]).input_ids) for i in range(len(VIEWPOINTS)))
-    if count > tokenizer.model_max_length:
-        raise UserError(
-            f"source.category: its prompt has {count} tokens, the model reads "
-            f"{tokenizer.model_max_length}; shorten it"
-        )
-
-
 def _generate(
-    pipeline: "StableDiffusionPipeline", source: StableDiffusion, indices: Sequence[int]
+    pipeline, source: StableDiffusion, indices: Sequence[int]
 ) -> Iterator[tuple[int, tuple[Image.Image, bool]]]:
     """Each index with its image and whether the safety checker flags it, batch by batch."""
     import torch
 
     for start in range(0, len(indices), source.batch_size):
         batch = indices[start : start + source.batch_size]
-        positive, negative, _ = zip(*(prompts(source.category, i) for i in batch), strict=True)
+        asked = [prompts(source.category, index) for index in batch]
+        # Each image's own noise, drawn on the CPU so that it is the same on every device.
+        keys = [np.random.SeedSequence(source.seed, spawn_key=(index,)) for index in batch]
+        seeds = [int(key.generate_state(1, np.uint64)[0]) for key in keys]
         try:
             output = pipeline(
-                prompt=list(positive),
-                negative_prompt=list(negative),
+                prompt=[positive for positive, _, _ in asked],
+                negative_prompt=[negative for _, negative, _ in asked],
                 height=source.size,
                 width=source.size,
                 num_inference_steps=source.steps,
                 guidance_scale=source.guidance_scale,
-                generator=[_generator(source.seed, index) for index in batch],
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             )
         except torch.OutOfMemoryError:
             raise UserError(
@@ -214,14 +209,6 @@ def _generate(
             ) from None
         flags = output.nsfw_content_detected or [False] * len(batch)
         yield from zip(batch, zip(output.images, flags, strict=True), strict=True)
-
-
-def _generator(seed: int, index: int) -> "torch.Generator":
-    """The image's own noise, drawn on the CPU so that it is the same on every device."""
-    import torch
-
-    state = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(1, np.uint64)
-    return torch.Generator("cpu").manual_seed(int(state[0]))
 
 
 def _save(path: Path, side: int, image: Image.Image, flagged: bool) -> str | None:
@@ -243,10 +230,3 @@ def _done(folder: Path, images: int) -> dict[int, str | None]:
     found = notes | dict.fromkeys(folder.glob("*.png"))
     paths = (path for path in sorted(found) if path.stem.isdecimal() and int(path.stem) < images)
     return {int(path.stem): found[path] for path in paths}
-
-
-def _tracked(source: StableDiffusion) -> dict[str, object]:
-    """All settings that change an image; images are never enlarged."""
-    names = {"category", "model", "steps", "guidance_scale", "size", "seed"}
-    side = min(source.size, source.saved_size)
-    return {**source.model_dump(include=names), "saved_size": side, "version": VERSION}
