@@ -6,7 +6,7 @@ Makes a data set in CompCars' layout out of procedural cars, and files of the re
 random weights: DINOv2-base, SAM ViT-B, and Inception v3 as TorchScript. Then Snakemake makes
 ``results/compcars/fid.txt`` with the paper's U-Net, but few images and hardly any training. What
 comes out means nothing as an image; that it comes out, how long it takes and how much memory it
-needs is the point. Prints a table; run again, only what is stale is made anew.
+needs is the point. Prints a table; a second run remakes only what is stale.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Join the shards of a step: the files of several jobs become the file of one.
+"""Join the shards of a step into one file.
 
 Reads ``NAME.1-of-N.h5`` ... ``NAME.N-of-N.h5`` and writes ``NAME.h5``, the same as a single job
 would have written, its record, and for generated images ``images.png``.

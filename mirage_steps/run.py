@@ -1,8 +1,8 @@
-"""A finished run as a tool: any photo cropped, posed, inverted and shown in all poses.
+"""A finished run in Python: locates the object of any photo and renders it in all poses.
 
-Pose estimator and diffusion model are those that the run stored; nothing is fitted to the photo.
-Photos get the same preprocessing as the training images, so one of those gets the crop and the pose
-that it has in the run. Where the result should not be trusted, it carries a :class:`PhotoWarning`.
+Pose estimator and diffusion model are the run's; nothing is fitted to the photo. Photos get the
+same preprocessing as the training images, so a training image gets its crop and pose of the run.
+Unreliable results carry a :class:`PhotoWarning`.
 """
 
 import time
@@ -149,16 +149,16 @@ class Run:
     def _warnings(
         self, found: Detection, box_by: str, share: float, estimate: Estimate
     ) -> Iterator[PhotoWarning]:
-        """What speaks against a photo's box and pose."""
+        """Warnings about a photo's box and pose."""
         if box_by == "whole photo":
-            reason = "no object was found, so the whole photo is taken; give a box"
+            reason = "no object was found, so the whole photo is used; give a box"
             yield PhotoWarning(reason, "foreground patches", 0, 1)
         if box_by == "foreground" and share < _SEPARATION:
-            reason = "the foreground is undecided: scores do not fall into object and surroundings"
+            reason = "the foreground is undecided: scores do not separate object and background"
             yield PhotoWarning(reason, "separation", share, _SEPARATION)
         foreground = (found.scores > self.estimator.foreground.threshold).sum()
         if box_by == "foreground" and found.region.mask.sum() < _LARGEST * foreground:
-            reason = "the foreground is in several parts, and the largest is taken; give a box"
+            reason = "the foreground is in several parts, and the largest is used; give a box"
             largest = float(found.region.mask.sum() / foreground)
             yield PhotoWarning(reason, "its share", largest, _LARGEST)
         side, least = found.window[2] - found.window[0], self.model.config.image_size / 2
@@ -166,7 +166,7 @@ class Run:
             reason = "the object is small, so its crop is blurred"
             yield PhotoWarning(reason, "side of the crop in pixels", side, least)
         if not estimate.shown.any():
-            reason = "the crop shows no foreground, so the pose means nothing"
+            reason = "the crop shows no foreground, so the pose is meaningless"
             yield PhotoWarning(reason, "foreground patches of the crop", 0, 1)
         distance = float(estimate.distances[0])
         if distance > self.estimator.far:
@@ -189,7 +189,7 @@ class Run:
             box: as in :meth:`locate`.
             views: sampler.
             guidance: hard-attention guidance.
-            novel_views: inversion, and what the other poses start from.
+            novel_views: inversion, and the initial noise of the other poses.
 
         Raises:
             UserError: as in :meth:`locate`.
@@ -226,7 +226,7 @@ def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iter
     """What speaks against the views of a photo."""
     psnr_db = made.reconstruction_psnr_db
     if psnr_db < _PSNR:
-        reason = "poorly reconstructed: the photo is unlike the training images, or steps too few"
+        reason = "poorly reconstructed: unlike the training images, or too few steps"
         yield PhotoWarning(reason, "PSNR in dB", psnr_db, _PSNR)
     drifts = zip(made.poses, color_drift, strict=True)
     other = {pose: drift for pose, drift in drifts if drift and drift > _COLOR_DRIFT}
@@ -289,11 +289,11 @@ def _on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
     try:
         x0, y0, x1, y1 = clipped(tuple(map(float, box)), *size)
-    except (TypeError, ValueError):  # no numbers, not four, or None for no part
+    except (TypeError, ValueError):  # not numbers, not four, or None outside the photo
         x0 = y0 = x1 = y1 = 0.0
     if min(x1 - x0, y1 - y0) < 1:
         raise UserError(
-            f"box {box}: no part of the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
+            f"box {box}: outside the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
             "pixels from the top left"
         )
     return (x0, y0, x1, y1)

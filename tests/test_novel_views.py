@@ -248,7 +248,7 @@ def test_a_given_box_is_taken_and_clipped(run):
      ("a", 0, 50, 50)],
 )  # fmt: skip
 def test_a_box_that_is_none_or_off_the_photo_is_refused(run, box):
-    with pytest.raises(UserError, match=r"box .*no part of the photo of 160x160 pixels; give x0"):
+    with pytest.raises(UserError, match=r"box .*outside the photo of 160x160 pixels; give x0"):
         run.locate(ORANGE, box=box)
 
 
@@ -305,8 +305,8 @@ def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypa
     two = (GREEN, OCHRE)
     for photos, more, told in (
         ((), {}, "no photos"),
-        (two, {"box": (0, 0, 9, 9)}, "--box: belongs to one photo, 2 are given"),
-        (two, {"name": "x"}, "--name: belongs to one photo"),
+        (two, {"box": (0, 0, 9, 9)}, "--box: applies to one photo, 2 are given"),
+        (two, {"name": "x"}, "--name: applies to one photo"),
         ((GREEN, GREEN), {}, "outputs of several photos would be called green.png"),
     ):
         with pytest.raises(UserError, match=told):

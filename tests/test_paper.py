@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.numpy import load_file
 from workflow import ROOT, Project, errors
 
 from mirage_steps.settings import differences, load
@@ -18,7 +19,7 @@ TARGETS = {
     "compcars": "results/compcars/fid.txt",
     "sd_armchairs": "results/sd_armchairs/fid.txt",
     "sd_mugs": "results/sd_mugs/fid.txt",
-    "epfl": "results/epfl/turned/contact_sheet.png",
+    "epfl": "results/epfl/photo_sheet/contact_sheet.png",
 }
 
 
@@ -120,7 +121,7 @@ def test_a_data_set_without_a_model_of_its_own_says_what_its_target_is(bare):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Project:
-    """Two kinds of object, baselines, and photos that are turned, in miniature."""
+    """Two categories, baselines, and a data set that uses another's model, in miniature."""
     project = Project(tmp_path_factory.mktemp("paper") / "run", ("mini.yaml", "more.yaml"))
     theirs = project.folder / "their images"
     theirs.mkdir()
@@ -146,11 +147,11 @@ def finished(tmp_path_factory) -> Project:
     photos = {"source": {**source, "images": 6, "seed": 9}, "use": "mini", "sheet": {"objects": 3}}
     more = {"datasets": {"mini": mini, "photos": photos}}
     (project.folder / "more.yaml").write_text(yaml.safe_dump(more))
-    project.run("--", "results/mini/overview.txt", "results/photos/turned/contact_sheet.png")
+    project.run("--", "results/mini/overview.txt", "results/photos/photo_sheet/contact_sheet.png")
     return project
 
 
-def test_kinds_of_object_have_poses_of_their_own(finished):
+def test_each_category_has_its_own_poses(finished):
     rows = [line.split(",") for line in finished["poses/poses.csv"].read_text().splitlines()[1:]]
     assert {int(pose) // 4 for _, pose, _, _ in rows} == {0, 1}
     assert all(int(pose) // 4 == int(category) for _, pose, _, category in rows)
@@ -160,7 +161,7 @@ def test_kinds_of_object_have_poses_of_their_own(finished):
     assert about["truth"]["labels"] == ["car", "chair"] and sum(about["images"]) == len(rows)
 
 
-def test_views_of_an_object_stay_within_its_kind(finished):
+def test_views_of_an_object_stay_within_its_category(finished):
     import h5py
 
     with h5py.File(finished["sets/mv-bg-hag/images.h5"]) as file:
@@ -179,17 +180,18 @@ def test_baselines_and_the_papers_figures_stand_in_the_table(finished):
     assert "training.iterations 4 (paper: 7)" in text
 
 
-def test_photos_are_turned_with_the_other_models_poses(finished):
+def test_photos_get_the_poses_of_the_other_model(finished):
     folder = finished.folder / "results/photos"
-    for name in ("foreground/pca1.npz", "pose_space/pca2.npz", "poses/poses.npz"):
-        with np.load(folder / name) as ours, np.load(finished[name]) as theirs:
-            for key in theirs:
-                np.testing.assert_array_equal(ours[key], theirs[key])
-    turned = json.loads((folder / "turned/turned.json").read_text())
-    assert len(turned["photos"]) == 3
+    name = "poses/pose_estimator.safetensors"
+    ours, theirs = load_file(folder / name), load_file(finished[name])
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    record = json.loads((folder / "photo_sheet/photos.json").read_text())
+    assert len(record["photos"]) == 3
     assert not (folder / "training").exists()
 
 
 def test_a_second_run_does_nothing(finished):
-    targets = ("results/mini/overview.txt", "results/photos/turned/contact_sheet.png")
+    targets = ("results/mini/overview.txt", "results/photos/photo_sheet/contact_sheet.png")
     assert "Nothing to be done" in finished.run("--", *targets)

@@ -131,9 +131,9 @@ def test_names_that_are_no_folder_names_are_refused(name):
 def test_what_other_data_sets_are_named_for_is_checked():
     one = {"source": {"kind": "procedural"}}
     told = {
-        "targets: b is no data set": {"targets": ["b"], "datasets": {"a": one}},
-        "datasets.a.use: b is no other": {"datasets": {"a": {**one, "use": "b"}}},
-        "datasets.a.use: a is no other": {"datasets": {"a": {**one, "use": "a"}}},
+        "targets: b is not a data set": {"targets": ["b"], "datasets": {"a": one}},
+        "datasets.a.use: b is not another": {"datasets": {"a": {**one, "use": "b"}}},
+        "datasets.a.use: a is not another": {"datasets": {"a": {**one, "use": "a"}}},
         "datasets.a.use: b has no model of its own; use c": {
             "datasets": {"a": {**one, "use": "b"}, "b": {**one, "use": "c"}, "c": one}
         },

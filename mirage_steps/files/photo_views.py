@@ -1,4 +1,4 @@
-"""What came of a photo: its object and pose, its views, warnings, and the files that hold them."""
+"""Results of a photo: its object and pose, its views, warnings, and their files."""
 
 import shutil
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from mirage_steps.method.boxes import Box
 
 @dataclass(frozen=True)
 class PhotoWarning:
-    """A reason not to trust the result, with what was measured and the limit that it passed."""
+    """A reason not to trust the result, with the measure and its limit."""
 
     reason: str
     measure: str
@@ -35,15 +35,15 @@ class LocatedPhoto:
         photo: name of the photo.
         size: width and height of the upright photo in pixels.
         box: of the object in pixels, (x0, y0, x1, y1).
-        box_by: who found it: ``foreground``, ``user``, or ``whole photo`` where nobody did.
+        box_by: its source: ``foreground``, ``user``, or ``whole photo`` if there was neither.
         window: of the crop in pixels.
-        crop: (S, S, 3) uint8, what the diffusion model is shown.
+        crop: (S, S, 3) uint8, input of the diffusion model.
         pose: nearest centroid.
         category: of the object, 0 where there is one category.
         distance: Euclidean, to the centroid.
         foreground_separation: share of the variance of the photo's scores between foreground and
             background, in [0, 1].
-        warnings: reasons not to trust all this; empty where there is none.
+        warnings: reasons not to trust the result, possibly none.
     """
 
     photo: str
@@ -66,11 +66,11 @@ class CropViews:
     Args:
         poses: (k,) their numbers, in circular order.
         views: (k, S, S, 3) uint8 in the same order; in its own pose the crop itself.
-        reconstruction: (S, S, 3) uint8, what the inverted noise gives back.
+        reconstruction: (S, S, 3) uint8, sampled from the inverted noise.
         reconstruction_psnr_db: its peak signal-to-noise ratio in dB, at most 99: beyond that 8
             bits tell no difference.
         inversion_evaluations: of the network.
-        seconds: of each part of the work.
+        seconds: by stage.
     """
 
     poses: tuple[int, ...]
@@ -98,12 +98,12 @@ class PhotoViews(LocatedPhoto, CropViews):
         return f"PhotoViews({self.title()}; {len(self.warnings)} warnings)"
 
     def record(self) -> dict[str, object]:
-        """All but the pixels, for JSON."""
+        """All fields except the pixels, for JSON."""
         fields = asdict(self).items()
         return {key: value for key, value in fields if not isinstance(value, np.ndarray)}
 
     def save(self, folder: Path | str, stem: str | None = None) -> Path:
-        """Write the views and all that is known of the photo.
+        """Write the views and the record of the photo.
 
         Args:
             folder: gets ``STEM.png``, the strip of views; ``STEM.gif``, a turntable; ``STEM.json``;
@@ -114,12 +114,12 @@ class PhotoViews(LocatedPhoto, CropViews):
             The strip's path.
 
         Raises:
-            UserError: files are in the way that this did not write.
+            UserError: files that this did not write exist already.
         """
         folder = Path(folder)
         stem = Path(self.photo).stem if stem is None else stem
         require_free(folder, stem)
-        # First of all: it marks the others as written here, also where this is cut short.
+        # Written first: it marks the other files as ours, even if this is interrupted.
         write_json(folder / f"{stem}.json", self.record())
         images = {"crop": self.crop, "reconstruction": self.reconstruction}
         images |= {f"pose_{p:02d}": view for p, view in zip(self.poses, self.views, strict=True)}
@@ -144,21 +144,21 @@ class PhotoViews(LocatedPhoto, CropViews):
         )
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """PNG for notebooks."""
         return self.strip()._repr_png_()
 
 
 def require_free(folder: Path, stem: str, photo: Path | None = None) -> None:
-    """Refuse to write over what :meth:`PhotoViews.save` did not write, or over the photo itself.
+    """Refuse to overwrite files that :meth:`PhotoViews.save` did not write, or the photo itself.
 
     Raises:
         UserError: the name cannot be one, or is taken.
     """
     if not stem or Path(stem).name != stem or stem.startswith("."):
-        raise UserError(f"{stem!r} cannot be the name of outputs; give one by --name")
+        raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
     ends = (".json", ".png", ".gif", ".views")
     found = [path for end in ends if (path := folder / f"{stem}{end}").exists()]
     given = set() if photo is None else {photo.resolve(), photo.resolve().parent}
     ours = "inversion_evaluations" in read_json(folder / f"{stem}.json")
     if found and (not ours or given & {path.resolve() for path in found}):
-        raise UserError(f"{found[0]}: is in the way; give another --out")
+        raise UserError(f"{found[0]}: exists already; give another --out")

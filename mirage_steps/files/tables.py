@@ -1,4 +1,4 @@
-"""The tables that steps exchange: crop windows, categories and poses of the images."""
+"""Tables that steps exchange: crop windows, categories and poses of the images."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def read_windows(
             found.append((entry, centered(window, box) if centered_on_box else window))
     if not found:
         raise UserError(
-            f"{path}: no object was found in any image; look at foreground.png beside it and try "
+            f"{path}: no object was found in any image; look at foreground.png and try "
             "foreground.threshold: zero or another foreground.rule"
         )
     return found
@@ -84,7 +84,7 @@ def read_pose_counts(poses: Path) -> tuple[int, int]:
     """Number of poses in all, and of categories, each with equally many.
 
     Args:
-        poses: poses.csv; poses.json lies beside it.
+        poses: poses.csv; poses.json is in the same folder.
 
     Raises:
         UserError: poses.json is missing or not what the poses step writes.

@@ -1,7 +1,7 @@
 """From the tokens of an image to the object's box, category and pose (paper, section 3.1).
 
-Fitted part by part on a data set: the foreground on whole images, then on the crops the categories
-where there are several, the pose space, and the poses. What is fitted serves any further photo.
+Fitted on a data set in stages: the foreground on whole images; categories (if several), pose space
+and poses on the crops. It then applies to any new photo.
 """
 
 from collections.abc import Iterable, Sequence
@@ -70,7 +70,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class PoseEstimator:
-    """What a data set knows of its objects; parts that are not fitted yet are None.
+    """Box, category and pose of objects, as fitted on a data set; None for stages not fitted yet.
 
     Args:
         backbone: of the tokens: ``model`` as configured, ``resolution`` in pixels, ``weights``, the
@@ -110,7 +110,7 @@ class PoseEstimator:
 
         Args:
             tokens: (n, T, dim).
-            content: (n, 4) part of each square that is image, in fractions; None for all of it.
+            content: (n, 4) box of each square that is image, in fractions; None for all of it.
 
         Returns:
             bool (n, T).
@@ -153,7 +153,7 @@ class PoseEstimator:
     def features(
         self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray, token: str
     ) -> np.ndarray:
-        """The feature of each crop by which categories are told apart, (n, dim) float32.
+        """The feature of each crop that categories are clustered by, (n, dim) float32.
 
         Args:
             tokens: (n, T, dim) of crops.
