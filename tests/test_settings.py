@@ -1,6 +1,7 @@
 """Configurations: what is refused and how it is said, and the way to the command line."""
 
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,6 +174,18 @@ def test_whatever_the_paper_states_is_compared():
         "training.iterations 1000000 (paper: 5)",
     ):
         assert words in told
+
+
+def test_the_readme_lists_the_defaults_that_are_not_the_papers():
+    """Rows of its table are KEY, default, paper."""
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|", (ROOT / "README.md").read_text(), re.M
+    )
+    declared = settings.deviations(settings.Dataset, "")
+    for name, section in settings.sections().items():
+        declared += settings.deviations(section, name)
+    assert [f"{key} {default} (paper: {paper})" for key, default, paper in rows] == declared
+    assert len(declared) >= 6
 
 
 def test_keys_of_baselines_and_of_the_paper_are_checked():
