@@ -1,4 +1,4 @@
-# The validated configuration, and how a step's command follows from its rule.
+# The validated configuration, and what the rules share: how a step's command is derived.
 import functools
 import inspect
 import json
@@ -77,7 +77,7 @@ def evaluation_set(wildcards):
 
 
 def step(name, /, launcher="python", code=None, **arguments):
-    """Params of a rule that runs a step: `command` follows from the signature of the step's `main`.
+    """Params that run a step; `command` follows from the signature of `main` in its module.
 
     Each argument of `main` gets its value from the first of these that has one: `arguments` (values
     or functions of the wildcards), the data set's settings for a section, the rule's input of the

@@ -113,8 +113,10 @@ def _make_set(root, count: int = COUNT, seed: int = 0) -> SimpleNamespace:
     rng = np.random.default_rng(seed)
     cls, assigned = _lumps(count, seed)
     tokens = rng.normal(size=(count, GRID**2, DIM))
-    front = rng.random((count, GRID**2)) < 0.5
-    front[:, 5] = True  # on the image in every crop
+    # A rectangle around patch 5, which is on the image in every crop.
+    place = np.stack(np.divmod(np.arange(GRID**2), GRID))[..., None]
+    low, high = rng.integers(0, 2, (2, 1, count)), rng.integers(2, 5, (2, 1, count))
+    front = ((place >= low) & (place < high)).all(0).T
     tokens[..., 0] = np.where(front, 1.0, -1.0) + 0.1 * rng.normal(size=front.shape)
     tokens[..., 1] += np.where(front, 9.0 * assigned[:, None], 0)
     tokens[..., 2] += np.where(front, 0, 40 * rng.normal(size=(count, 1)))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from safetensors.numpy import load_file
 from workflow import ROOT, Project, errors
 
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.settings import differences, load
 
 PAPER = yaml.safe_load((ROOT / "config/paper.yaml").read_text())["datasets"]
@@ -121,7 +121,7 @@ def test_a_data_set_without_a_model_of_its_own_says_what_its_target_is(bare):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Project:
-    """Two categories, baselines, and a data set that uses another's model, in miniature."""
+    """Two categories, baselines, and photos of another data set, in miniature."""
     project = Project(tmp_path_factory.mktemp("paper") / "run", ("mini.yaml", "more.yaml"))
     theirs = project.folder / "their images"
     theirs.mkdir()
@@ -151,7 +151,8 @@ def finished(tmp_path_factory) -> Project:
     return project
 
 
-def test_each_category_has_its_own_poses(finished):
+@pytest.mark.slow
+def test_categories_have_poses_of_their_own(finished):
     rows = [line.split(",") for line in finished["poses/poses.csv"].read_text().splitlines()[1:]]
     assert {int(pose) // 4 for _, pose, _, _ in rows} == {0, 1}
     assert all(int(pose) // 4 == int(category) for _, pose, _, category in rows)
@@ -161,6 +162,7 @@ def test_each_category_has_its_own_poses(finished):
     assert about["truth"]["labels"] == ["car", "chair"] and sum(about["images"]) == len(rows)
 
 
+@pytest.mark.slow
 def test_views_of_an_object_stay_within_its_category(finished):
     import h5py
 
@@ -170,6 +172,7 @@ def test_views_of_an_object_stay_within_its_category(finished):
         assert len(set((poses[objects == number] // 4).tolist())) == 1
 
 
+@pytest.mark.slow
 def test_baselines_and_the_papers_figures_stand_in_the_table(finished):
     text = finished["fid.txt"].read_text()
     cells = {line.split()[0]: line.split() for line in text.splitlines() if line}
@@ -180,18 +183,19 @@ def test_baselines_and_the_papers_figures_stand_in_the_table(finished):
     assert "training.iterations 4 (paper: 7)" in text
 
 
-def test_photos_get_the_poses_of_the_other_model(finished):
+@pytest.mark.slow
+def test_photos_get_their_poses_from_the_other_data_set_s_estimator(finished):
     folder = finished.folder / "results/photos"
-    name = "poses/pose_estimator.safetensors"
-    ours, theirs = load_file(folder / name), load_file(finished[name])
-    assert ours.keys() == theirs.keys()
-    for key in theirs:
-        np.testing.assert_array_equal(ours[key], theirs[key])
-    record = json.loads((folder / "photo_sheet/photos.json").read_text())
-    assert len(record["photos"]) == 3
+    ours, theirs = (load_estimator(run / "poses" / ESTIMATOR) for run in (folder, finished[""]))
+    np.testing.assert_array_equal(ours.foreground.pca.components, theirs.foreground.pca.components)
+    for mine, other in zip(ours.poses, theirs.poses, strict=True):
+        np.testing.assert_array_equal(mine.centroids, other.centroids)
+    sheet = json.loads((folder / "photo_sheet/photos.json").read_text())
+    assert len(sheet["photos"]) == 3
     assert not (folder / "training").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(finished):
     targets = ("results/mini/overview.txt", "results/photos/photo_sheet/contact_sheet.png")
     assert "Nothing to be done" in finished.run("--", *targets)

@@ -57,7 +57,7 @@ def _maps(estimator, batches, assigned) -> tuple[np.ndarray, np.ndarray]:
     return maps, valid
 
 
-def test_the_mask_is_the_foreground_on_the_image(fitted):
+def test_the_mask_is_the_foreground_on_the_image_where_that_is_one_part(fitted):
     for batch in _batches():
         signed = (
             fitted.foreground.sign * fitted.foreground.pca.components[fitted.foreground.component]

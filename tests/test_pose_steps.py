@@ -38,7 +38,7 @@ from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.tokens import Tokens
 from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share
 from mirage_steps.method.foreground import ForegroundModel, TokenBatch, token_moments
-from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.method.pca import Pca
 from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.networks.backbone import Backbone
 
@@ -379,18 +379,23 @@ def test_maps_are_projections_of_foreground_tokens_of_length_one(done):
     np.testing.assert_allclose(maps, expected * signs, atol=2e-2)
 
 
-def test_padding_of_crops_is_left_out_of_pose_space():
+def test_padding_and_other_objects_are_left_out_of_pose_space():
     rng = np.random.default_rng(0)
-    tokens = rng.normal(size=(5, GRID**2, DIM)).astype(np.float16)
+    tokens = rng.normal(size=(5, GRID**2, DIM))
+    # An object, one less patch at the other side, and a larger one on the padding.
+    object_, other, hidden = np.zeros((3, GRID, GRID), bool)
+    object_[2:5, 1:4], other[3:6, 6:8], hidden[6:] = True, True, True
+    tokens[..., 0] = np.where((object_ | other | hidden).ravel(), 9, -9)
+    tokens = tokens.astype(np.float16)
     content = np.array([(0, 0.25, 1, 0.75)] * 5, np.float32)
-    seen = tokens.reshape(5, GRID, GRID, DIM)[:, 2:6].reshape(-1, DIM).astype(float)
-    moments = Moments(DIM)
-    moments.add(seen)
-    model = ForegroundModel(Pca.fit(moments, 3), component=0, sign=-1, threshold=0.1)
+    pca = Pca(np.zeros(DIM), np.eye(DIM)[:3], np.ones(3), np.ones(3))
+    model = ForegroundModel(pca, component=0, sign=1, threshold=0.1)
     batch = TokenBatch(slice(0, 5), tokens, np.zeros((5, DIM), np.float16), content)
     estimator = PoseEstimator({}, model, 0.06)
+    shown = estimator.shown(tokens, content).reshape(5, GRID, GRID)
+    np.testing.assert_array_equal(shown, [object_] * 5)
     (found,) = estimator.fit_pose_space([batch], np.zeros(5, int), settings.PoseSpace()).pcas
-    chosen = seen[(seen - model.pca.mean) @ -model.pca.components[0] > 0.1]
+    chosen = tokens[:, object_.ravel()].reshape(-1, DIM).astype(float)
     np.testing.assert_allclose(found.mean, chosen.mean(0), atol=1e-9)
     covariance = np.cov(chosen.T)
     expected = [row @ covariance @ row for row in found.components]

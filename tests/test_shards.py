@@ -141,6 +141,7 @@ def test_missing_or_mixed_up_shards_are_refused(pieces, tmp_path):
         gather.main(shards=(), out=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_whole_graph_gives_the_same_poses_and_table(finished, tmp_path):
     project = Project(tmp_path / "seven")
     path = project.folder / "mini.yaml"

@@ -99,6 +99,10 @@ def identity(path: Path) -> dict[str, object]:
     stat = path.stat()
     if stat.st_size > _HASH_LIMIT:
         return {"path": str(path), "bytes": stat.st_size, "mtime": int(stat.st_mtime)}
+    return {"path": str(path), "sha256": sha256_of(path)}
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"path": str(path), "sha256": digest}
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -244,10 +244,9 @@ def _find(scores: np.ndarray, threshold: float, valid: np.ndarray) -> Region | N
     nearest = ndimage.distance_transform_edt(~valid, return_indices=True)[1]
     fine = ndimage.zoom(scores[tuple(nearest)], UPSAMPLE, order=1, mode="nearest", grid_mode=True)
     fine_valid = valid.repeat(UPSAMPLE, 0).repeat(UPSAMPLE, 1)
-    labels, count = ndimage.label((fine > threshold) & fine_valid, np.ones((3, 3)))
-    if count == 0:
+    part = largest_part((fine > threshold) & fine_valid)
+    if not part.any():
         return None
-    part = labels == np.bincount(labels[labels > 0]).argmax()
     rows, columns = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / len(part)
     grid = len(scores)
@@ -255,3 +254,11 @@ def _find(scores: np.ndarray, threshold: float, valid: np.ndarray) -> Region | N
     mask = share >= 0.5
     # A sliver thinner than half a patch still needs one patch to prompt and to fit with.
     return Region(tuple(box.tolist()), mask if mask.any() else share == share.max())
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask, neighbors at corners included, bool (h, w)."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    if count < 2:
+        return mask
+    return labels == np.bincount(labels[labels > 0]).argmax()

@@ -26,6 +26,7 @@ from mirage_steps.method.foreground import (
     Region,
     TokenBatch,
     find_objects,
+    largest_part,
 )
 from mirage_steps.method.pca import Moments, Pca
 from mirage_steps.method.poses import PoseModel, object_maps
@@ -106,7 +107,7 @@ class PoseEstimator:
         return self.k * len(self.poses)
 
     def shown(self, tokens: np.ndarray, content: np.ndarray | None = None) -> np.ndarray:
-        """Patches that show the object.
+        """Patches that show the object: the largest connected part of the foreground.
 
         Args:
             tokens: (n, T, dim).
@@ -118,7 +119,7 @@ class PoseEstimator:
         shown = self.foreground.scores(tokens) > self.foreground.threshold
         if content is not None:
             shown &= valid_patches(content, shown.shape[1])
-        return shown.reshape(len(tokens), -1)
+        return np.stack([largest_part(one).ravel() for one in shown])
 
     def locate(
         self,

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError, first_line
-from mirage_steps.networks.dinov2 import is_plain, load_dinov2
-from mirage_steps.networks.fetching import resolve, sha256_of
+from mirage_steps.files.atomic import sha256_of
+from mirage_steps.networks.dinov2 import load_dinov2
+from mirage_steps.networks.fetching import resolve
 from mirage_steps.networks.names import network_name
 
 # Of DINOv2's preprocessor, for models that have none of their own.
@@ -149,8 +150,8 @@ class Backbone:
 def _load(folder: Path, device: torch.device) -> tuple[dict, Callable]:
     """Configuration of a model, and the function from images to its last hidden states."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if is_plain(folder, config):
-        return config, load_dinov2(folder, config).to(device).eval()
+    if dinov2 := load_dinov2(folder, config):
+        return config, dinov2.to(device).eval()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

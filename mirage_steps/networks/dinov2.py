@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+_PLAIN = {"model_type": "dinov2", "hidden_act": "gelu", "use_swiglu_ffn": False, "qkv_bias": True}
 # transformers' name of a part of the network, and its name here.
 _NAMES = {
     "embeddings.cls_token": "cls_token",
@@ -71,33 +72,22 @@ class Dinov2(nn.Module):
         return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
-def is_plain(folder: Path, config: dict) -> bool:
-    """Whether :class:`Dinov2` can be the model of a folder.
+def load_dinov2(folder: Path, config: dict) -> Dinov2 | None:
+    """The model of a folder, None where it is not a plain DINOv2 in one file.
 
     Args:
         folder: of transformers.
         config: content of its ``config.json``.
-    """
-    return (
-        config.get("model_type") == "dinov2"
-        and not config.get("use_swiglu_ffn", False)
-        and config.get("hidden_act") == "gelu"
-        and config.get("qkv_bias", True)
-        and (folder / "model.safetensors").is_file()
-    )
-
-
-def load_dinov2(folder: Path, config: dict) -> Dinov2:
-    """The model of a folder for which :func:`is_plain` holds.
 
     Raises:
         KeyError: a weight is missing.
         RuntimeError: a weight has another shape than the configuration says.
     """
-    state = {  # in a larger model their names begin with `dinov2.`
-        name.removeprefix("dinov2."): value.float()
-        for name, value in load_file(folder / "model.safetensors").items()
-    }
+    weights = folder / "model.safetensors"
+    if not weights.is_file() or not _PLAIN.items() <= config.items():
+        return None
+    # In a larger model their names begin with `dinov2.`
+    state = {k.removeprefix("dinov2."): value.float() for k, value in load_file(weights).items()}
     for number in range(config["num_hidden_layers"]):
         _merge(state, f"encoder.layer.{number}.")
     for name in list(state):

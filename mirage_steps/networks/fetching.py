@@ -5,7 +5,6 @@ the Hugging Face hub. A partial download is in ``.part``, where the next attempt
 marker ``NAME.json`` records files and hashes; steps copy it into their provenance.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import require_disk, write_json
+from mirage_steps.files.atomic import require_disk, sha256_of, write_json
 from mirage_steps.files.command import log
 
 # Pinned revisions; of other repositories the branch main is fetched.
@@ -123,12 +122,6 @@ def resolve(name: str, key: str, weights: Path) -> Path:
             if not is_complete(name, weights):  # no other process fetched them meanwhile
                 write_json(weights / f"{name}.json", _obtain(name, key, path))
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits."""
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _obtain(name: str, key: str, path: Path) -> dict[str, object]:

@@ -22,8 +22,6 @@ _RECORDS = ("*.run.json", "*/*.run.json", "sets/*/*.run.json", "novel_views/**/*
 _FILES = (*_RECORDS, "metrics.json", "poses/pose_eval.json")
 _OUTSIDE = ("labels", "photos")  # inputs that no step made
 
-Run = dict[str, dict]  # content of a run's files by their paths in its folder
-
 
 def main(
     folders: tyro.conf.Positional[tuple[Path, ...]],
@@ -53,8 +51,8 @@ def main(
     print(json.dumps(found, indent=2) if as_json else _as_text(found))
 
 
-def read_run(folder: Path) -> Run:
-    """What the steps of a run wrote, with nothing in place of damaged files.
+def read_run(folder: Path) -> dict[str, dict]:
+    """Content of a run's files by their paths in its folder, empty for damaged ones.
 
     Raises:
         UserError: the folder is missing or holds no results.
@@ -65,7 +63,7 @@ def read_run(folder: Path) -> Run:
     return {str(path.relative_to(folder)): read_json(path) for path in paths}
 
 
-def settings(run: Run) -> dict[tuple[str, str], str]:
+def settings(run: dict[str, dict]) -> dict[tuple[str, str], str]:
     """Settings, networks, code and packages by step and key; of several sets all their values.
 
     Inputs that earlier steps made are left out. The key ``finished`` counts a step's records.
@@ -110,7 +108,7 @@ def differences(runs: Sequence[dict[tuple[str, str], str]]) -> list[dict]:
     return found
 
 
-def figures(run: Run) -> dict[tuple[str, int | None, str], float]:
+def figures(run: dict[str, dict]) -> dict[tuple[str, int | None, str], float]:
     """Figures by name, ``n`` and basis; those of two runs compare where all three are equal.
 
     ``n`` counts images or training steps. The basis is features, image size and background removal

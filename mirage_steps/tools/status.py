@@ -81,7 +81,7 @@ def stages(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def look(folder: Path, dataset: Dataset) -> dict:
-    """Stages, training, poses and distances of a data set, as the JSON output has them."""
+    """Stages, training, poses and distances of a data set, as JSON, from its folder of results."""
     training = _training(folder / "training/checkpoints", dataset.training.iterations)
     records = stages(dataset).items()
     return {
