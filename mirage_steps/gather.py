@@ -23,7 +23,7 @@ def main(*, shards: tuple[Path, ...], out: Path) -> None:
     """Join the shards of a step.
 
     Args:
-        shards: The HDF5 files of all jobs, in order; their records lie beside them.
+        shards: The HDF5 files of all jobs, in order; their records are in the same folder.
         out: Folder for the whole.
     """
     stem = _require_one_whole(shards)

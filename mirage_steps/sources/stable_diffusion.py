@@ -69,7 +69,7 @@ def list_images(
         log.info("%s holds images of other settings, delete them at will: %s", out, others)
     new: Iterable[tuple[int, str | None]] = ()
     if missing:
-        log.info("%d of %d images are there: %s", len(done), source.images, folder)
+        log.info("%d of %d images exist: %s", len(done), source.images, folder)
         size = int(len(missing) * side**2 * _PNG_BYTES_PER_PIXEL)
         require_disk(out, size, f"generating {len(missing)} images")
         model = resolve(source.model, "source.model", weights)
