@@ -3,7 +3,7 @@
     python benchmarks/score_poses.py results/demo/manifest.csv results/demo/poses/poses.csv
 
 An independent check of the step pose_eval: it shares no code with the pipeline and reads two
-tables, ``image, azimuth_deg`` and ``image, pose``. Images without an azimuth are left out. Prints JSON:
+tables, ``image, azimuth_deg`` and ``image, pose``. It skips images without azimuth. Prints JSON:
 
 - ``images``: how many were scored;
 - ``median_error_deg``: median angle between an image's azimuth and the mean direction of its pose;
