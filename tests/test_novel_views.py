@@ -287,7 +287,7 @@ def test_bad_photos_get_a_line_each_and_the_good_one_is_done(finished, bad, tmp_
     for told, path in bad.items():
         (line,) = [r.getMessage() for r in caplog.records if str(path) in r.getMessage()]
         assert told in line and "\n" not in line
-    assert "1 of 8 photos were done" in caplog.text
+    assert "1 of 8 photos were processed" in caplog.text
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"green.views", "green.png", "green.gif", "green.json"}
 
@@ -318,7 +318,7 @@ def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypa
 
 def test_no_photo_is_written_over(finished, tmp_path):
     photo = shutil.copy(GREEN, tmp_path / "mine.png")
-    with pytest.raises(UserError, match=r"mine.png: is in the way; give another --out"):
+    with pytest.raises(UserError, match=r"mine.png: exists already; give another --out"):
         novel_views.main((photo,), **_arguments(finished, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
     # Under another suffix there is no danger.
@@ -327,7 +327,7 @@ def test_no_photo_is_written_over(finished, tmp_path):
     # Outputs may be written again, unless they are the photo itself.
     assert novel_views.main((tmp_path / "other.jpg",), **_arguments(finished, tmp_path))
     for own, name in (("other.png", None), ("other.views/crop.png", "other")):
-        with pytest.raises(UserError, match="is in the way"):
+        with pytest.raises(UserError, match="exists already"):
             novel_views.main((tmp_path / own,), **_arguments(finished, tmp_path), name=name)
 
 
@@ -336,12 +336,12 @@ def test_files_of_others_stay(green, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")
-        with pytest.raises(UserError, match=f"{name}: is in the way"):
+        with pytest.raises(UserError, match=f"{name}: exists already"):
             green.save(folder)
         assert [path.name for path in folder.iterdir()] == [name]
         assert (folder / name).read_text() == "mine"
     for stem in ("", ".", "..", "a/b", "/abs"):
-        with pytest.raises(UserError, match="cannot be the name"):
+        with pytest.raises(UserError, match="not a name for outputs"):
             green.save(tmp_path / "out", stem)
 
 
