@@ -103,7 +103,7 @@ def _scores(
     if not known:
         return {}
     agreement = score_labels(assigned[known], [truth[images[index]] for index in known], count)
-    log.info("purity against the true categories: %.4f", agreement["purity"])
+    log.info("categories against the truth: purity %.4f", agreement["purity"])
     return {"truth": agreement}
 
 

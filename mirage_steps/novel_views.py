@@ -76,7 +76,7 @@ def main(
     for line in refused:
         log.warning("%s", line)
     if refused:
-        log.warning("%d of %d photos were processed, not those above", len(done), len(photos))
+        log.warning("%d of %d photos were done, not those above", len(done), len(photos))
     if not done:
         raise UserError(f"none of the {len(photos)} photos can be used, for the reasons above")
     return done

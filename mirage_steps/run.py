@@ -289,11 +289,11 @@ def _on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
     try:
         x0, y0, x1, y1 = clipped(tuple(map(float, box)), *size)
-    except (TypeError, ValueError):  # not numbers, not four, or None outside the photo
+    except (TypeError, ValueError):  # no numbers, not four, or None for no part
         x0 = y0 = x1 = y1 = 0.0
     if min(x1 - x0, y1 - y0) < 1:
         raise UserError(
-            f"box {box}: outside the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
+            f"box {box}: no part of the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
             "pixels from the top left"
         )
     return (x0, y0, x1, y1)

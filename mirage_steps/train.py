@@ -127,7 +127,7 @@ class Stop:
         """Whether to save and leave, with exit code :attr:`code`."""
         if not self._stop and time.monotonic() - _STARTED > self._limit:
             self._stop, self.code = True, TIME_IS_UP
-            log.warning("time limit: saving a checkpoint and exiting")
+            log.warning("the time is nearly over: saving a checkpoint, then leaving")
         return self._stop
 
     def _receive(self, number: int, _: object) -> None:

@@ -248,7 +248,7 @@ def test_a_given_box_is_taken_and_clipped(run):
      ("a", 0, 50, 50)],
 )  # fmt: skip
 def test_a_box_that_is_none_or_off_the_photo_is_refused(run, box):
-    with pytest.raises(UserError, match=r"box .*outside the photo of 160x160 pixels; give x0"):
+    with pytest.raises(UserError, match=r"box .*no part of the photo of 160x160 pixels; give x0"):
         run.locate(ORANGE, box=box)
 
 
@@ -287,7 +287,7 @@ def test_bad_photos_get_a_line_each_and_the_good_one_is_done(finished, bad, tmp_
     for told, path in bad.items():
         (line,) = [r.getMessage() for r in caplog.records if str(path) in r.getMessage()]
         assert told in line and "\n" not in line
-    assert "1 of 8 photos were processed" in caplog.text
+    assert "1 of 8 photos were done" in caplog.text
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"green.views", "green.png", "green.gif", "green.json"}
 

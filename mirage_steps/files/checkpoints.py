@@ -45,7 +45,7 @@ class Checkpoints:
             with atomic(target) as path, open(path, "wb") as file:
                 torch.save({"fingerprint": self.fingerprint, **state}, file)
         except (OSError, RuntimeError) as error:
-            # Closing its archive, torch replaces the disk's error with its own.
+            # Closing its archive, torch covers the disk's error with one of its own.
             cause = error if isinstance(error, OSError) else error.__context__
             reason = getattr(cause, "strerror", None) or first_line(error)
             raise UserError(
@@ -86,12 +86,12 @@ class Checkpoints:
                     other.unlink()
             kept = path.replace(self.folder / f"previous-{path.name}")
             what = ", ".join(changed)
-            log.warning("restarting: %s changed; the old checkpoint is kept as %s", what, kept)
+            log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
             return None
         if damaged:
             raise UserError(
                 f"{damaged[-1]}: damaged, like all checkpoints; delete {self.folder}/step-*.pt to "
-                "restart"
+                "start anew"
             )
         return None
 

@@ -74,7 +74,7 @@ class Lock:
         return False
 
     def _owner_died(self) -> bool:
-        """Wait until the owner is certainly dead; false if the file is gone.
+        """Watch the owner until it is surely dead; false if the file is gone.
 
         Raises:
             UserError: the owner beats.

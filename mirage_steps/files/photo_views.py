@@ -35,15 +35,15 @@ class LocatedPhoto:
         photo: name of the photo.
         size: width and height of the upright photo in pixels.
         box: of the object in pixels, (x0, y0, x1, y1).
-        box_by: its source: ``foreground``, ``user``, or ``whole photo`` if there was neither.
+        box_by: who found it: ``foreground``, ``user``, or ``whole photo`` where nobody did.
         window: of the crop in pixels.
-        crop: (S, S, 3) uint8, input of the diffusion model.
+        crop: (S, S, 3) uint8, what the diffusion model is shown.
         pose: nearest centroid.
         category: of the object, 0 where there is one category.
         distance: Euclidean, to the centroid.
         foreground_separation: share of the variance of the photo's scores between foreground and
             background, in [0, 1].
-        warnings: reasons not to trust the result, possibly none.
+        warnings: reasons not to trust all this; empty where there is none.
     """
 
     photo: str
@@ -66,11 +66,11 @@ class CropViews:
     Args:
         poses: (k,) their numbers, in circular order.
         views: (k, S, S, 3) uint8 in the same order; in its own pose the crop itself.
-        reconstruction: (S, S, 3) uint8, sampled from the inverted noise.
+        reconstruction: (S, S, 3) uint8, what the inverted noise gives back.
         reconstruction_psnr_db: its peak signal-to-noise ratio in dB, at most 99: beyond that 8
             bits tell no difference.
         inversion_evaluations: of the network.
-        seconds: by stage.
+        seconds: of each part of the work.
     """
 
     poses: tuple[int, ...]
@@ -98,7 +98,7 @@ class PhotoViews(LocatedPhoto, CropViews):
         return f"PhotoViews({self.title()}; {len(self.warnings)} warnings)"
 
     def record(self) -> dict[str, object]:
-        """All fields except the pixels, for JSON."""
+        """All but the pixels, for JSON."""
         fields = asdict(self).items()
         return {key: value for key, value in fields if not isinstance(value, np.ndarray)}
 
@@ -119,7 +119,7 @@ class PhotoViews(LocatedPhoto, CropViews):
         folder = Path(folder)
         stem = Path(self.photo).stem if stem is None else stem
         require_free(folder, stem)
-        # Written first: it marks the other files as ours, even if this is interrupted.
+        # First of all: it marks the others as written here, also where this is cut short.
         write_json(folder / f"{stem}.json", self.record())
         images = {"crop": self.crop, "reconstruction": self.reconstruction}
         images |= {f"pose_{p:02d}": view for p, view in zip(self.poses, self.views, strict=True)}

@@ -84,7 +84,7 @@ def read_pose_counts(poses: Path) -> tuple[int, int]:
     """Number of poses in all, and of categories, each with equally many.
 
     Args:
-        poses: poses.csv; poses.json is in the same folder.
+        poses: poses.csv; poses.json lies beside it.
 
     Raises:
         UserError: poses.json is missing or not what the poses step writes.

@@ -55,7 +55,7 @@ def from_letterbox(box: Box, width: int, height: int) -> Box:
 
 
 def clipped(box: Box, width: int, height: int) -> Box | None:
-    """Intersection of a box with its image, None if empty."""
+    """The part of a box that lies on its image, None where that is nothing."""
     x0, y0, x1, y1 = _inside(box, width, height)
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
@@ -99,7 +99,7 @@ def centered(window: Box, box: Box) -> Box:
 
 
 def window_content(window: Box, width: int, height: int) -> Box:
-    """Intersection of a window with its image: (x0, y0, x1, y1) in fractions of the window."""
+    """The part of a window that is image: (x0, y0, x1, y1) in fractions of the window."""
     side = window[2] - window[0]
     return (
         max(0.0, -window[0] / side),

@@ -111,7 +111,7 @@ class PoseEstimator:
 
         Args:
             tokens: (n, T, dim).
-            content: (n, 4) box of each square that is image, in fractions; None for all of it.
+            content: (n, 4) part of each square that is image, in fractions; None for all of it.
 
         Returns:
             bool (n, T).
@@ -154,7 +154,7 @@ class PoseEstimator:
     def features(
         self, tokens: np.ndarray, cls_tokens: np.ndarray, content: np.ndarray, token: str
     ) -> np.ndarray:
-        """The feature of each crop that categories are clustered by, (n, dim) float32.
+        """The feature of each crop by which categories are told apart, (n, dim) float32.
 
         Args:
             tokens: (n, T, dim) of crops.

@@ -75,7 +75,7 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> "UNetConfig":
-        """The configuration from plain values of ``dataclasses.asdict`` and JSON."""
+        """The configuration that ``dataclasses.asdict`` and JSON made plain values of."""
         return cls(**{**values, "widths": tuple(values["widths"])})
 
 
@@ -108,7 +108,7 @@ class Frames:
     """How a batch divides into objects, each a row of frames: reference, views, hard views.
 
     Args:
-        views: views per object, without the reference.
+        views: views of each object besides the reference.
         hard: whether the views follow once more, to attend with arg-max.
     """
 

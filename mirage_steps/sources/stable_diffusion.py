@@ -129,7 +129,7 @@ def load_pipeline(folder: Path, device: str) -> "StableDiffusionPipeline":
         pipeline = _read(folder, torch.float16 if chosen.type == "cuda" else torch.float32)
     except Exception as error:
         # Damaged weights, tokenizers and configurations raise nearly anything, tokenizers even
-        # a bare Exception; in any case the folder is unusable.
+        # a bare Exception; whatever it was, this folder cannot be used.
         raise UserError(
             f"source.model {folder}: cannot be loaded ({first_line(error)}); set it to the folder "
             "of a Stable Diffusion pipeline of diffusers"
