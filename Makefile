@@ -1,4 +1,4 @@
-# The two commands that do all the set-up: `make demo` and `make test`.
+# `make demo` and `make test` do all the setup.
 PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 RUN = . .venv/bin/activate &&
@@ -6,14 +6,14 @@ RUN = . .venv/bin/activate &&
 .PHONY: demo test test-slow test-slurm lint lock clean
 .DEFAULT_GOAL := demo
 
-# Everything is installed into .venv; made again when the lock file changes.
+# Everything is installed into .venv; rebuilt when the lock file changes.
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.lock
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-# The whole pipeline on the embedded data set with the embedded small models.
+# The whole pipeline on the embedded data set with the embedded networks.
 demo: .venv/installed
 	$(RUN) snakemake --cores $(CORES) -- results/demo/overview.txt
 	@cat results/demo/overview.txt
@@ -21,11 +21,11 @@ demo: .venv/installed
 test: .venv/installed lint
 	$(RUN) python -m pytest -m "not slow"
 
-# Kills, several processes, whole workflows in variants: about fifteen minutes on two cores.
+# Interruptions, several processes, variants of the whole workflow: fifteen minutes on two cores.
 test-slow: .venv/installed
 	$(RUN) python -m pytest -m slow
 
-# On a SLURM cluster of one node that they start and stop themselves: root, Debian or its kin.
+# Starts and stops a SLURM cluster of one node: root, Debian or a derivative.
 test-slurm: .venv/installed
 	$(RUN) tests/slurm/run.sh
 

@@ -1,4 +1,4 @@
-# From a folder of images to fid.txt. One file of rules a phase, in the order they run.
+# From a folder of images to fid.txt. One file of rules per phase, in order.
 from snakemake.utils import min_version
 
 min_version("9.20")
@@ -8,8 +8,8 @@ configfile: "config/config.yaml"
 configfile: "config/paper.yaml"
 
 
-# On one machine the accelerators are shared by all jobs; what a cluster has, SLURM knows: there jobs
-# ask for `gpu`, and the limit of the default profile does not count.
+# Local jobs share the accelerators. On a cluster jobs request `gpu` from SLURM, and the limit of the
+# default profile does not apply.
 resource_scopes:
     accelerator="local",
 

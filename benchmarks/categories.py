@@ -1,10 +1,10 @@
-"""Do two categories in one data set come apart? On mixtures of procedural cars and chairs.
+"""Purity of categories on mixtures of procedural cars and chairs.
 
     python benchmarks/categories.py --out /tmp/categories
 
-Runs the pipeline's own steps up to `categories` on mixtures whose truth is known and prints the
-purity: the share of images that have the most frequent label of their category. Beside it stands
-what K-Means finds in the raw features, without whitening and without a Gaussian mixture.
+Runs the pipeline's steps up to `categories` on mixtures with known labels and prints the purity,
+the share of images that have the most frequent label of their category, and for comparison that of
+K-Means on the raw features, without whitening and without a Gaussian mixture.
 """
 
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""The paper's configuration with networks of the real sizes, end to end: time and memory.
+"""Time and memory of the paper's configuration with networks of the real sizes, end to end.
 
     python benchmarks/full_size.py --out /tmp/full_size
 
 Makes a data set in CompCars' layout out of procedural cars, and files of the real shapes with
 random weights: DINOv2-base, SAM ViT-B, and Inception v3 as TorchScript. Then Snakemake makes
-``results/compcars/fid.txt`` with the paper's U-Net, but few images and hardly any training. What
-comes out means nothing as an image; that it comes out, how long it takes and how much memory it
-needs is the point. Prints a table; run again, only what is stale is made anew.
+``results/compcars/fid.txt`` with the paper's U-Net, but few images and hardly any training. The
+images are meaningless; time and memory are measured. Prints a table; a second run remakes only what
+is stale.
 """
 
 import json

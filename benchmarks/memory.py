@@ -1,4 +1,4 @@
-"""Peak memory of every step at N and at 4 N images: does anything grow with the data set?
+"""Peak memory of every step at N and at 4 N images.
 
     python benchmarks/memory.py [--images 500] [--folder DIR]
 

@@ -1,12 +1,11 @@
-"""Quality of novel views: of cars of the renderer that a run never saw, and of what is no car.
+"""Quality of novel views of held-out rendered cars, and warnings on images without cars.
 
     python benchmarks/novel_views.py --run results/demo [--photos 64] [--views 64] [--paper 16]
 
 Poses against the true azimuths; reconstruction by plain and by refined inversion with their network
-evaluations; whether the cars keep their paint in other views and stand in the pose that was asked
-for, with the paper's noise and with ours; how often a warning comes up with and without reason; and
-the time of the command, start-up told apart. Everything is measured with the run's own networks;
-those of the demo are embedded stand-ins.
+evaluations; paint and pose of the other views, with the paper's initial noise and with ours; rates
+of true and false warnings; and the time of the command, with and without start-up. All measures use
+the run's networks; those of the demo are embedded stand-ins.
 """
 
 import argparse
@@ -69,7 +68,7 @@ def main() -> None:
 
 
 def poses(run: Run, located: list, azimuths: np.ndarray) -> None:
-    """Share of photos in the pose nearest to their azimuth, or in one beside it."""
+    """Share of photos in the pose nearest to their azimuth, or in an adjacent one."""
     truth = {
         row["image"]: float(row["azimuth_deg"]) for row in read_csv(run.folder / "manifest.csv")
     }
@@ -81,7 +80,7 @@ def poses(run: Run, located: list, azimuths: np.ndarray) -> None:
     nearest = circular_distance(azimuths[:, None], means[None]).argmin(1)
     found = np.array([one.pose for one in located])
     off = np.minimum((found - nearest) % k, (nearest - found) % k)
-    print(f"pose nearest to the true azimuth: {(off == 0).mean():.1%}, or beside it: "
+    print(f"pose nearest to the true azimuth: {(off == 0).mean():.1%}, that or an adjacent one: "
           f"{(off <= 1).mean():.1%}")  # fmt: skip
 
 
@@ -99,7 +98,7 @@ def inversion(run: Run, located: list) -> None:
             ratios += [min(psnr(*pair), 99.0) for pair in zip(crops, back, strict=True)]
         name = "plain" if iterations == 1 else f"refined, {iterations} iterations"
         print(f"{name}: {_STEPS * iterations} evaluations, reconstruction {np.median(ratios):.1f} "
-              f"dB in the median, {np.mean(ratios):.1f} mean, {min(ratios):.1f} least")  # fmt: skip
+              f"dB in the median, {np.mean(ratios):.1f} mean, {min(ratios):.1f} min")  # fmt: skip
 
 
 def warnings(run: Run, located: list, made: list) -> None:
@@ -165,8 +164,8 @@ def novel_views(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
         f"{name}, stride {chosen.stride}: {count} views of {len(made)} photos; mean color differs "
         f"from the photo's by {np.mean(gaps):.1f}, between unrelated cars by "
         f"{paint.unrelated:.1f}: ratio {np.mean(gaps) / paint.unrelated:.2f}; "
-        f"{right / count:.1%} stand in the pose asked for or beside it; "
-        f"{warned} photos warned of for color; {seconds / len(made):.1f} s each"
+        f"{right / count:.1%} in the requested or an adjacent pose; "
+        f"{warned} photos with a color warning; {seconds / len(made):.1f} s each"
     )
 
 

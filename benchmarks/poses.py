@@ -1,11 +1,11 @@
-"""Which choices of pose discovery serve best where the paper leaves them open, by measurement.
+"""Accuracy of pose discovery for choices that the paper leaves open.
 
     python benchmarks/poses.py [--scratch DIR] [--sets plain border] [--k 12 25] [--quick]
 
-Renders cars of known azimuth that nothing was trained on, runs the pipeline's own steps on them
-with the embedded backbone, and prints tables in Markdown: the default at several numbers of poses,
-then every choice changed by itself. A cell holds the median azimuth error in degrees, the
-percentage of images within 30 degrees of their pose's mean, and the errors of the circular order.
+Renders held-out cars of known azimuth, runs the pipeline's steps on them with the embedded
+backbone, and prints tables in Markdown: the default at several numbers of poses, then every choice
+changed separately. A cell has the median azimuth error in degrees, the percentage of images within
+30 degrees of their pose's mean, and the errors of the circular order.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Score discovered poses against true azimuths, with nothing but the standard library.
+"""Score discovered poses against true azimuths, with the standard library only.
 
     python benchmarks/score_poses.py results/demo/manifest.csv results/demo/poses/poses.csv
 
-A second opinion on the step pose_eval: it shares no code with the pipeline and reads two tables,
-``image, azimuth_deg`` and ``image, pose``. Images without an azimuth are left out. Prints JSON:
+An independent check of the step pose_eval: it shares no code with the pipeline and reads two
+tables, ``image, azimuth_deg`` and ``image, pose``. It skips images without azimuth. Prints JSON:
 
 - ``images``: how many were scored;
 - ``median_error_deg``: median angle between an image's azimuth and the mean direction of its pose;
 - ``share_within_30_deg``: share of the images for which this angle is at most 30 degrees;
-- ``order_errors``: turns around the object, beyond the first, that it takes to visit the poses in
-  their order, in the better direction. Going back by less than 15 degrees is allowed.
+- ``order_errors``: rotations around the object, beyond the first, that visiting the poses in order
+  takes, in the better direction. Going back by less than 15 degrees is allowed.
 """
 
 import csv
@@ -40,8 +40,8 @@ def angle_between(one: float, other: float) -> float:
     return abs(math.remainder(one - other, 360))
 
 
-def turns(directions: list[float]) -> int:
-    """Full turns of a closed walk that goes from each direction forward to the next."""
+def rotations(directions: list[float]) -> int:
+    """Full rotations of a closed walk from each direction forward to the next."""
     walked = 0.0
     for here, there in zip(directions, directions[1:] + directions[:1], strict=True):
         step = math.remainder(there - here, 360)  # in [-180, 180]
@@ -64,7 +64,7 @@ def score(azimuths: dict[str, str], poses: dict[str, str]) -> dict[str, float]:
         "images": len(errors),
         "median_error_deg": statistics.median(errors),
         "share_within_30_deg": sum(error <= REACH_DEG for error in errors) / len(errors),
-        "order_errors": max(min(turns(order), turns(order[::-1])) - 1, 0),
+        "order_errors": max(min(rotations(order), rotations(order[::-1])) - 1, 0),
     }
 
 

@@ -1,18 +1,18 @@
-"""Which training recipe learns most in the same time, on a finished run's own crops and poses.
+"""Compare training recipes at equal time, on the crops and poses of a finished run.
 
     python benchmarks/training.py --run results/demo --out DIR [--minutes 10] [--seeds 0 1]
                                   [--variants base adam] [--samples 100]
 
-Every variant trains for the same time: first the speed of all is measured in turns, on the same
-machine in the same minutes, then each gets as many steps as fit, so that what else the machine does
-meanwhile does not matter. The last tenth of the crops is held out. Measures, smaller is better:
+Every variant trains for the same time: the speed of all is measured first, interleaved, then each
+gets the number of steps that fit, so that other load on the machine does not matter. The last tenth
+of the crops is held out. Measures, smaller is better:
 
 - error: squared error of the predicted clean image on held-out crops, in thousandths, per value of
   images in [-1, 1], mean over ten noise levels;
 - FD and KID of generated against held-out crops, mean patch token of the backbone given.
 
-What is done is kept in ``--out``, a JSON file each, and not done again: a killed run goes on, and
-seeds may run beside each other. All takes about variants x seeds x (minutes + 1).
+Finished variants are stored in ``--out``, one JSON file each, and skipped: an interrupted run
+resumes, and seeds may run in parallel. The total is about variants x seeds x (minutes + 1).
 """
 
 import argparse
@@ -140,14 +140,14 @@ def seconds_a_step(
 
 
 def speeds(names: list[str], poses: int, known: tuple) -> dict[str, float]:
-    """Seconds a step, the median of eight taken in turns, so that other load hits all alike."""
+    """Seconds per step, the median of eight interleaved ones, so that other load affects all."""
     trainers = {name: make_trainer(name, poses, 1000, 0) for name in names}
     spent: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(10):
+    for repetition in range(10):
         for name, trainer in trainers.items():
             start = time.perf_counter()
             one_step(trainer, VARIANTS[name], known)
-            if turn > 1:  # the first steps choose kernels and allocate
+            if repetition > 1:  # the first steps choose kernels and allocate
                 spent[name].append(time.perf_counter() - start)
     return {name: float(np.median(values)) for name, values in spent.items()}
 

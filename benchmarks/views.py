@@ -1,12 +1,12 @@
-"""How much faster the batched sampler is than the equations taken literally, in one run.
+"""Speed-up of the batched sampler over the literal equations.
 
     python benchmarks/views.py [--preset small] [--objects 4] [--views 3] [--steps 3] [--device cpu]
         [--precision float32]
 
-The literal version runs every view by itself, soft and hard pass from the first layer to the last,
-and stores the reference's keys and values; it is the one the tests compare with. Both get the same
-noise and weights; the figure is the ratio of their times, and the largest difference of the images
-is printed beside it. A second ratio is that of group normalization left to autocast to ours.
+The literal version, the reference of the tests, runs every view separately, soft and hard pass from
+the first layer to the last, and stores the reference's keys and values. Both get the same noise and
+weights. Prints the ratio of their times and the largest difference of the images. A second ratio
+compares group normalization under autocast with ours.
 """
 
 import argparse

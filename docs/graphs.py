@@ -1,6 +1,6 @@
-"""Draws the graphs of docs/architecture.md anew, those of the rules and of the layers.
+"""Update the graphs of rules and layers in docs/architecture.md.
 
-Run it as ``python docs/graphs.py`` in the project's folder, after rules or imports changed.
+Run ``python docs/graphs.py`` in the project's folder after rules or imports changed.
 """
 
 import ast

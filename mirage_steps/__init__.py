@@ -1,18 +1,19 @@
-"""MIRAGE steps: multi-view image generation from unposed photos, one module a step.
+"""MIRAGE steps: multi-view image generation from unposed photos.
 
-The folder reads in the order of the pipeline:
+Modules at the top are the steps of the pipeline, each with a function ``main``:
 
-- ``dataset``, ``features``, ``foreground``, ``crops``, ``pose_space``, ``poses``: from images to
-  pose labels (paper, section 3.1);
+- ``dataset``, ``features``, ``foreground``, ``crops``, ``categories``, ``pose_space``, ``poses``,
+  ``pose_eval``: from images to pose labels (paper, section 3.1);
 - ``train``: the pose-conditioned diffusion model (section 3.2);
-- ``real``, ``views``, ``sheet``: sets of real and of generated images, the latter with cross-frame
-  attention (section 3.3);
-- ``masks``, ``embed``, ``fid``: backgrounds removed, distances to the real images (section 4);
-- ``novel_views``: any photo from all sides, with what a run stored (section 3.3, Figure 4).
+- ``real``, ``views``, ``baseline``, ``sheet``: sets of real and generated images (section 3.3);
+- ``masks``, ``embed``, ``fid``: background removal and distances to real images (section 4);
+- ``novel_views``, ``photo_sheet``: given photos in all poses (section 3.3, Figure 4);
+- ``weights``, ``gather``: published networks, and the shards of other steps.
 
-``core`` holds the mathematics (no files, no command line), ``support`` what every step shares,
-``sources`` where images come from, ``stand_ins`` the renderer and the small embedded networks.
-``runs`` is a finished run as a tool in Python: ``from mirage_steps import Run``.
+Below the steps: ``run`` (the class ``Run``, a finished run in Python), ``tools`` (status, compare,
+plan), ``sources`` (images of each data set), ``networks`` (trained networks), ``files`` (all that
+reads or writes the disk), ``method`` (the mathematics), ``demo`` (renderer and stand-in networks),
+``settings``, ``evaluation_sets`` and ``errors``.
 """
 
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ __all__ = ["Run", "UserError"]
 
 
 def __getattr__(name: str) -> object:
-    """What the package offers in Python, imported when it is asked for: steps need not wait."""
+    """Import the public names on first use, so that steps start without them."""
     if name == "Run":
         from mirage_steps.run import Run
 

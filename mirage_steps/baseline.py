@@ -1,4 +1,4 @@
-"""A set of another method's images, from a folder, scored like the generated ones.
+"""Image set of another method, from a folder, evaluated like the generated sets.
 
 Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``image`` (n,) names; ``images.png``, the first
 of them; and ``rejected.csv`` (image, reason).
@@ -92,7 +92,7 @@ def _read(path: Path, size: int) -> tuple[str, np.ndarray | str]:
     except (UnreadableImage, OSError) as error:
         return name, str(error)
     if image.width != image.height:
-        # Squeezed or padded it would be another image than the method made.
+        # Squeezing or padding would change the method's image.
         return name, f"not square: {image.width}x{image.height}; crop it first"
     return name, np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 

@@ -1,9 +1,9 @@
-"""Object categories in one data set, before their poses (the paper's future work).
+"""Cluster a data set into object categories (the paper's future work).
 
-One feature of each crop, the CLS token or the mean token of the object, is clustered. Writes
+Clusters one feature per crop, the CLS token or the mean token of the object. Writes
 ``pose_estimator.safetensors`` (with the categories), ``categories.csv`` (image, category,
-probability), ``categories.json`` (counts, and the agreement with the truth where the manifest knows
-it) and ``categories.png``, crops of every category.
+probability), ``categories.json`` (counts, and agreement with true categories, if known) and
+``categories.png``, crops of every category.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.poses import score_labels
 
 _SHOWN = 12  # crops of each category in the picture
-_FEW = 100  # images below which a category is doubtful
+_FEW = 100  # images below which a category gives a warning
 
 
 def main(
@@ -71,8 +71,8 @@ def main(
     log.info("images of each category: %s", " ".join(map(str, counts)))
     if stored is None and counts.min() < _FEW:
         log.warning(
-            "a category of only %d images: with so few, categories are not told apart reliably; "
-            "look at categories.png", counts.min(),
+            "a category has only %d images: too few to separate categories reliably; look at "
+            "categories.png", counts.min(),
         )  # fmt: skip
     about = {"token": token, "images": counts.tolist()}
     truth = {entry.image: entry.category for entry in read_manifest(manifest) if entry.category}

@@ -1,4 +1,4 @@
-"""The crops that the diffusion model learns from.
+"""Crops for training the diffusion model.
 
 Writes ``crops.h5``: ``images`` (n, S, S, 3) uint8 and ``image`` (n,) names, for the images in which
 an object was found, in the manifest's order.

@@ -1,7 +1,7 @@
-"""The dataset step: list the images of a data set, or make them.
+"""List or generate the images of a data set.
 
-Writes ``manifest.csv`` (image, width, height, and what the source knows of it: azimuth_deg,
-viewpoint, category, box) and ``rejected.csv`` (image, reason) into the output folder.
+Writes ``manifest.csv`` (image, width, height, and labels of the source: azimuth_deg, viewpoint,
+category, box) and ``rejected.csv`` (image, reason) into the output folder.
 """
 
 from functools import partial

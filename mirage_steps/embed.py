@@ -1,11 +1,11 @@
-"""Features that distances compare: the backbone's and, if configured, Inception's (section 4).
+"""Features of an image set: the backbone's and, if configured, Inception's (section 4).
 
-FID means one Inception network and one way of scaling images to it; clean-fid (Parmar et al. 2022)
-fixes both, and its file and its resizer are used here. Writes ``features.h5``:
+FID depends on the Inception weights and on how images are resized; both are those of clean-fid
+(Parmar et al. 2022). Writes ``features.h5``:
 
 - ``backbone`` (n, dim) float32, the CLS token or the mean over the patch tokens;
-- ``inception`` (n, 2048) float32, absent where the attribute ``inception_absent`` says why;
-- attributes that name the networks, the token, and the images' size and number.
+- ``inception`` (n, 2048) float32; if absent, the attribute ``inception_absent`` says why;
+- attributes: names of the networks, the token, size and number of the images.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """A mistake the user can mend: says what is wrong, where, and what to do, in one line."""
+    """An error that the user can fix, in one line: where, what is wrong, what to do."""
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

@@ -1,6 +1,6 @@
-"""The image sets of the evaluation and the rows of its table (section 4): their one declaration.
+"""Declares the image sets of the evaluation and the rows of its table (section 4).
 
-Rules, steps, table, plan and status read it. To add a row, add a set here.
+Rules, steps, plan and status read it. To add a row, add a set here.
 """
 
 from collections.abc import Mapping

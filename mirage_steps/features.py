@@ -1,12 +1,12 @@
 """Patch tokens of a vision transformer, streamed to HDF5.
 
 Run twice: on whole images, letterboxed to the backbone's resolution, and, with ``--windows``, on
-the crops that the foreground step found, moved so that the object is in the middle (paper, section
-3.1): where it stands is no part of its pose. Writes ``tokens.h5``:
+crops centered on the object that the foreground step found (paper, section 3.1): the position in
+the image is not part of the pose. Writes ``tokens.h5``:
 
 - ``patch_tokens`` (n, T, dim) float16, one chunk an image, row by row from the top left;
 - ``cls_token`` (n, dim) float16;
-- ``content`` (n, 4) float32, the part of the square that is image, not padding, in fractions;
+- ``content`` (n, 4) float32, the box of the square that is image, not padding, in fractions;
 - ``image`` (n,) names;
 - the attribute ``backbone``, JSON: its model, resolution and the hashes of its weights.
 """

@@ -1,8 +1,8 @@
 """The table of distances between generated and real images (paper, tables 1 and 2).
 
-Every row compares two sets of equally many images. Columns: FID where the features are those of
+Every row compares two sets with the same number of images. Columns: FID if the features are from
 clean-fid's Inception, and the Frechet and kernel distances of the backbone's features. Writes
-``fid.txt`` to read and ``metrics.json`` with every digit.
+``fid.txt`` and, with all digits, ``metrics.json``.
 """
 
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ def main(
         log.info("%s: FD %.3f, KID %.6f", name, rows[-1].frechet, rows[-1].kernel)
     if any(one.networks != rows[0].networks for one in rows):
         found = "; ".join(f"{one.name}: {one.networks}" for one in rows)
-        raise UserError(f"rows of different networks do not make one table ({found})")
+        raise UserError(f"rows of different networks cannot share a table ({found}); rerun embed")
     published = Published(paper_source, dict(paper), differs) if paper else None
     write_json(out / "metrics.json", as_json(dataset, rows, published))
     text = as_text(dataset, rows, published)
@@ -270,10 +270,10 @@ def notes(rows: list[Row], published: Published | None = None) -> list[str]:
 
 
 def _about_paper(rows: list[Row], published: Published) -> list[str]:
-    """What the paper's column is, and how far this run may be compared with it."""
+    """Note on the paper's column, and in which settings this run differs."""
     lines = [
-        f"paper's FID: as printed in {published.source}; how many images it compared is not said, "
-        "so it is close to column FID at best, and to no other."
+        f"paper's FID: from {published.source}; the paper does not state the number of images, so "
+        "compare it with column FID only, and only roughly."
     ]
     names = {row.name for row in rows}
     absent = [f"{name} {value:.3f}" for name, value in published.fid.items() if name not in names]

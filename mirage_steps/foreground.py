@@ -1,10 +1,9 @@
-"""Separate the object from its surroundings and find its crop (paper, section 3.1).
+"""Foreground, box and crop window of every image (paper, section 3.1).
 
-PCA 1 over the patch tokens of all images; one side of one component is the object. Where the
-manifest gives an object's box, that one is taken. Writes ``pose_estimator.safetensors`` (PCA 1 and
-its cut), ``foreground.csv`` (of every image the object's box, the window of the crop to train on,
-and that one's padded share), ``foreground.json`` (what was chosen and how clearly) and
-``foreground.png``.
+PCA 1 over the patch tokens of all images; one side of one component is the object. A box in the
+manifest takes precedence. Writes ``pose_estimator.safetensors`` (PCA 1 and its threshold),
+``foreground.csv`` (for every image the object's box, the window of the training crop and its padded
+share), ``foreground.json`` (component, sign and their contrast) and ``foreground.png``.
 """
 
 from pathlib import Path

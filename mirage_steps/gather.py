@@ -1,4 +1,4 @@
-"""Join the shards of a step: the files of several jobs become the file of one.
+"""Join the shards of a step into one file.
 
 Reads ``NAME.1-of-N.h5`` ... ``NAME.N-of-N.h5`` and writes ``NAME.h5``, the same as a single job
 would have written, its record, and for generated images ``images.png``.
@@ -23,7 +23,7 @@ def main(*, shards: tuple[Path, ...], out: Path) -> None:
     """Join the shards of a step.
 
     Args:
-        shards: The HDF5 files of all jobs, in order; their records lie beside them.
+        shards: The HDF5 files of all jobs, in order; their records are in the same folder.
         out: Folder for the whole.
     """
     stem = _require_one_whole(shards)

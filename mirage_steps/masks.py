@@ -159,7 +159,7 @@ def segment(
     side, device = sam.image_encoder.img_size, sam.device
     for batch in slices(len(images), batch_size):
         pairs = zip(images[batch], regions[batch], strict=True)
-        # One mask and not three of different extent: box and points leave no doubt which part.
+        # Box and points are unambiguous: one mask, not three of different extent.
         records = [prompt(image, region, side, device) for image, region in pairs]
         for answer in sam(records, multimask_output=False):
             masks.append(answer["masks"][0, 0].cpu().numpy())
@@ -208,7 +208,7 @@ def report(path: Path, sam: str, found: np.ndarray, ious: np.ndarray, shares: np
     if missing := content["images_without_foreground"]:
         log.warning("%d images without foreground were prompted with the whole image", missing)
     if empty := content["images_with_empty_mask"]:
-        log.warning("%d images have an empty mask and are all white", empty)
+        log.warning("%d images have an empty mask and become white", empty)
 
 
 if __name__ == "__main__":

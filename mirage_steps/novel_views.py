@@ -1,9 +1,8 @@
-"""Any photo in all poses: cropped, posed and inverted with what a run stored (Figure 4).
+"""Novel views of given photos in all poses, by a finished run (Figure 4).
 
 Writes for each photo ``NAME.png``, a strip of all poses in circular order with its own framed;
-``NAME.gif``, a turntable; ``NAME.json`` with pose, distance, quality of the reconstruction, times
-and warnings; and ``NAME.views/`` with the separate images. A photo that cannot be used is reported
-with its reason, and the others are done.
+``NAME.gif``, a turntable; ``NAME.json`` with pose, distance, reconstruction quality, times and
+warnings; and ``NAME.views/`` with the separate images. Unusable photos are reported and skipped.
 """
 
 import time
@@ -34,18 +33,18 @@ def main(
     backbone: Path | None = None,
     device: str = "auto",
 ) -> list[str]:
-    """Show the objects of given photos from all sides.
+    """Render the objects of given photos in all poses.
 
     Args:
         photos: Image files.
         run: Folder of a finished run, such as results/demo.
         out: Folder for the pictures.
         box: The object's box in a single photo, x0 y0 x1 y1 in pixels; found by PCA 1 if not given.
-        name: What the outputs of a single photo are called; by default as the photo.
+        name: Name of the outputs of a single photo; by default the photo's.
         views: Sampler.
         guidance: Hard-attention guidance.
-        novel_views: Inversion, and what the other poses start from.
-        backbone: Folder of the run's vision transformer, where it has moved since.
+        novel_views: Inversion, and the initial noise of the other poses.
+        backbone: Folder of the run's vision transformer, if it was moved.
         device: auto, cpu or cuda.
 
     Returns:
@@ -55,7 +54,7 @@ def main(
         raise UserError("no photos; give one or more image files")
     for flag, value in (("--box", box), ("--name", name)):
         if value is not None and len(photos) > 1:
-            raise UserError(f"{flag}: belongs to one photo, {len(photos)} are given")
+            raise UserError(f"{flag}: applies to one photo, {len(photos)} are given; give one")
     stems = output_names([Path(photo.name) for photo in photos]) if name is None else [name]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise UserError(

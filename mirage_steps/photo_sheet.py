@@ -1,9 +1,9 @@
-"""Some photos of a data set in all poses, by inversion (paper, section 3.3 and Figure 4).
+"""Contact sheet of novel views of a data set's photos (paper, section 3.3 and Figure 4).
 
-A few photos, evenly spaced, each inverted in its own pose by DDIM; the other poses read its keys
-and values along the trajectory. Writes ``contact_sheet.png`` with the photos framed in their poses,
-``turntable.gif``, and ``photos.json``: of each photo the pose, the distance to its centroid, and
-how well its noise reconstructs it. (``novel_views`` takes any single photo.)
+DDIM inverts evenly spaced photos in their own poses; the other poses read their keys and values
+along the trajectory. Writes ``contact_sheet.png`` with the photos framed in their poses,
+``turntable.gif``, and ``photos.json``: pose, distance to the centroid and reconstruction quality of
+each photo. (``novel_views`` is for any other photo.)
 """
 
 from pathlib import Path
@@ -38,7 +38,7 @@ def main(
     """Show some photos of a data set from all sides.
 
     Args:
-        model: The training step's model.safetensors; its config.json lies beside it.
+        model: The training step's model.safetensors, with config.json in the same folder.
         crops: crops.h5 of the photos.
         poses: poses.csv of the photos, by the centroids that the model was trained with.
         out: Folder for contact_sheet.png, turntable.gif and photos.json.

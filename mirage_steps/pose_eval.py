@@ -1,7 +1,7 @@
-"""Poses against true azimuths or viewpoints, where they are known.
+"""Evaluate poses against true azimuths or viewpoints, if known.
 
-Nothing else ever reads the truth. Writes ``pose_eval.json`` and ``pose_eval.png``; both say so
-where nothing is known.
+No other step reads these labels. Writes ``pose_eval.json`` and ``pose_eval.png``, also if none are
+known.
 """
 
 import math
@@ -91,7 +91,7 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
             azimuth = math.nan
         if not math.isfinite(azimuth):
             raise UserError(
-                f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r} is no number"
+                f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r}: not a number"
             )
         label = row["image"] or ""
         named = by_name.get(Path(label).name, ())

@@ -1,8 +1,8 @@
-"""Pose space: PCA 2 on foreground tokens, which projects crops to maps (section 3.1).
+"""Maps of the crops in pose space: PCA 2 on foreground tokens (section 3.1).
 
-Every category has a PCA of its own. Writes ``pose_estimator.safetensors`` (with the pose space) and
-``maps.h5``: ``maps`` (n, T, 3) float32, by default of length 1 and zero off the object and where
-none is seen, ``valid`` (n, T) bool (False on padding) and ``image`` (n,) names.
+Every category has its own PCA. Writes ``pose_estimator.safetensors`` (with the pose space) and
+``maps.h5``: ``maps`` (n, T, 3) float32, by default of length 1 and zero on the background and on
+padding, ``valid`` (n, T) bool (False on padding) and ``image`` (n,) names.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Poses by K-Means in pose space, numbered around the object (paper, section 3.1).
 
-Every category has K poses of its own; those of the second category follow those of the first.
-Writes ``pose_estimator.safetensors`` (complete, by which a new photo is assigned), ``poses.csv``
+Every category has its own K poses; those of the second category follow those of the first. Writes
+``pose_estimator.safetensors`` (complete; assigns poses to new photos), ``poses.csv``
 (image, pose, distance, category), ``poses.json`` (count of each pose) and ``poses.png`` (Figure
 2a).
 """
@@ -19,7 +19,7 @@ from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimat
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.tables import read_categories
 
-_FEW = 10  # images a pose below which poses are doubtful
+_FEW = 10  # images per pose below which there is a warning
 
 
 def main(
@@ -56,8 +56,8 @@ def main(
         for category, count in enumerate(np.bincount(assigned)):
             if count < _FEW * poses.k:
                 log.warning(
-                    "only %d images for %d poses (category %d): some will hold a few alike by "
-                    "chance", count, poses.k, category,
+                    "only %d images for %d poses (category %d): some poses may be accidental "
+                    "clusters", count, poses.k, category,
                 )  # fmt: skip
     labels, distances = model.assign(values, valid, assigned)
     counts = np.bincount(labels, minlength=model.number_of_poses)

@@ -1,7 +1,7 @@
-"""Two disjoint sets of real crops, with which generated images are compared (section 4).
+"""Two disjoint sets of real crops, the reference of the distances (section 4).
 
-Writes ``real-a/images.h5`` (every row is compared with it) and ``real-b/images.h5`` (its distance
-to the first is the floor that no generator can beat): ``images`` (n, S, S, 3) uint8, ``pose`` (n,).
+Writes ``real-a/images.h5`` (the reference of every row) and ``real-b/images.h5`` (its distance to
+the first is the floor): ``images`` (n, S, S, 3) uint8, ``pose`` (n,).
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""A finished run as a tool: any photo cropped, posed, inverted and shown in all poses.
+"""A finished run in Python: locates the object of any photo and renders it in all poses.
 
-Pose estimator and diffusion model are those that the run stored; nothing is fitted to the photo.
-Photos get the same preprocessing as the training images, so one of those gets the crop and the pose
-that it has in the run. Where the result should not be trusted, it carries a :class:`PhotoWarning`.
+Pose estimator and diffusion model are the run's; nothing is fitted to the photo. Photos get the
+same preprocessing as the training images, so a training image gets its crop and pose of the run.
+Unreliable results carry a :class:`PhotoWarning`.
 """
 
 import contextlib
@@ -143,16 +143,16 @@ class Run:
     def _warnings(
         self, found: Detection, box_by: str, share: float, estimate: Estimate
     ) -> Iterator[PhotoWarning]:
-        """What speaks against a photo's box and pose."""
+        """Warnings about a photo's box and pose."""
         if box_by == "whole photo":
-            reason = "no object was found, so the whole photo is taken; give a box"
+            reason = "no object was found, so the whole photo is used; give a box"
             yield PhotoWarning(reason, "foreground patches", 0, 1)
         if box_by == "foreground" and share < _SEPARATION:
-            reason = "the foreground is undecided: scores do not fall into object and surroundings"
+            reason = "the foreground is undecided: scores do not separate object and background"
             yield PhotoWarning(reason, "separation", share, _SEPARATION)
         foreground = (found.scores > self.estimator.foreground.threshold).sum()
         if box_by == "foreground" and found.region.mask.sum() < _LARGEST * foreground:
-            reason = "the foreground is in several parts, and the largest is taken; give a box"
+            reason = "the foreground is in several parts, and the largest is used; give a box"
             largest = float(found.region.mask.sum() / foreground)
             yield PhotoWarning(reason, "its share", largest, _LARGEST)
         side, least = found.window[2] - found.window[0], self.model.config.image_size / 2
@@ -160,7 +160,7 @@ class Run:
             reason = "the object is small, so its crop is blurred"
             yield PhotoWarning(reason, "side of the crop in pixels", side, least)
         if not estimate.shown.any():
-            reason = "the crop shows no foreground, so the pose means nothing"
+            reason = "the crop shows no foreground, so the pose is meaningless"
             yield PhotoWarning(reason, "foreground patches of the crop", 0, 1)
         distance = float(estimate.distances[0])
         if distance > self.estimator.far:
@@ -183,7 +183,7 @@ class Run:
             box: as in :meth:`locate`.
             views: sampler.
             guidance: hard-attention guidance.
-            novel_views: inversion, and what the other poses start from.
+            novel_views: inversion, and the initial noise of the other poses.
 
         Raises:
             UserError: as in :meth:`locate`.
@@ -214,7 +214,7 @@ def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iter
     """What speaks against the views of a photo."""
     psnr_db = made.reconstruction_psnr_db
     if psnr_db < _PSNR:
-        reason = "poorly reconstructed: the photo is unlike the training images, or steps too few"
+        reason = "poorly reconstructed: unlike the training images, or too few steps"
         yield PhotoWarning(reason, "PSNR in dB", psnr_db, _PSNR)
     drifts = zip(made.poses, color_drift, strict=True)
     other = {pose: drift for pose, drift in drifts if drift and drift > _COLOR_DRIFT}

@@ -1,10 +1,10 @@
-"""Every setting of a data set, its default and its meaning: the one place for all three.
+"""All settings of a data set, with their defaults and meanings.
 
 A configuration is ``datasets: {name: {section: {key: value}}}``; the classes below are the
 sections. Each step takes one or two of them as its command-line flags, so a key has one name in
-the config, in the rule, on the command line and in the code. Where the paper states a value, it
-stands beside the default (:func:`stated`); the two differ where this project measured another value
-to be better. Where no value of the paper stands, the paper is silent and the choice is ours.
+the config, in the rule, on the command line and in the code. Where the paper states a value,
+:func:`stated` declares it with the default; they differ where measurements favor another value.
+Other defaults are our choice, because the paper is silent.
 """
 
 import difflib
@@ -68,7 +68,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    # Keys that change how the work is done but not what comes out: no reason to do it again.
+    # Keys that do not change the results: an edit makes no output stale.
     untracked: ClassVar[tuple[str, ...]] = ()
 
 
@@ -114,8 +114,7 @@ class StableDiffusion(Settings):
 
     kind: Annotated[Literal["stable-diffusion"], tyro.conf.Suppress] = "stable-diffusion"
     category: str = Field(
-        description='Kind of object as the prompt names it, such as "single '
-        'massive armchair" (paper).'
+        description='Object category in the prompt, such as "single massive armchair" (paper).'
     )
     images: int = stated(100_000, 100_000, "Number of images to generate.", ge=1)
     model: FileName = Field(
@@ -135,7 +134,7 @@ class Procedural(Settings):
 
     kind: Annotated[Literal["procedural"], tyro.conf.Suppress] = "procedural"
     objects: Literal["cars", "chairs", "cars-and-chairs"] = Field(
-        "cars", description="What to render; cars and chairs take turns."
+        "cars", description="What to render; cars-and-chairs alternates."
     )
     images: int = Field(2000, ge=1, description="How many images to render.")
     size: int = Field(96, ge=16, le=1024, description="Side of an image in pixels.")
@@ -165,7 +164,7 @@ class Backbone(Settings):
 
 
 class Foreground(Settings):
-    """How the first PCA separates the object from its surroundings, and how it is cropped."""
+    """Foreground by PCA 1, and the crop around the object."""
 
     rule: Literal["first-component", "border-contrast"] = stated(
         "border-contrast",
@@ -243,7 +242,7 @@ class Training(Settings):
         1, ge=1, description="Processes that train together, each on a GPU, and share the batch."
     )
     accumulation: int = Field(
-        1, ge=1, description="Gradient accumulation: parts of a process's share of the batch."
+        1, ge=1, description="Gradient accumulation: micro-batches per process and step."
     )
     seed: int = Field(0, ge=0, description="Seed of weights, noise, timesteps and data order.")
 
@@ -288,13 +287,13 @@ class NovelViews(Settings):
     phase_cutoff: NonNegativeInt | Literal["none"] = stated(
         6,
         "none",
-        "Other poses start from the photo's noise with random phases above so many cycles per "
-        "image, which removes the photo's outlines; none keeps the noise as it is.",
+        "Other poses start from the photo's noise with random phases above this many cycles per "
+        "image, which removes the photo's outlines; none keeps the noise unchanged.",
     )
     stride: int = stated(
         2,
         1,
-        "Other poses take every stride-th timestep of the inversion; 2 halves the time, and "
+        "Other poses subsample the timesteps of the inversion by this; 2 halves the time and "
         "measured no worse.",
         ge=1,
     )
@@ -352,12 +351,12 @@ class Baseline(Settings):
 
 
 class Paper(Settings):
-    """What the paper says of a data set; only shown beside what is measured."""
+    """The paper's figures for a data set; only shown next to measured ones."""
 
     k: int | None = Field(None, description="Number of poses; none where the paper is silent.")
     iterations: int = Field(description="Training steps.")
     kind: str = Field(description="Kind of source that holds or makes the paper's data set.")
-    category: str | None = Field(None, description="Object in the prompts of Stable Diffusion.")
+    category: str | None = Field(None, description="Category in the prompts of Stable Diffusion.")
     fid: dict[str, float] = Field(description="FID of rows of the table.")
     fid_of_others: dict[str, float] = Field(
         {}, description="FID of other methods, without background, by the name of the baseline."
@@ -377,7 +376,7 @@ class Dataset(Settings):
     categories: int = stated(
         1,
         1,
-        "Object categories in the set: clusters of CLS tokens, each with poses.k poses of its own "
+        "Object categories in the set: clusters of CLS tokens, each with its own poses.k poses "
         "(the paper's future work).",
         ge=1,
     )
@@ -414,7 +413,7 @@ class Dataset(Settings):
     def _another_s_model_is_used_whole(self) -> "Dataset":
         own = self.model_fields_set.difference(_OWN_KEYS)
         if self.use is not None and own:
-            raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use}, since use names it")
+            raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use} by use; remove it")
         return self
 
     @model_validator(mode="after")
@@ -443,9 +442,8 @@ class Configuration(Settings):
         1,
         ge=1,
         le=10_000,
-        description="Jobs among which features and generated images are divided, as on a cluster; "
-        "the results are the same. A change makes what there is stale: set it before the first "
-        "run.",
+        description="Shards of features and generated images, one job each; the results are the "
+        "same. A change makes existing outputs stale: set it before the first run.",
     )
     targets: tuple[str, ...] | None = Field(
         None, description="Data sets that `snakemake` without a target makes; all by default."
@@ -464,12 +462,12 @@ class Configuration(Settings):
     def _names_exist(self) -> "Configuration":
         for name in self.targets or ():
             if name not in self.datasets:
-                raise ValueError(f"targets: {name} is no data set")
+                raise ValueError(f"targets: {name} is not a data set")
         for name, dataset in self.datasets.items():
             if dataset.use is None:
                 continue
             if dataset.use not in self.datasets or dataset.use == name:
-                raise ValueError(f"datasets.{name}.use: {dataset.use} is no other data set")
+                raise ValueError(f"datasets.{name}.use: {dataset.use} is not another data set")
             if self.datasets[dataset.use].use is not None:
                 raise ValueError(
                     f"datasets.{name}.use: {dataset.use} has no model of its own; use "
@@ -479,7 +477,7 @@ class Configuration(Settings):
 
 
 def deviations(section: type[Settings] | Settings, name: str) -> list[str]:
-    """Keys of a section whose value, or default, is not the one that the paper states.
+    """Keys of a section whose value, or default, differs from the paper's.
 
     Args:
         section: an instance, or a class for its defaults.
@@ -507,7 +505,7 @@ def sections() -> dict[str, type[Settings]]:
 
 
 def differences(dataset: Dataset) -> list[str]:
-    """Settings of a data set that are not what the paper says, where it says anything."""
+    """Settings of a data set that differ from what the paper states."""
     found = deviations(dataset, "") + deviations(dataset.source, "source")
     found += [line for name in sections() for line in deviations(getattr(dataset, name), name)]
     if dataset.paper is None:
@@ -526,10 +524,10 @@ def differences(dataset: Dataset) -> list[str]:
 
 
 def load(config: Mapping) -> Configuration:
-    """Check a configuration as YAML gave it.
+    """Validate a configuration read from YAML.
 
     Raises:
-        UserError: naming every wrong key with its path, and the key that was probably meant.
+        UserError: names every wrong key with its path, and the key that was probably meant.
     """
     try:
         return Configuration.model_validate(config)
@@ -538,7 +536,7 @@ def load(config: Mapping) -> Configuration:
         raise UserError("; ".join(_explain(one, names) for one in error.errors())) from None
 
 
-# Keys of former versions, and what they are called now.
+# Keys of former versions, and their present names.
 _RENAMED = {
     "pose_space.background": "mask_background (zero: true, kept: false)",
     "pose_space.length": "normalize (one: true, kept: false)",
@@ -550,7 +548,7 @@ _KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(
 
 
 def _explain(problem: Mapping, names: list[str]) -> str:
-    """One problem of pydantic's as a line with the key's path, the value and a hint.
+    """A validation error as one line: the key's path, the value and a hint.
 
     Args:
         problem: as pydantic describes it.
@@ -559,7 +557,7 @@ def _explain(problem: Mapping, names: list[str]) -> str:
     path = [str(part) for part in problem["loc"]]
     kind = None
     if path[2:3] == ["source"] and path[3:4] and path[3] in _KINDS:
-        kind = path.pop(3)  # the tag of the union, no key of the user's
+        kind = path.pop(3)  # the tag of the union, not a key of the user's
     where = "config: " + (".".join(path) or "top level")
     if problem["type"] == "extra_forbidden":
         if renamed := _RENAMED.get(".".join(path[-2:])):
@@ -591,7 +589,7 @@ def _known_keys(path: list[str], kind: str | None) -> list[str]:
     for key in path:
         if key in model.model_fields:
             annotation = model.model_fields[key].annotation
-            # Of dict[name, section] and of section | None the section.
+            # The section of dict[name, section] and of section | None.
             inner = [part for part in get_args(annotation) if isinstance(part, type)]
             sections = [part for part in inner if issubclass(part, BaseModel)]
             model = sections[-1] if sections else annotation

@@ -1,4 +1,4 @@
-"""The contact sheet of generated objects: objects in rows, all poses in columns (Figure 1).
+"""Contact sheet of generated objects: objects in rows, all poses in columns (Figure 1).
 
 Writes ``contact_sheet.png`` and ``turntable.gif``, the same objects as an animation.
 """
@@ -29,7 +29,7 @@ def main(
     """Generate objects in all poses.
 
     Args:
-        model: The training step's model.safetensors; its config.json lies beside it.
+        model: The training step's model.safetensors, with config.json in the same folder.
         out: Folder for contact_sheet.png and turntable.gif.
         sheet: How many objects.
         views: Sampler.

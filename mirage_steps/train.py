@@ -1,12 +1,12 @@
 """Train the pose-conditioned diffusion model (paper, section 3.2 and appendix A).
 
 Writes ``model.safetensors`` (the EMA weights), ``config.json`` and ``loss.png`` into the output
-folder. What must survive a failed job lives in a folder of its own, ``--checkpoints``: the newest
-two checkpoints, ``metrics.jsonl`` and sample grids while it runs. A stopped run resumes from there,
-to the bit as if it had not been stopped; changed settings or data start it anew. A lock with a
-heartbeat keeps a second training out of the folder.
+folder. Files that must survive a failed job are in ``--checkpoints``: the newest two checkpoints,
+``metrics.jsonl`` and sample grids. An interrupted run resumes from there with the same result, bit
+for bit; changed settings or data restart it. A lock with a heartbeat keeps a second training out
+of the folder.
 
-Under torchrun several processes train together, each on a GPU of its own:
+Under torchrun several processes train together, one per GPU:
 ``torchrun --nproc-per-node 4 -m mirage_steps.train ...``. The batch is divided among them.
 """
 
@@ -39,11 +39,11 @@ from mirage_steps.method.training import Batches, Trainer, train
 from mirage_steps.method.unet import preset
 from mirage_steps.networks.diffusion_model import save_model
 
-# Raised by hand when a change makes old checkpoints or models wrong; an edit that does not, such
-# as a reformatting, must never cost days of training.
+# Raised by hand when a change invalidates old checkpoints or models; other edits must not cost days
+# of training.
 VERSION = 4
 
-# Exit code at the end of a job's time: to be tried again (EX_TEMPFAIL of sysexits.h).
+# Exit code at the time limit of a job: retry (EX_TEMPFAIL of sysexits.h).
 TIME_IS_UP = 75
 
 _SAMPLE_STEPS = 25
@@ -75,7 +75,7 @@ def main(
     if training.batch_size < training.processes * training.accumulation:
         raise UserError(
             f"training.batch_size {training.batch_size}: too small for {training.processes} "
-            f"processes with {training.accumulation} parts each"
+            f"processes with {training.accumulation} micro-batches each"
         )
     labels = read_labels(poses, crops)
     k, categories = read_pose_counts(poses)
@@ -130,7 +130,7 @@ class Outputs:
 
     def _receive(self, number: int, _: object) -> None:
         self._stop = True
-        log.warning("%s: saving a checkpoint, then leaving", signal.Signals(number).name)
+        log.warning("%s: saving a checkpoint and exiting", signal.Signals(number).name)
 
     def stop_requested(self) -> bool:
         """Whether to save and leave with :attr:`exit_code`: by a signal, or as time is up."""

@@ -1,8 +1,8 @@
 """A set of generated images (paper, sections 3.3 and 4).
 
-- ``single``: single images with plain self-attention, in poses as frequent as in the data;
-- ``multi-view``: for each reference noise a random reference pose and three other poses; the views
-  are kept, the reference is not.
+- ``single``: single images with self-attention, poses sampled by their frequency in the data;
+- ``multi-view``: for each initial noise a random reference pose and three other poses; only the
+  latter are kept.
 
 Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (n,) the number of
 the noise; and ``images.png``, the first of them.
@@ -52,7 +52,7 @@ def main(
     """Generate a set of images.
 
     Args:
-        model: The training step's model.safetensors; its config.json lies beside it.
+        model: The training step's model.safetensors, with config.json in the same folder.
         poses: poses.csv, for the frequencies of the poses.
         out: Folder for images.h5 and images.png.
         sampler: Single images, or three views of every object by cross-frame attention.

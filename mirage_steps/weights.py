@@ -1,6 +1,6 @@
-"""Published weights, fetched once into the folder that all runs share.
+"""Published weights, downloaded once into the folder that all runs share.
 
-Writes the network and its marker, laid out as in ``mirage_steps.networks.fetching``.
+Writes the network and its marker in the layout of ``mirage_steps.networks.fetching``.
 """
 
 from pathlib import Path

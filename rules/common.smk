@@ -1,4 +1,4 @@
-# The checked configuration, and what all rules share: how the command of a step is made.
+# The validated configuration, and what the rules share: how a step's command is derived.
 import functools
 import inspect
 import json
@@ -29,14 +29,14 @@ pathvars:
     results=configuration.results,
 
 
-# The shell of all steps. A scheduler's signal reaches all processes of a job at once; `tee`
-# ignores it, because the step still has a checkpoint to save and to report.
+# Shell command of every step. A scheduler's signal reaches all processes of a job; `tee` ignores it,
+# because the step still saves a checkpoint and logs it.
 RUN = "{params.command} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 # Data sets that train a model, and those whose photos use another's.
 TRAINED = [name for name, one in configuration.datasets.items() if one.use is None]
 USING = [name for name, one in configuration.datasets.items() if one.use is not None]
 SETS = {name: one for key in TRAINED for name, one in configuration.dataset(key).sets.items()}
-# Features and generated images may be divided among jobs, each of which writes a file of its own.
+# Features and generated images may be sharded: each job writes its own file.
 SHARD = "" if configuration.shards == 1 else ".{shard}"
 SHARDS = [f"{n}-of-{configuration.shards}" for n in range(1, configuration.shards + 1)]
 
@@ -54,7 +54,7 @@ wildcard_constraints:
 
 
 def refuse(message):
-    """End with one line; Snakemake would lay a traceback around an exception."""
+    """Exit with a one-line error; Snakemake would add a traceback to an exception."""
     sys.exit(f"error: {message}")
 
 
@@ -137,7 +137,7 @@ def derives(value):
 
 
 def spelled(key, value, tracked=False):
-    """The words of an argument; of a section those of all its keys, of a source its kind first."""
+    """Command-line words of an argument: all keys of a section, the kind of a source first."""
     if not isinstance(value, Settings):
         return flag(key, value)
     kind = [value.kind] if hasattr(value, "kind") else []
@@ -159,7 +159,7 @@ def model(file):
 
 
 def own(file):
-    """Input function: a file of a data set that trains a model; one that uses another's trains none."""
+    """Input function: a file of a data set that trains its own model."""
 
     def path(wildcards):
         if used := dataset(wildcards).use:
@@ -173,7 +173,7 @@ def own(file):
 
 
 def final(name):
-    """The last file of a data set, for which all others are made."""
+    """The final target of a data set."""
     last = "overview.txt" if name in TRAINED else "photo_sheet/contact_sheet.png"
     return f"<results>/{name}/{last}"
 
@@ -191,23 +191,23 @@ def categories_table(wildcards):
 
 
 def sharded(path, kept=False):
-    """An output that a job makes alone or its shard of; shards go when the whole is there."""
+    """The output of a single job, or its shard, which is deleted once gathered."""
     stem, _, suffix = path.rpartition(".")
     return path if kept and not SHARD else temp(f"{stem}{SHARD}.{suffix}")
 
 
 def record(path):
-    """The record of a job or of its shard, which stays beside that of the whole."""
+    """The record of a job or of a shard; records of shards are kept."""
     return f"{path}{SHARD}.run.json"
 
 
 def shards_of(stem, suffix):
-    """Input: what all jobs made of a file."""
+    """Input: all shards of a file."""
     return [f"{stem}.{shard}{suffix}" for shard in SHARDS]
 
 
 def shard(wildcards):
-    """Which of the jobs that divide a step's work."""
+    """The shard of a job, such as 2-of-7."""
     return wildcards.get("shard", "1-of-1")
 
 
@@ -226,14 +226,14 @@ def network(path):
             return []
         if not is_published(item, path):
             refuse(f"datasets.{wildcards.dataset}.{unknown(item, path)}")
-        # Fetched again, it is the same: no reason to work again.
+        # A repeated download is identical: outputs stay valid.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
     return files
 
 
 def network_setting(wildcards):
-    """The config key that names a network, for the line that says what failed."""
+    """The config key that names a network, for error messages."""
     for one in configuration.datasets.values():
         named = {
             "source.model": getattr(one.source, "model", None),
@@ -247,18 +247,18 @@ def network_setting(wildcards):
 
 
 def network_state(wildcards):
-    """Whether a network that was fetched is gone again."""
+    """Whether a downloaded network was deleted."""
     weights = Path(configuration.weights)
     fetched = Path(configuration.results, "weights", wildcards.network, "weights.run.json").exists()
     return "gone" if fetched and not is_complete(wildcards.network, weights) else "there"
 
 
 def source_there(wildcards):
-    """Input function: refuses a source that is not there, before anything starts."""
+    """Input function: refuse a missing source before anything starts."""
     source = dataset(wildcards).source
     record = Path(configuration.results, wildcards.dataset, "dataset.run.json")
     try:
-        # Photos may have gone since they were listed; the later steps do without them.
+        # Once listed, photos may be deleted: the last steps do not need them.
         listed = json.loads(record.read_text())["settings"].get("path") if record.exists() else None
         if listed is None or listed != str(getattr(source, "path", None)):
             check_source(source)
@@ -275,7 +275,7 @@ def source_code(wildcards):
 
 
 def baseline_there(wildcards):
-    """Input function: refuses a baseline that is not there, before anything starts."""
+    """Input function: refuse a missing baseline before anything starts."""
     made = Path(configuration.results, wildcards.dataset, "sets", wildcards.set, "images.h5")
     path = dataset(wildcards).baselines[wildcards.set].path
     if not made.exists() and not path.expanduser().is_dir():
@@ -326,7 +326,7 @@ def features_of_rows(wildcards):
     """Input function: features of every set that a row compares."""
     rows = table_rows(dataset(wildcards).sets).values()
     compared = {name for one in rows for name in (one.name, one.reference)}
-    # Some names, such as `count`, Snakemake has for itself.
+    # Snakemake reserves some names, such as `count`.
     return {
         f"set_{name}": f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in compared
     }
@@ -341,7 +341,7 @@ def rows(wildcards, input):
 
 
 def published_fid(wildcards):
-    """The paper's figures by the row that they belong to."""
+    """The paper's figures by row."""
     chosen = dataset(wildcards)
     if chosen.paper is None:
         return []
@@ -349,20 +349,20 @@ def published_fid(wildcards):
     for name, value in chosen.paper.fid_of_others.items():
         baseline = chosen.baselines.get(name)
         background = "removed" if baseline is None else baseline.background
-        # The paper's figure is without background: it belongs to no row with one.
+        # The paper's figure is without background, so it has no place in a row with background.
         row = {"removed": name, "remove": f"{name}-nobg", "kept": f"{name} without background"}
         found[row[background]] = value
     return list(found.items())
 
 
 def deviations(wildcards):
-    """Settings that are not the paper's, where its figures stand beside ours."""
+    """Settings that differ from the paper's, if its figures are in the table."""
     chosen = dataset(wildcards)
     return [] if chosen.paper is None else differences(chosen)
 
 
 def launcher(wildcards):
-    """What starts the training: torchrun where several processes share it."""
+    """What starts the training: torchrun for several processes."""
     processes = dataset(wildcards).training.processes
     if processes == 1:
         return "python"

@@ -1,4 +1,4 @@
-# Where the configuration divides features and generated images among several jobs.
+# Joins the shards of features and generated images (`shards` in the configuration).
 if configuration.shards > 1:
 
     rule gather_features:

@@ -22,7 +22,7 @@ rule dataset:
     params:
         **step("dataset", code=source_code, source=setting("source")),
     message:
-        "{wildcards.dataset}: listing the images, or making them"
+        "{wildcards.dataset}: listing or generating images"
     shell:
         RUN
 
@@ -126,7 +126,7 @@ rule crop_features:
         RUN
 
 
-# Only for data sets with several object categories.
+# Only for data sets with several categories.
 rule categories:
     input:
         manifest=rules.dataset.output.manifest,

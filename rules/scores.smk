@@ -1,5 +1,5 @@
-# Backgrounds removed, features of every set, the table of distances (paper, section 4).
-# Before the training, where it can be: a network that is not there shows at once.
+# Background removal, features of all sets, the table of distances (paper, section 4).
+# Before the training if possible: a missing network fails early.
 rule masks:
     input:
         images=lambda wildcards: (
@@ -34,7 +34,7 @@ rule masks:
         RUN
 
 
-# Before the training, where it can be: a network that is not there shows at once.
+# Before the training if possible: a missing network fails early.
 rule embed:
     input:
         images="<results>/{dataset}/sets/{set}/images.h5",
@@ -114,7 +114,7 @@ rule overview:
     conda:
         "../envs/mirage.yaml"
     message:
-        "{wildcards.dataset}: everything; the table and the list of pictures"
+        "{wildcards.dataset}: overview, the table and the list of pictures"
     shell:
         "(cat {input.table:q}; echo; echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q})"
         " > {output.overview:q} 2> {log:q}"

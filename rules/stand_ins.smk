@@ -1,5 +1,5 @@
-# The small embedded networks. Nobody needs to run this: weights/ holds copies of its results, put
-# there by hand once the figures in their README.md were found good:
+# The small embedded networks. Not part of a run: weights/ has copies of the results, copied by hand
+# after a check of the figures in their README.md:
 #   snakemake --cores 2 stand_ins
 #   cp results/stand_ins/backbone/{config.json,preprocessor_config.json,model.safetensors,README.md,evaluation.json} weights/stand-in-dinov2-cars/
 #   cp results/stand_ins/sam/{model.safetensors,README.md,evaluation.json} weights/stand-in-sam-cars/
@@ -19,7 +19,7 @@ rule stand_in_scenes:
     params:
         **step("demo.stand_ins.scenes", workers=lambda wildcards, threads: threads),
     message:
-        "rendering the images that the stand-in networks learn from"
+        "rendering the training images of the stand-in networks"
     shell:
         RUN
 

@@ -20,8 +20,8 @@ rule train:
         gpu=setting("training.processes"),
         accelerator=setting("training.processes"),
     params:
-        # The folder of the checkpoints is no declared output: Snakemake removes those of a failed job,
-        # and checkpoints must survive it. Without a scheduler there is no limit of time.
+        # The checkpoint folder is not a declared output: Snakemake deletes outputs of a failed job, and
+        # checkpoints must survive it. Without a scheduler there is no time limit.
         **step(
             "train",
             launcher=launcher,
@@ -30,6 +30,6 @@ rule train:
             runtime=lambda wildcards, resources: resources.get("runtime", 0),
         ),
     message:
-        "{wildcards.dataset}: training; live figures in training/checkpoints/metrics.jsonl"
+        "{wildcards.dataset}: training; live metrics in training/checkpoints/metrics.jsonl"
     shell:
         RUN

@@ -1,5 +1,5 @@
-# Real and generated image sets, contact sheets, photos from all sides (paper, section 3.3).
-# Before the training: too few images for the table show at once.
+# Real and generated image sets, contact sheets, novel views of photos (paper, section 3.3).
+# Before the training: too few images fail early.
 rule real:
     input:
         crops=rules.crops.output.crops,
@@ -45,7 +45,7 @@ rule views:
         gpu=1,
         accelerator=1,
     params:
-        # An edit of gamma leaves the sets alone that are not guided.
+        # A new gamma leaves unguided sets valid.
         **step(
             "views",
             sampler=lambda wildcards: evaluation_set(wildcards).source,
@@ -183,6 +183,6 @@ rule novel_views:
             name=lambda wildcards: Path(wildcards.name).name,
         ),
     message:
-        "{wildcards.dataset}: {wildcards.name} from all sides"
+        "{wildcards.dataset}: novel views of {wildcards.name}"
     shell:
         RUN

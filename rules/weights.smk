@@ -1,11 +1,11 @@
-# Published networks, each fetched once into one folder that projects may share.
-# On the machine where Snakemake runs: a cluster's nodes often have no network.
+# Published networks, each downloaded once into a folder that projects may share.
+# Runs where Snakemake runs: nodes of a cluster often have no network.
 rule weights:
     output:
         run="<results>/weights/{network}/weights.run.json",
     log:
         "<results>/weights/{network}/weights.log",
-    # First of all: what cannot be fetched shows at once.
+    # First of all: a failed download shows at once.
     priority: 20
     localrule: True
     conda:
@@ -16,9 +16,9 @@ rule weights:
             network=lambda wildcards: wildcards.network,
             setting=lambda wildcards, output: network_setting(wildcards),
         ),
-        # Changes when a network was deleted after it had been fetched.
+        # Changes when a downloaded network was deleted.
         state=network_state,
     message:
-        "fetching {wildcards.network}"
+        "downloading {wildcards.network}"
     shell:
         RUN

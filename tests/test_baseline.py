@@ -119,9 +119,9 @@ def test_names_that_are_no_utf_8_are_rejected_readably(folder, tmp_path):
     assert set(listed) == {f"{folder}/\\udcff.png"}
 
 
-def test_grey_and_transparent_images_become_rgb_on_white(tmp_path):
+def test_gray_and_transparent_images_become_rgb_on_white(tmp_path):
     (tmp_path / "theirs").mkdir()
-    Image.new("L", (8, 8), 77).save(tmp_path / "theirs/grey.png")
+    Image.new("L", (8, 8), 77).save(tmp_path / "theirs/gray.png")
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "theirs/clear.png")
     images, _ = _take(tmp_path / "theirs", tmp_path / "gan", 2)
     assert sorted({int(image.min()) for image in images}) == [77, 255]

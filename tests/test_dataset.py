@@ -273,7 +273,7 @@ def test_images_without_a_value_have_no_label(tmp_path):
 
 @pytest.mark.parametrize("value", ["front", "12,5", "nan", "inf", "-inf", "12°"])
 def test_an_azimuth_that_is_not_a_number_is_named_with_its_line(tmp_path, value):
-    with pytest.raises(UserError, match=r"line 3: azimuth_deg .* is no number"):
+    with pytest.raises(UserError, match=r"line 3: azimuth_deg .*: not a number"):
         _labels(tmp_path, ("b.jpg", 1), ("one/a.jpg", value))
 
 

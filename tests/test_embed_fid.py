@@ -311,7 +311,7 @@ def test_unlike_sets_are_refused(tmp_path, n, other, said):
 def test_rows_of_different_networks_are_refused(tmp_path):
     files = [str(_features(tmp_path / f"{i}.h5", 9, i)) for i in range(2)]
     small = [str(_features(tmp_path / f"{i}.h5", 9, i, backbone="small")) for i in (2, 3)]
-    with pytest.raises(UserError, match="do not make one table .*small"):
+    with pytest.raises(UserError, match="cannot share a table .*small"):
         _table_of(row=(("a", *files), ("b", *small)), dataset="cars", out=tmp_path)
 
 
@@ -386,14 +386,14 @@ def test_notes_say_what_the_paper_s_column_is_and_what_it_also_gives(tmp_path):
     lines, _, content = _table(tmp_path)
     assert content["notes"] == lines[-len(content["notes"]) :]
     assert content["notes"][-3:] == [
-        "paper's FID: as printed in table 9, row 3; how many images it compared is not said, "
-        "so it is close to column FID at best, and to no other.",
+        "paper's FID: from table 9, row 3; the paper does not state the number of images, so "
+        "compare it with column FID only, and only roughly.",
         "The paper also gives: mv-bg-hag 23.000, mv-nobg-hag 11.250.",
         "Not as in the paper: 80 images, not 100k; K is 4.",
     ]
     _table_of(row=row, paper=PAPER[2:], dataset="cars", out=tmp_path)
     notes = _table(tmp_path)[2]["notes"]
-    assert notes[-1].startswith("paper's FID: as printed in the paper; ")
+    assert notes[-1].startswith("paper's FID: from the paper; ")
 
 
 def test_command_line_takes_the_paper_s_numbers(tmp_path, monkeypatch):
@@ -407,7 +407,7 @@ def test_command_line_takes_the_paper_s_numbers(tmp_path, monkeypatch):
     assert cells["no-mv"][2] == "8.500" and content["rows"][0]["paper_fid"] == 8.5
     assert "The paper also gives: mv-bg-hag 23.000." in lines
     assert "Not as in the paper: 80 images; K is 4." in lines
-    assert any("as printed in table 2;" in line for line in lines)
+    assert any("from table 2;" in line for line in lines)
 
 
 def test_rows_end_with_their_captions(tmp_path):

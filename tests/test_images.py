@@ -27,7 +27,7 @@ def _read(image: Image.Image, path, **options) -> np.ndarray:
     return np.asarray(read)
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
+def _gray(values: np.ndarray) -> np.ndarray:
     return np.repeat(np.asarray(values)[..., None], 3, 2)
 
 
@@ -39,12 +39,12 @@ def test_rgb_is_read_as_it_is(tmp_path):
     np.testing.assert_array_equal(_read(photo, tmp_path / "a.png"), np.asarray(photo))
 
 
-def test_grey_and_one_bit_become_three_equal_channels(tmp_path):
-    grey = _photo().convert("L")
-    np.testing.assert_array_equal(_read(grey, tmp_path / "l.png"), _grey(grey))
-    bits = Image.fromarray(np.asarray(grey) > 100)
+def test_gray_and_one_bit_become_three_equal_channels(tmp_path):
+    gray = _photo().convert("L")
+    np.testing.assert_array_equal(_read(gray, tmp_path / "l.png"), _gray(gray))
+    bits = Image.fromarray(np.asarray(gray) > 100)
     assert bits.mode == "1"
-    expected = _grey(255 * (np.asarray(grey) > 100))
+    expected = _gray(255 * (np.asarray(gray) > 100))
     np.testing.assert_array_equal(_read(bits, tmp_path / "1.png"), expected)
 
 
@@ -73,14 +73,14 @@ def test_transparency_is_laid_on_white(tmp_path, mode):
     alpha[1] = 255
     image.putalpha(Image.fromarray(alpha))
     share = alpha[..., None] / 255
-    colours = np.asarray(image.convert("RGB"))
+    colors = np.asarray(image.convert("RGB"))
     found = _read(image, tmp_path / "a.png")
-    np.testing.assert_allclose(found, colours * share + 255 * (1 - share), atol=1.01)
+    np.testing.assert_allclose(found, colors * share + 255 * (1 - share), atol=1.01)
     assert (found[0] == 255).all()
-    np.testing.assert_array_equal(found[1], colours[1])
+    np.testing.assert_array_equal(found[1], colors[1])
 
 
-def test_a_transparent_colour_of_an_rgb_png_becomes_white(tmp_path):
+def test_a_transparent_color_of_an_rgb_png_becomes_white(tmp_path):
     photo = Image.new("RGB", SIZE, (10, 20, 30))
     photo.putpixel((3, 2), (1, 2, 3))
     found = _read(photo, tmp_path / "t.png", transparency=(1, 2, 3))
@@ -93,10 +93,10 @@ def test_cmyk_is_converted(tmp_path):
     assert (found[..., 0] > 200).all() and (found[..., 1:] < 60).all()
 
 
-def test_16_bit_grey_is_scaled_by_its_type_and_not_clipped(tmp_path):
+def test_16_bit_gray_is_scaled_by_its_type_and_not_clipped(tmp_path):
     values = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(np.uint16)
     found = _read(Image.fromarray(values), tmp_path / "16.png")
-    np.testing.assert_array_equal(found, _grey(np.round(values / 257)))
+    np.testing.assert_array_equal(found, _gray(np.round(values / 257)))
     # A night shot stays dark.
     dark = _read(Image.fromarray((values // 300).astype(np.uint16)), tmp_path / "dark.png")
     assert dark.max() <= 1
@@ -107,7 +107,7 @@ def test_16_bit_grey_is_scaled_by_its_type_and_not_clipped(tmp_path):
 def test_32_bit_values_are_scaled_by_the_range_that_holds_them(tmp_path, dtype, top):
     values = np.linspace(0, top, SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0]).astype(dtype)
     found = _read(Image.fromarray(values), tmp_path / "v.tiff")
-    np.testing.assert_allclose(found, _grey(values.astype(float) / top * 255), atol=0.51)
+    np.testing.assert_allclose(found, _gray(values.astype(float) / top * 255), atol=0.51)
 
 
 def test_values_beyond_every_range_are_stretched(tmp_path):
@@ -135,7 +135,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, value):
 
 
 def test_the_first_frame_of_an_animation_is_taken(tmp_path):
-    frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", SIZE, color) for color in ("red", "lime", "blue")]
     path = tmp_path / "a.gif"
     found = _read(frames[0], path, save_all=True, append_images=frames[1:])
     assert Image.open(path).n_frames == 3

@@ -32,7 +32,7 @@ def _moves(timesteps: list[int]) -> list[tuple[int, int]]:
 
 
 def _fill_zeros(model: UNet) -> UNet:
-    """Values for the zero-initialised layers, or the network would predict nothing."""
+    """Values for the zero-initialized layers, or the network would predict nothing."""
     torch.manual_seed(1)
     for parameter in model.requires_grad_(False).parameters():
         if not parameter.any():
@@ -259,7 +259,7 @@ def _literal_given(model, trajectory, poses, gamma, timesteps, taken=None) -> to
     for now, then in _moves(taken):
         t = torch.tensor([now] * 2)
         for place, pose in enumerate(poses[1:]):
-            # One view at a time beside the reference as it was at this very timestep.
+            # One view at a time, with the reference of this timestep.
             pair = torch.stack([reference[now], views[place]])[None]
             embedding = model.embed(t, torch.tensor([poses[0], pose]))[None]
             noise = denoise_views(model, pair, embedding, _alpha(now), gamma)[0, 1]

@@ -26,7 +26,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def network(request) -> UNet:
-    """A small network whose zero-initialised layers got values, or nothing would be tested."""
+    """A small network whose zero-initialized layers got values, or nothing would be tested."""
     torch.manual_seed(0)
     config = CONFIGS[request.param]
     model = UNet(config).double().eval().requires_grad_(False)
@@ -246,7 +246,7 @@ def test_paper_preset_is_the_published_network_but_for_what_is_documented():
     added = 25 * config.embedding  # poses
     for block in blocks:
         width, channels = block.conv2.out_channels, block.conv1.in_channels
-        added += width * (config.embedding + 1)  # scale beside shift
+        added += width * (config.embedding + 1)  # scale and shift
         added += 2 * (channels - width)  # the first norm stands before its convolution
     added += sum(layer.norm.num_channels for layer in attention)  # the norm has a bias
     added += 2 * 64 + 3 * 64 * (9 - 1)  # norm and 3 x 3 at the end

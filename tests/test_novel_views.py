@@ -307,8 +307,8 @@ def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypa
     two = (GREEN, OCHRE)
     for photos, more, told in (
         ((), {}, "no photos"),
-        (two, {"box": (0, 0, 9, 9)}, "--box: belongs to one photo, 2 are given"),
-        (two, {"name": "x"}, "--name: belongs to one photo"),
+        (two, {"box": (0, 0, 9, 9)}, "--box: applies to one photo, 2 are given"),
+        (two, {"name": "x"}, "--name: applies to one photo"),
         ((GREEN, GREEN), {}, "outputs of several photos would be called green.png"),
     ):
         with pytest.raises(UserError, match=told):
@@ -320,7 +320,7 @@ def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypa
 
 def test_no_photo_is_written_over(finished, tmp_path):
     photo = shutil.copy(GREEN, tmp_path / "mine.png")
-    with pytest.raises(UserError, match=r"mine.png: is in the way; give another --out"):
+    with pytest.raises(UserError, match=r"mine.png: exists already; give another --out"):
         novel_views.main((photo,), **_arguments(finished, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
     # Under another suffix there is no danger.
@@ -329,7 +329,7 @@ def test_no_photo_is_written_over(finished, tmp_path):
     # Outputs may be written again, unless they are the photo itself.
     assert novel_views.main((tmp_path / "other.jpg",), **_arguments(finished, tmp_path))
     for own, name in (("other.png", None), ("other.views/crop.png", "other")):
-        with pytest.raises(UserError, match="is in the way"):
+        with pytest.raises(UserError, match="exists already"):
             novel_views.main((tmp_path / own,), **_arguments(finished, tmp_path), name=name)
 
 
@@ -338,12 +338,12 @@ def test_files_of_others_stay(green, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")
-        with pytest.raises(UserError, match=f"{name}: is in the way"):
+        with pytest.raises(UserError, match=f"{name}: exists already"):
             green.save(folder)
         assert [path.name for path in folder.iterdir()] == [name]
         assert (folder / name).read_text() == "mine"
     for stem in ("", ".", "..", "a/b", "/abs"):
-        with pytest.raises(UserError, match="cannot be the name"):
+        with pytest.raises(UserError, match="not a name for outputs"):
             green.save(tmp_path / "out", stem)
 
 

@@ -83,7 +83,7 @@ def test_sizes_are_those_of_a_finished_run():
     }
     for pattern, size in FINISHED.items():
         assert sizes[pattern] == pytest.approx(size, rel=0.1), pattern
-    # The shards of the crops' tokens lie beside the whole.
+    # The shards of the crops' tokens and the whole.
     divided = configuration.model_copy(update={"shards": 4})
     other = {path: size for path, size, _ in plan.artifacts(divided, "demo", 2000, vit, network)}
     crops = "crop_features/tokens*.h5"

@@ -142,7 +142,7 @@ def test_a_mistake_among_several_processes_is_one_line(data, tmp_path):
     ("changed", "message"),
     [
         ({"processes": 2}, "training.processes 2, but 1 run; start them by torchrun"),
-        ({"accumulation": 6}, "training.batch_size 5: too small for 1 processes with 6 parts"),
+        ({"accumulation": 6}, "training.batch_size 5: too small for 1 processes with 6 micro"),
     ],
 )
 def test_a_batch_that_cannot_be_divided_is_refused(data, tmp_path, changed, message):

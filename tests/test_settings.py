@@ -1,6 +1,7 @@
 """Configurations: what is refused and how it is said, and the way to the command line."""
 
 import inspect
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,9 +132,9 @@ def test_names_that_are_no_folder_names_are_refused(name):
 def test_what_other_data_sets_are_named_for_is_checked():
     one = {"source": {"kind": "procedural"}}
     told = {
-        "targets: b is no data set": {"targets": ["b"], "datasets": {"a": one}},
-        "datasets.a.use: b is no other": {"datasets": {"a": {**one, "use": "b"}}},
-        "datasets.a.use: a is no other": {"datasets": {"a": {**one, "use": "a"}}},
+        "targets: b is not a data set": {"targets": ["b"], "datasets": {"a": one}},
+        "datasets.a.use: b is not another": {"datasets": {"a": {**one, "use": "b"}}},
+        "datasets.a.use: a is not another": {"datasets": {"a": {**one, "use": "a"}}},
         "datasets.a.use: b has no model of its own; use c": {
             "datasets": {"a": {**one, "use": "b"}, "b": {**one, "use": "c"}, "c": one}
         },
@@ -173,6 +174,18 @@ def test_whatever_the_paper_states_is_compared():
         "training.iterations 1000000 (paper: 5)",
     ):
         assert words in told
+
+
+def test_the_readme_lists_the_defaults_that_are_not_the_papers():
+    """Rows of its table are KEY, default, paper."""
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|", (ROOT / "README.md").read_text(), re.M
+    )
+    declared = settings.deviations(settings.Dataset, "")
+    for name, section in settings.sections().items():
+        declared += settings.deviations(section, name)
+    assert [f"{key} {default} (paper: {paper})" for key, default, paper in rows] == declared
+    assert len(declared) >= 6
 
 
 def test_keys_of_baselines_and_of_the_paper_are_checked():

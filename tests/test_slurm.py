@@ -170,7 +170,7 @@ def test_cancelled_training_goes_on_in_a_new_job(run):
     third = run.next_training()
     assert run.resumed(third) == saved
     slurm("scancel", third)
-    until(lambda: run.ended(third, "CANCELLED"), "end of the cancelled training", run)
+    until(lambda: run.ended(third, "CANCELLED"), "end of the canceled training", run)
     assert run.saved() == run.step() > saved
 
 

@@ -80,7 +80,7 @@ def test_stages_follow_the_settings():
 
 
 def test_every_record_of_a_finished_run_belongs_to_a_stage(finished):
-    dataset = DATASET.model_copy(update={"photos": "photos to turn"})
+    dataset = DATASET.model_copy(update={"photos": "my photos"})
     found = status.look(finished[""], dataset)["stages"]
     assert {stage: one["state"] for stage, one in found.items()} == dict.fromkeys(found, "done")
     listed = {path for paths in status.stages(dataset).values() for path in paths}

@@ -203,7 +203,7 @@ def test_a_second_training_is_kept_out_of_the_folder(data, tmp_path):
         process.communicate()
 
 
-def test_changed_settings_start_anew(data, tmp_path, monkeypatch, caplog):
+def test_changed_settings_restart_the_training(data, tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
@@ -216,7 +216,7 @@ def test_changed_settings_start_anew(data, tmp_path, monkeypatch, caplog):
         assert torch.equal(value, found[name]), name
 
 
-def test_changed_poses_start_anew(data, tmp_path, caplog):
+def test_changed_poses_restart_the_training(data, tmp_path, caplog):
     run(data, tmp_path / "run", SETTINGS)
     text = data["poses"].read_text().replace("1.png,1", "1.png,2")
     data["poses"].write_text(text)
@@ -225,7 +225,7 @@ def test_changed_poses_start_anew(data, tmp_path, caplog):
     assert (tmp_path / "run" / "checkpoints" / "previous-step-0000006.pt").exists()
 
 
-def test_fewer_iterations_start_anew(data, tmp_path, caplog):
+def test_fewer_iterations_restart_the_training(data, tmp_path, caplog):
     constant = SETTINGS.model_copy(update={"schedule": "constant"})
     run(data, tmp_path / "run", constant)
     shorter = constant.model_copy(update={"iterations": 3})

@@ -9,7 +9,7 @@ from mirage_steps.method.training import Trainer
 from mirage_steps.method.unet import UNetConfig
 from mirage_steps.settings import Training
 
-# Two channels and more to a group of the normalisation: with one, biases before it have no effect,
+# Two channels and more to a group of the normalization: with one, biases before it have no effect,
 # and their gradients are nothing but rounding.
 CONFIG = UNetConfig(
     16, 6, (64, 96), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2, prediction="velocity"

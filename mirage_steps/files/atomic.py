@@ -16,20 +16,20 @@ _HASH_LIMIT = 64 * 2**20
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it to ``path`` if the block succeeds.
+    """Give a temporary path in the same folder; rename it to ``path`` if the block succeeds.
 
     The temporary name keeps the suffix, since many writers choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name, so that what a killed run left half-written goes with the next.
+    # Always the same name, so that the next run replaces an incomplete file of a killed one.
     folder = path.parent / f".{path.name}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         temporary = folder / path.name
         yield temporary
-        # What is renamed must be on the disk first, or a power cut leaves an empty file.
+        # Sync before renaming, or a power cut leaves an empty file.
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
@@ -41,7 +41,7 @@ def write_json(path: Path, content: object) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
     with atomic(path) as temporary:
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        # File names that are no UTF-8 reach Python as lone surrogates.
+        # File names that are not UTF-8 reach Python as lone surrogates.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
@@ -93,7 +93,7 @@ def human_size(size: float) -> str:
 
 
 def identity(path: Path) -> dict[str, object]:
-    """What tells an input apart: its hash, or size and time where hashing would take long."""
+    """Identity of an input: its hash, or size and time if hashing would take long."""
     if not path.is_file():
         return {"path": str(path)}
     stat = path.stat()

@@ -1,4 +1,4 @@
-"""Checkpoints of a long training: whole or absent, two kept, never those of other settings."""
+"""Checkpoints of a long training: atomic, two kept, never resumed with other settings."""
 
 import zipfile
 from pathlib import Path
@@ -41,7 +41,7 @@ class Checkpoints:
         """
         target = self.path(state["done"])
         try:
-            # Into an open file: by a path torch does not tell what was wrong.
+            # Into an open file: given a path, torch hides the cause of an error.
             with atomic(target) as path, open(path, "wb") as file:
                 torch.save({"fingerprint": self.fingerprint, **state}, file)
         except (OSError, RuntimeError) as error:
@@ -54,7 +54,7 @@ class Checkpoints:
             old.unlink()
 
     def newest(self, last: int) -> dict | None:
-        """The newest state to resume from; None where the training starts anew.
+        """The newest state to resume from; None if the training starts at step 0.
 
         A checkpoint made with other settings or data is renamed to ``previous-step-NNNNNNN.pt``,
         and what changed is logged; a damaged one is renamed to ``damaged.pt``.
@@ -113,6 +113,6 @@ def load_checkpoint(path: Path) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {**state, "fingerprint": dict(state["fingerprint"]), "done": int(state["done"])}
     except (OSError, MemoryError):
-        raise  # of the machine, not of the file
+        raise  # an error of the machine, not of the file
     except Exception as error:  # torch raises many types on a damaged file
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {first_line(error)})") from None

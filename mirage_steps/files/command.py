@@ -1,4 +1,4 @@
-"""What turns a function into a command: flags, log, one-line errors, provenance."""
+"""Commands from functions: flags, log, one-line errors, provenance."""
 
 import contextlib
 import inspect
@@ -30,7 +30,7 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
-    # Leave through the `finally` blocks, so that temporary files go when a scheduler says stop.
+    # Exit through the `finally` blocks, so that a scheduler's SIGTERM leaves no temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     name = _module_name(main)
 
@@ -78,7 +78,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _require_folder(out: Path) -> None:
-    """Refuse an output folder that cannot be made, before any work is done in vain."""
+    """Refuse an output folder that cannot be created, before any work."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"--out {out}: {there} is a file; give a folder")
@@ -108,5 +108,5 @@ def flag(key: str, value: object) -> list[str]:
         return [name, *map(str, value)]
     if isinstance(value, list):
         return [word for one in value for word in flag(key, one)]
-    # Joined, so that a value that begins with a dash is no flag of its own.
+    # Joined, so that a value that begins with a dash is not read as a flag.
     return [f"{name}={value}"] if str(value).startswith("-") else [name, str(value)]

@@ -1,4 +1,4 @@
-"""The configuration as the Snakefile reads it, for commands beside it."""
+"""The configuration as the Snakefile reads it, for the tools."""
 
 import difflib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``pose_estimator.safetensors``: a pose estimator's arrays, its configuration in the metadata."""
+"""``pose_estimator.safetensors``: arrays of a pose estimator, its configuration as metadata."""
 
 import json
 from dataclasses import asdict
@@ -28,7 +28,7 @@ def save_estimator(path: Path, estimator: PoseEstimator) -> None:
 
 
 def _named(part: object, name: str, arrays: dict[str, np.ndarray]) -> object:
-    """A part with names in place of its arrays, which go to ``arrays``."""
+    """Replace arrays by their names and collect them in ``arrays``."""
     if isinstance(part, np.ndarray):
         arrays[name] = np.ascontiguousarray(part)
         return {"array": name}

@@ -1,4 +1,4 @@
-"""HDF5 files: written whole or not at all, read in batches, never changed downstream."""
+"""HDF5 files: written atomically, read in batches, never changed by later steps."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Sets of images in HDF5, what rows of the table compare: ``images`` (n, S, S, 3) uint8."""
+"""Image sets in HDF5, compared by the rows of the table: ``images`` (n, S, S, 3) uint8."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 from mirage_steps.files import tiles
 from mirage_steps.files.h5 import by_image, create_h5
 
-# Attribute `sam` of a set that came without background, in place of the network's name.
+# Attribute `sam` of a set that was given without background, instead of the network's name.
 OWN_WHITE = "nothing (rendered on white)"
 
 _ROWS = 6  # of the preview

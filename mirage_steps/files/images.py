@@ -1,4 +1,4 @@
-"""Image files: found in folders and read upright, any mode to RGB, with a bound on their size."""
+"""Image files: found in folders, read upright as RGB, with a limit on their size."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 class UnreadableImage(Exception):
-    """Why an image cannot be used, in a few words."""
+    """The reason why an image is unusable, in a few words."""
 
 
 def read_rgb(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
@@ -41,7 +41,7 @@ def read_rgb(path: Path, max_pixels: int = 100_000_000) -> Image.Image:
         raise UnreadableImage("empty file" if empty else "not an image") from None
     except Exception as error:
         # Pillow's decoders raise nearly anything on damaged data (OSError, SyntaxError,
-        # ValueError, struct.error, ...); whatever it was, this file cannot be used.
+        # ValueError, struct.error, ...); in any case the file is unusable.
         raise UnreadableImage(" ".join(f"{type(error).__name__}: {error}".split())) from None
 
 

@@ -1,4 +1,4 @@
-"""Batches of images decoded ahead of their use, in order, with bounded memory."""
+"""Batches of images, decoded ahead in order, with bounded memory."""
 
 import os
 from collections import deque

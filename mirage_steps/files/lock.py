@@ -1,8 +1,8 @@
-"""A lock with a heartbeat: one process at a time works in a folder, on one machine or on many.
+"""A lock with a heartbeat: one process at a time per folder, on one machine or several.
 
-Locks of the operating system do not reach over all network file systems. This one is a file that
-its owner touches every few seconds. A second process that sees it touched gives up; one that sees
-it untouched for long takes it over. An owner that lost it, as after a long sleep, stops before it
+Locks of the operating system do not work on all network file systems. This one is a file that its
+owner touches every few seconds. A second process that sees it touched exits; if it stays untouched
+for long, the process takes it over. An owner that lost it, such as after a suspend, stops before it
 writes. Clocks of different machines are never compared.
 """
 
@@ -79,7 +79,7 @@ class Lock:
         Raises:
             UserError: the owner beats.
         """
-        log.info("%s: waiting for a beat of %s", self.path, _name(read_json(self.path)))
+        log.info("%s: waiting for a heartbeat of %s", self.path, _name(read_json(self.path)))
         started = time.monotonic()
         try:
             first = self.path.stat().st_mtime_ns

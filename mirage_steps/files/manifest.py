@@ -1,4 +1,4 @@
-"""The list of images that every step follows: ``manifest.csv``."""
+"""``manifest.csv``: the list of images, in the order of every step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ def read_manifest(path: Path) -> list[Entry]:
     """
     rows = read_csv(path)
     if not rows:
-        raise UserError(f"{path}: lists no images; see rejected.csv beside it for the reasons")
+        raise UserError(f"{path}: lists no images; see rejected.csv in its folder for the reasons")
     try:
         return [
             Entry(

@@ -1,4 +1,4 @@
-"""What came of a photo: its object and pose, its views, warnings, and the files that hold them."""
+"""Results of a photo: its object and pose, its views, warnings, and their files."""
 
 import shutil
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from mirage_steps.method.boxes import Box
 
 @dataclass(frozen=True)
 class PhotoWarning:
-    """A reason not to trust the result, with what was measured and the limit that it passed."""
+    """A reason not to trust the result, with the measure and its limit."""
 
     reason: str
     measure: str
@@ -71,7 +71,7 @@ class PhotoViews(LocatedPhoto, CropViews):
         return f"PhotoViews({self.title()}; {len(self.warnings)} warnings)"
 
     def save(self, folder: Path | str, stem: str | None = None) -> Path:
-        """Write the views and all that is known of the photo.
+        """Write the views and the record of the photo.
 
         Args:
             folder: gets ``STEM.png``, the strip of views; ``STEM.gif``, a turntable; ``STEM.json``;
@@ -82,7 +82,7 @@ class PhotoViews(LocatedPhoto, CropViews):
             The strip's path.
 
         Raises:
-            UserError: files are in the way that this did not write.
+            UserError: files that this did not write exist already.
         """
         folder, stem = Path(folder), Path(self.photo).stem if stem is None else stem
         require_free(folder, stem)
@@ -113,21 +113,21 @@ class PhotoViews(LocatedPhoto, CropViews):
         )
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
+        """PNG for notebooks."""
         return self.strip()._repr_png_()
 
 
 def require_free(folder: Path, stem: str, photo: Path | None = None) -> None:
-    """Refuse to write over what :meth:`PhotoViews.save` did not write, or over the photo itself.
+    """Refuse to overwrite files that :meth:`PhotoViews.save` did not write, or the photo itself.
 
     Raises:
         UserError: the name cannot be one, or is taken.
     """
     if not stem or Path(stem).name != stem or stem.startswith("."):
-        raise UserError(f"{stem!r} cannot be the name of outputs; give one by --name")
+        raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
     ends = (".json", ".png", ".gif", ".views")
     found = [path for end in ends if (path := folder / f"{stem}{end}").exists()]
     given = set() if photo is None else {photo.resolve(), photo.resolve().parent}
     ours = "inversion_evaluations" in read_json(folder / f"{stem}.json")
     if found and (not ours or given & {path.resolve() for path in found}):
-        raise UserError(f"{found[0]}: is in the way; give another --out")
+        raise UserError(f"{found[0]}: exists already; give another --out")

@@ -1,4 +1,4 @@
-"""Photos to show in all poses: opened, found in a folder, and how their outputs are named."""
+"""Photos for novel views: opened, found in a folder, and the names of their outputs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from mirage_steps.files.images import UnreadableImage, find_files, printable, re
 
 Photo = Path | str | Image.Image | np.ndarray
 _SMALLEST = 16  # pixels a side below which a photo shows nothing
-# What an output's name ends in beside its suffix: `x.run.json` is the record of x.
+# Reserved ends of output names: `x.run.json` is the record of x.
 _TAKEN = (".run", ".views")
 
 
@@ -43,13 +43,13 @@ def open_photo(photo: Photo) -> tuple[str, Image.Image]:
     if min(image.size) < _SMALLEST:
         raise UserError(
             f"{where}: cannot be used: {image.width}x{image.height} pixels are too few; "
-            f"{_SMALLEST}x{_SMALLEST} is the least"
+            f"use at least {_SMALLEST}x{_SMALLEST}"
         )
     return path.name if path else "photo", image
 
 
 def output_names(photos: Sequence[Path]) -> list[str]:
-    """Names of the photos' outputs: their own without suffix, with it where others share that.
+    """Names of the photos' outputs: without suffix, or with it if two would be the same.
 
     Args:
         photos: paths relative to one folder.
@@ -92,7 +92,7 @@ def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
 
 
 def _unusable(root: Path, path: Path) -> str | None:
-    """Why a file of a folder cannot be a photo of it, as far as its name and header tell."""
+    """Why a file of a folder is not a usable photo, by its name and header."""
     name = str(path)
     if set("{}<>\n") & set(name) or not name.isprintable():
         return "{ } < > or a line break in its name, which Snakemake would misread; rename it"

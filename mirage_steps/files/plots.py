@@ -1,4 +1,4 @@
-"""Plots, drawn with matplotlib, written whole or not at all."""
+"""Plots by matplotlib, written atomically."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -162,7 +162,7 @@ def viewpoints(path: Path, agreement: dict) -> None:
 
 
 def no_truth(path: Path) -> None:
-    """A plot that says why there is none."""
+    """A plot that says why there is no data."""
     with _plot(path, (4, 1), layout=None) as axis:
         axis.axis("off")
         axis.text(0.5, 0.5, "no true poses are known of this data set", ha="center", va="center")

@@ -1,4 +1,4 @@
-"""``STEP.run.json``: what made an output. Settings, inputs, networks, versions, commit, time."""
+"""``STEP.run.json``, the record of a step: settings, inputs, networks, versions, commit, time."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write_provenance(
 
     Args:
         step: full name of its module.
-        records: what the records are called, without ``.run.json``.
+        records: names of the records, without ``.run.json``.
         arguments: of its ``main``, ``out`` among them.
         started: in unix seconds.
     """
@@ -57,7 +57,7 @@ def write_provenance(
         "seconds": round(time.time() - started, 2),
         "peak_memory_mb": _peak_memory(),
     }
-    # Of several processes that work together only the first writes.
+    # Of several training processes only the first writes.
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         return
     for record in records:
@@ -65,7 +65,7 @@ def write_provenance(
 
 
 def _inputs(value: object) -> object:
-    """What tells the files of an argument apart; None where it is no file.
+    """Identities of the files of an argument; None if it is not a file.
 
     Args:
         value: a path, a tuple of paths, or rows of a table: tuples of names and paths.
@@ -78,7 +78,7 @@ def _inputs(value: object) -> object:
 
 
 def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
-    """What tells the networks of a step apart: what was fetched, or the local files."""
+    """Identities of a step's networks: markers of downloads, or local files."""
     found: dict[str, object] = {}
     for key in _NETWORKS:
         value = str(settings.get(key, "none"))

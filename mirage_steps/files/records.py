@@ -1,4 +1,4 @@
-"""What the steps left of themselves, for readers that must survive a damaged or missing file."""
+"""Readers of the steps' records that tolerate damaged and missing files."""
 
 import contextlib
 import json

@@ -1,6 +1,6 @@
-"""One of several jobs that divide a step's rows among them.
+"""Shards: the rows of a step, divided among several jobs.
 
-Borders lie on borders of batches: every batch holds what it holds in a single job, so that not even
+Shards end at batch boundaries: every batch has the same rows as in a single job, so that not even
 rounding depends on the number of jobs.
 """
 
@@ -52,5 +52,5 @@ class Shard:
         return {} if self.of == 1 else {ROWS: [rows.start, rows.stop, total]}
 
     def name(self, stem: str) -> str:
-        """What a file or record of this job is called, without suffix."""
+        """Name of this job's file or record, without suffix."""
         return stem if self.of == 1 else f"{stem}.{self.number}-of-{self.of}"

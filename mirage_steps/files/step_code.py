@@ -1,6 +1,6 @@
-"""What Snakemake must know of a step without importing it: its flags, and when its code changed.
+"""Flags and code hash of a step, read without importing it.
 
-Importing a step would import torch, which takes longer than planning all jobs.
+Importing a step would import torch, which takes longer than Snakemake's planning of all jobs.
 """
 
 import ast
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-# Modules whose edits make nothing stale: settings reach a step through its flags, and a new layout
-# of a picture must not cost a training.
+# Modules whose edits make no output stale: settings reach a step through its flags, and a new
+# layout of a picture must not cost a training.
 _IGNORED = {
     "settings", "errors", "evaluation_sets", "files.command", "files.provenance",
     "files.step_code", "files.plots", "files.tiles",

@@ -1,4 +1,4 @@
-"""The tables that steps exchange: crop windows, categories and poses of the images."""
+"""Tables that steps exchange: crop windows, categories and poses of the images."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def read_windows(
             found.append((entry, centered(window, box) if centered_on_box else window))
     if not found:
         raise UserError(
-            f"{path}: no object was found in any image; look at foreground.png beside it and try "
+            f"{path}: no object was found in any image; look at foreground.png and try "
             "foreground.threshold: zero or another foreground.rule"
         )
     return found

@@ -1,4 +1,4 @@
-"""Pictures of images side by side, drawn with Pillow alone, written whole or not at all."""
+"""Grids of images, drawn with Pillow, written atomically."""
 
 import textwrap
 from collections.abc import Sequence

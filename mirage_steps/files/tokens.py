@@ -1,4 +1,4 @@
-"""``tokens.h5`` of the features step, read in batches."""
+"""Reads ``tokens.h5`` of the features step in batches."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Geometry of letterboxes and crops, in pixels of the original image."""
+"""Letterboxes and crop windows, in pixels of the original image."""
 
 import numpy as np
 from PIL import Image

@@ -1,9 +1,9 @@
 """Object categories in one data set, found before any pose (the paper's future work, section 5).
 
-The paper proposes to cluster the CLS tokens first. What varies most between images of two
-categories need not be the category: pose, size and color vary too, and K-Means over raw features
-splits along the widest of them. But categories form clusters, and those do not. So the features are
-whitened, after which no direction is wider than another, and a Gaussian mixture finds the clusters.
+The paper proposes to cluster the CLS tokens first. But pose, size and color vary too, and K-Means
+on raw features splits along the direction of largest variance, which need not be the category. Only
+categories form clusters, though. So the features are whitened, which equalizes the variances, and
+a Gaussian mixture finds the clusters.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class CategoryModel:
 
         moments = Moments()
         moments.add(features)
-        # A covariance of so many dimensions must be told from so many images.
+        # A covariance of many dimensions needs many images.
         dimensions = min(DIMENSIONS, features.shape[1], max(2, len(features) // 16))
         pca = Pca.fit(moments, dimensions)
         mixture = GaussianMixture(count, n_init=_STARTS, reg_covar=_FLOOR, random_state=seed)

@@ -1,4 +1,4 @@
-"""Circles: angles, and the order of poses around the object."""
+"""Angles, and the circular order of poses around the object."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Where the networks run, and in which arithmetic."""
+"""Device and precision of the networks."""
 
 import contextlib
 

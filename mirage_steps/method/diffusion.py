@@ -65,7 +65,7 @@ def ddim_timesteps(count: int) -> list[int]:
 
 
 def subsample(sequence: Sequence | Tensor, stride: int) -> Sequence | Tensor:
-    """Every ``stride``-th of some timesteps, or of what is aligned with them; t = 0 is kept."""
+    """Subsample timesteps, or a sequence aligned with them, by ``stride``; t = 0 is kept."""
     return sequence[(len(sequence) - 1) % stride :: stride]
 
 
@@ -89,11 +89,11 @@ def ddim_sample(denoise: Denoiser, noise: Tensor, timesteps: list[int]) -> Tenso
 def ddim_invert(
     denoise: Denoiser, images: Tensor, timesteps: list[int], iterations: int = 1
 ) -> Tensor:
-    """Equation 4 backwards: the noise from which :func:`ddim_sample` makes given images, nearly.
+    """DDIM inversion (equation 4 backwards): noise from which :func:`ddim_sample` gives the images.
 
     Going up from x to the noisier x' would take the noise predicted at x', which is not known yet:
-    x' solves x' = step(x, denoise(x')). Plain DDIM inversion, the paper's, puts the prediction at
-    x in its place. That is the first iterate of a fixed-point iteration from x' = x, and more
+    x' solves x' = step(x, denoise(x')). Plain DDIM inversion, the paper's, uses the prediction at x
+    instead. That is the first iterate of a fixed-point iteration from x' = x, and more
     iterates come as close to the solution as the arithmetic allows (the iterations of ReNoise,
     Garibi et al. 2024, without its averaging).
 

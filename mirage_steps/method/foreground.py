@@ -1,4 +1,4 @@
-"""Which side of which component is the object, and where in the image it is (section 3.1)."""
+"""Foreground component, its sign and threshold, and the object's region (section 3.1)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class TokenBatch(NamedTuple):
         rows: their place in the data set.
         tokens: (n, T, dim) patch tokens of square grids, float16.
         cls_tokens: (n, dim) float16.
-        content: (n, 4) the part of the square that is image, not padding, in fractions.
+        content: (n, 4) box of the square that is image, not padding, in fractions.
     """
 
     rows: slice

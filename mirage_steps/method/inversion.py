@@ -1,10 +1,9 @@
 """Novel views of a given image, by inversion (paper, section 3.3 and Figure 4).
 
-DDIM inversion takes the image to noise in its own pose, and keeps the trajectory. At every timestep
-and layer all other poses read the keys and values of the image as it was there. They also start
-from its noise, as generated views share theirs. Noise that was found by inversion is not white,
-though: it still shows the image's outlines, and a small network would draw them in all poses.
-:func:`randomize_phases` removes them.
+DDIM inversion maps the image to noise in its own pose and stores the trajectory. At every timestep
+and layer all other poses read the keys and values of the trajectory. They start from its noise, as
+generated views share theirs. But noise from inversion is not white: it shows the image's outlines,
+and a small network would reproduce them in all poses. :func:`randomize_phases` removes them.
 """
 
 import numpy as np
@@ -37,7 +36,7 @@ def invert(
 
 
 def reconstruct(model: UNet, trajectory: Tensor, poses: Tensor, timesteps: list[int]) -> Tensor:
-    """What the noise gives back, (n, 3, S, S), not clamped; arguments as of :func:`invert`."""
+    """Images sampled from the inverted noise, (n, 3, S, S), not clamped; cf. :func:`invert`."""
     return sample_single(model, trajectory[0], poses, timesteps)
 
 
@@ -59,7 +58,7 @@ def novel_views(
 
     Args:
         model: the network, in evaluation mode.
-        image: (1, 3, S, S) in [-1, 1], which stands in its own pose.
+        image: (1, 3, S, S) in [-1, 1], returned in its own pose.
         pose: of the image.
         trajectory: (len(timesteps), 1, 3, S, S) of :func:`invert`.
         timesteps: that the image was inverted at.
@@ -70,7 +69,7 @@ def novel_views(
         seed: of the phases.
     """
     timesteps, trajectory = subsample(timesteps, stride), subsample(trajectory, stride)
-    # The views start at the first timestep that they take, with the noise of just that.
+    # The views start at their first timestep, with the trajectory's noise at it.
     noise = trajectory[0] if cutoff is None else randomize_phases(trajectory[0], cutoff, seed)
     views = sample_all_poses(model, noise, pose, timesteps, gamma, batch_size, trajectory)
     views[model.config.siblings(pose).index(pose)] = image[0]

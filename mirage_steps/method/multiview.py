@@ -1,11 +1,11 @@
 """Views of one object: shared noise, cross-frame attention, hard-attention guidance (section 3.3).
 
-Written for speed, with the literal equations as its test:
+Optimized; the tests compare it with the literal equations:
 
-- all views of an object and its reference are one batch, and the reference attends to itself as any
-  view attends to it, so it needs no pass of its own;
-- the soft and the hard pass of equation 7 differ only from the first cross-frame attention on;
-  what lies before it is computed once, what lies behind it runs as one batch;
+- all views of an object and its reference are one batch; the reference attends to itself, so it
+  needs no separate pass;
+- the soft and the hard pass of equation 7 differ only from the first cross-frame attention on: the
+  layers before it run once, the layers after it as one batch;
 - embeddings of all timesteps and poses are computed before the loop.
 
 In all functions ``model`` is the network in evaluation mode, ``timesteps`` go from noise to image,

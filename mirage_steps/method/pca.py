@@ -1,9 +1,9 @@
-"""Principal components from streamed exact moments.
+"""Exact PCA from streamed moments.
 
 The paper uses incremental PCA "at the batch level" to avoid holding the data set (section 3.1).
-Summing the first two moments does the same exactly: the covariance depends on the data only
-through the count, the sum and the sum of outer products, which add up over batches, shards and
-machines. One matrix product a batch, memory of one (dim, dim) matrix.
+Summing the first two moments is exact: the covariance depends on the data only through the count,
+the sum and the sum of outer products, which add up over batches, shards and machines. One matrix
+product per batch, memory of one (dim, dim) matrix.
 """
 
 from dataclasses import dataclass

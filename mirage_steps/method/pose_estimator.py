@@ -1,7 +1,7 @@
 """From the tokens of an image to the object's box, category and pose (paper, section 3.1).
 
-Fitted part by part on a data set: the foreground on whole images, then on the crops the categories
-where there are several, the pose space, and the poses. What is fitted serves any further photo.
+Fitted on a data set in stages: the foreground on whole images; categories (if several), pose space
+and poses on the crops. It then applies to any new photo.
 """
 
 from collections.abc import Iterable, Sequence
@@ -64,7 +64,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class PoseEstimator:
-    """What a data set knows of its objects; parts that are not fitted yet are None.
+    """Box, category and pose of objects, as fitted on a data set; None for stages not fitted yet.
 
     Args:
         backbone: of the tokens: ``model`` as configured, ``resolution`` in pixels, ``weights``, the

@@ -1,4 +1,4 @@
-"""Processes that train together, as torchrun starts them: one for each GPU."""
+"""Processes of a distributed training, started by torchrun: one per GPU."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and reports."""
+        """Whether this process writes files and logs."""
         return self.rank == 0
 
     def largest(self, value: int) -> int:

@@ -1,9 +1,8 @@
 """The training of the diffusion model: data order, optimizers, EMA, loop (paper, section 3.2).
 
-A step is the same whether one process makes it at once, accumulates it, or shares it with others:
-all draw what is random for the whole batch and take their share of it. All randomness depends on
-the seed and the step's number alone, so a resumed run needs no generator states to equal an
-uninterrupted one to the bit.
+A step is the same in one process, with gradient accumulation, or in several processes: each draws
+the random numbers of the whole batch and takes its share. All randomness depends on seed and step
+only, so a resumed run equals an uninterrupted one bit for bit without generator states.
 """
 
 import contextlib
@@ -27,13 +26,13 @@ from mirage_steps.method.unet import UNet, UNetConfig, build
 
 
 class Hooks(Protocol):
-    """What the loop calls: ``stop_requested`` in every process, all else in the first alone."""
+    """Callbacks of the loop: ``stop_requested`` in every process, the others in the first only."""
 
-    def stop_requested(self) -> bool: ...  # whether to save and leave after this step
+    def stop_requested(self) -> bool: ...  # whether to save and exit after this step
     def log(self, record: dict[str, float]) -> None: ...
     def save(self) -> None: ...
     def sample(self) -> None: ...
-    def stepped(self) -> None: ...  # after all that must not be lost
+    def stepped(self) -> None: ...  # after everything is saved
 
 
 def train(trainer: "Trainer", batches: "Batches", hooks: Hooks) -> bool:
@@ -49,7 +48,7 @@ def train(trainer: "Trainer", batches: "Batches", hooks: Hooks) -> bool:
         stop = processes.largest(hooks.stop_requested()) and not last
         save = last or stop or trainer.done % training.checkpoint_every == 0
         if save or trainer.done % training.log_every == 0:
-            # Only here the figures leave the device, and the step waits for them.
+            # Only here metrics leave the device, which synchronizes with it.
             means = torch.stack(recent).mean(0).cpu()
             loss, norm = processes.total(means[:1]).item(), means[1].item()
             if not math.isfinite(loss + norm):  # never checkpoint NaNs
@@ -90,7 +89,7 @@ class Trainer:
         self.optimizers = make_optimizers(self.model, training.optimizer, training.learning_rate)
         self.alphas = diffusion.cumulative_alphas().to(self.device)
         self.done = 0
-        # Gradients are exchanged while the backward pass still goes on.
+        # Gradients are exchanged during the backward pass.
         self._parallel = DistributedDataParallel(self.model) if processes.count > 1 else self.model
 
     @property

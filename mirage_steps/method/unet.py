@@ -1,8 +1,8 @@
 """The denoising U-Net, conditioned on time and pose (paper, section 3.2 and appendix A).
 
 The paper names the U-Net of simple-diffusion and adds "learnable pose embeddings into the time
-embedding": residual blocks, space-to-depth on the way down, nearest-neighbor on the way up,
-attention at low resolution and in the middle. The embedding scales and shifts the normalized
+embedding": residual blocks, space-to-depth downsampling, nearest-neighbor upsampling, attention at
+low resolution and in the middle. The embedding scales and shifts the normalized
 features of every residual block, as in AdaIN. ``docs/paper.md`` compares the two networks.
 
 Layers are named by the resolution of their output: ``encoder["16x16_block0"]``,
@@ -109,9 +109,9 @@ _ALONE = Frames()
 
 
 class Encoded(NamedTuple):
-    """What the first half of the network passes to the second."""
+    """Output of the first half of the network, input of the second."""
 
-    features: Tensor  # (n, channels, H, W), in front of the first attention of the middle
+    features: Tensor  # (n, channels, H, W), before the first attention of the middle
     skips: list[Tensor]  # skip connections, first to last
     inputs: Tensor  # (n, 3 * stem^2, S / stem, S / stem), the unshuffled images
 
@@ -140,7 +140,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], pixels, 3, padding=1)
         self.shuffle = nn.PixelShuffle(config.stem)
         self.input_gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
-        # The untrained network puts out zero, the usual start of such networks.
+        # The untrained network outputs zero, as usual for diffusion models.
         for layer in filter(None, (self.conv_out, self.input_gain)):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -193,7 +193,7 @@ class UNet(nn.Module):
 
 
 def build(config: UNetConfig, seed: int) -> UNet:
-    """A network with its weights drawn from the seed, on the CPU: what training starts from."""
+    """The untrained network, its weights drawn from the seed, on the CPU."""
     torch.manual_seed(seed)
     return UNet(config).to(memory_format=torch.channels_last)
 

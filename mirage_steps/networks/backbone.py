@@ -1,4 +1,4 @@
-"""Any vision transformer of ``transformers`` as a source of patch tokens."""
+"""Patch tokens from any vision transformer of ``transformers``."""
 
 import inspect
 import json
@@ -94,12 +94,12 @@ class Backbone:
 
     @property
     def fill(self) -> tuple[int, ...]:
-        """Its mean color, (r, g, b) in 0..255, for what surrounds an image."""
+        """Its mean color, (r, g, b) in 0..255, for padding."""
         return tuple(round(255 * value) for value in self.mean)
 
     @cached_property
     def sha256(self) -> dict[str, str]:
-        """Hash of each weight file, by name: what tells this model apart."""
+        """Hash of each weight file, by name: the identity of the model."""
         paths = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]
         return {path.name: sha256_of(path) for path in sorted(paths)}
 

@@ -1,9 +1,8 @@
 """DINOv2 (Oquab et al. 2023) from torch's own transformer layers.
 
-It loads in 0.02 seconds, transformers' ``Dinov2Model`` in 2.6 (measured on two cores in a process
-that had imported all else that the command for a photo needs, 1.5 seconds): its import would take
-longer than everything else before the first image. Models that are not plain DINOv2 (registers,
-gated feed-forward layers, weights in several files) are left to transformers.
+It loads in 0.02 seconds, transformers' ``Dinov2Model`` in 2.6 (two cores; all other imports of the
+command ``novel_views`` take 1.5). Models that are not plain DINOv2 (registers, gated feed-forward
+layers, weights in several files) are loaded by transformers.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Published weights, fetched once into one folder that projects may share.
+"""Published weights, downloaded once into a folder that projects may share.
 
 Layout: ``sam/FILE`` and ``inception/FILE`` for single files, ``OWNER/NAME/`` for repositories of
-the Hugging Face hub. A download lies in ``.part``, where the next attempt resumes it, until it is
-whole. The marker ``NAME.json`` says what is there; steps copy it into their provenance.
+the Hugging Face hub. A partial download is in ``.part``, where the next attempt resumes it. The
+marker ``NAME.json`` records files and hashes; steps copy it into their provenance.
 """
 
 import os
@@ -64,7 +64,7 @@ FILES = {
 
 
 def is_published(name: str, key: str) -> bool:
-    """Whether a name means published weights: one of FILES, or ``owner/name`` of the hub.
+    """Whether a name is that of published weights: one of FILES, or ``owner/name`` of the hub.
 
     Names in FILES go before files of the same name; an existing path goes before the hub.
 
@@ -162,7 +162,7 @@ def _obtain(name: str, key: str, path: Path) -> dict[str, object]:
 
 
 def _download_file(file: File, part: Path) -> None:
-    """Append to ``part`` what it lacks of the file."""
+    """Download the rest of a file into ``part``."""
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get  # retries and resumes by itself
 
@@ -178,7 +178,7 @@ def _download_file(file: File, part: Path) -> None:
 
 
 def _download_repository(name: str, revision: str, part: Path) -> None:
-    """Fetch into ``part`` what it lacks of configuration, vocabulary and weights."""
+    """Download missing configuration, vocabulary and weights into ``part``."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
 

@@ -1,4 +1,4 @@
-"""The Inception network of FID, as clean-fid (Parmar et al. 2022) runs it."""
+"""The Inception network and preprocessing of clean-fid (Parmar et al. 2022), for FID."""
 
 import warnings
 from pathlib import Path

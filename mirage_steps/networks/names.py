@@ -7,7 +7,7 @@ STAND_IN = "stand-in"
 
 
 def network_name(path: str | Path, stand_in: bool) -> str:
-    """The last part of a network's path, after ``stand-in`` for an embedded network.
+    """The last component of a network's path, after ``stand-in`` for an embedded network.
 
     Args:
         path: a file or folder, or a published name.

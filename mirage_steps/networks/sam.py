@@ -1,4 +1,4 @@
-"""Loading segment-anything: published weights, a checkpoint file, or the embedded stand-in."""
+"""Load segment-anything: published weights, a checkpoint file, or the embedded stand-in."""
 
 from pathlib import Path
 

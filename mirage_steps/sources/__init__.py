@@ -1,8 +1,8 @@
-"""Where images come from: a module for each kind of source, named as the kind.
+"""Sources of images: one module for each ``source.kind``, of the same name.
 
-Each module has ``list_images(source, out, progress)``, which lists the images or makes them in the
+Each module has ``list_images(source, out, progress)``, which lists or generates the images in the
 data set's folder ``out``; ``progress`` wraps an iterable of known length, such as ``tqdm``. Where
-the source has a ``path``, the module also has ``check(source)``, which gives the folder.
+the source has a ``path``, the module also has ``check(source)``, which returns the folder.
 """
 
 from importlib import import_module

@@ -86,7 +86,7 @@ def read_sequences(folder: Path) -> dict[Path, tuple[float, Box]]:
         reason = "a line or a number is missing" if isinstance(error, IndexError) else error
         raise UserError(
             f"{folder}: tripod-seq.txt, times.txt and the boxes do not fit the data set's format "
-            f"({reason}); get them anew at {HOME}"
+            f"({reason}); download them again from {HOME}"
         ) from None
     return found
 

@@ -1,4 +1,4 @@
-"""A folder of images, searched recursively, and what the sources with a folder share."""
+"""A folder of images, searched recursively; shared by the sources with a folder."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -53,7 +53,7 @@ def inspect_images(files: Sequence[Path], max_pixels: int, progress) -> Listing:
 
     def read(path: Path) -> tuple[Path, tuple[int, int] | str]:
         if printable(path) != str(path):
-            return path, "file name cannot stand in a UTF-8 table; rename it"
+            return path, "file name is not valid UTF-8; rename it"
         try:
             return path, read_rgb(path, max_pixels).size
         except (UnreadableImage, OSError) as error:

@@ -1,7 +1,7 @@
-"""Runs side by side: settings, code and packages that differ, and their figures.
+"""Compare runs: settings, code and packages that differ, and their figures.
 
 ``python -m mirage_steps.tools.compare results/A results/B [results/C ...]`` reads what the steps
-wrote there: ``*.run.json``, ``metrics.json`` and ``pose_eval.json``. Nothing is computed anew.
+wrote: ``*.run.json``, ``metrics.json`` and ``pose_eval.json``. It computes nothing again.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a data set will cost before anything starts: disk, and floating-point operations.
+"""Cost of a data set before it is run: disk space and floating-point operations.
 
 ``python -m mirage_steps.tools.plan NAME`` prints both, and ends with exit code 1 where the disk has
 too little room. All are upper bounds in the number of images, since unusable images drop out.
@@ -177,7 +177,7 @@ def artifacts(
     yield "crops/crops.h5", count * pixels * 3, ""
     maps, model = "pose_space/maps.h5", "training/model.safetensors"
     if not (folder / maps).exists():
-        copies = 1 if configuration.shards == 1 else 2  # the shards beside the whole
+        copies = 1 if configuration.shards == 1 else 2  # the shards and the whole
         yield "crop_features/tokens*.h5", copies * tokens, f"until {maps}"
     yield maps, count * vit.patches * 13, ""  # three float32 and a bool a patch
     if dataset.use:

@@ -1,4 +1,4 @@
-"""How far data sets are: finished stages, pace of the training, errors, the last figures.
+"""Progress of data sets: finished stages, training speed, errors, the last metrics.
 
 ``python -m mirage_steps.tools.status [NAME ...]`` reads what the steps leave in the results:
 ``*.run.json``, logs, ``metrics.jsonl`` and the lock of a training, ``metrics.json``,

@@ -1,6 +1,6 @@
 """Procedural images of chairs with known azimuth, mask, parts and surface positions.
 
-The second category besides ``cars``, for data sets that mix two. Pure: an image follows from a seed
+The second category after ``cars``, for data sets that mix two. Pure: an image follows from a seed
 and an index.
 """
 

@@ -1,7 +1,7 @@
 """Train the stand-in for DINOv2, a tiny network of its architecture, on rendered cars.
 
-The stand-in lets the whole pipeline run where nothing can be downloaded. Its patch tokens learn
-the surface codes of ``surface_code``; nothing it learns from names a pose.
+The stand-in lets the whole pipeline run offline. Its patch tokens regress the surface codes of
+``surface_code``; no label is a pose.
 """
 
 from pathlib import Path
@@ -102,16 +102,16 @@ def model_card(scores: BackboneScores, settings: StandInTraining, scenes: int) -
 
 A network of DINOv2's architecture ({configuration().num_hidden_layers} layers, width
 {configuration().hidden_size}, {IMAGE_SIZE} x {IMAGE_SIZE} pixels, patches of {PATCH_SIZE}) that
-`transformers.Dinov2Model` loads as it loads the real one. It exists so that the pipeline runs and
-is tested where nothing can be downloaded. **It is not DINOv2**: it was not trained by
-self-supervision, it knows nothing but rendered cars, and it is of no use for photos.
+`transformers.Dinov2Model` loads like the real one. With it the pipeline and its tests run offline.
+**It is not DINOv2**: it was not trained by self-supervision, it knows rendered cars only, and it is
+useless for photos.
 
 - Trained on {scenes} ray-cast images of the families {", ".join(cars.STAND_IN_FAMILIES)};
   {settings.steps} steps of {settings.batch_size} images.
-- Each patch token learned what the renderer knows of that patch: whether it shows the car, which
-  part, and where on the car's surface. It never saw an azimuth, a pose, a camera or any other
-  label of the image as a whole.
-- The demo's cars come from other families ({", ".join(cars.DEMO_FAMILIES)}), which it never saw.
+- The target of each patch token is the renderer's label of that patch: foreground, part of the car,
+  and position on the car's surface. No azimuth, pose, camera or other label of the whole image
+  was used.
+- The demo's cars come from held-out families ({", ".join(cars.DEMO_FAMILIES)}).
 
 Measured on {scores.images} images of the demo's families (`evaluation.json`):
 
@@ -122,7 +122,7 @@ Measured on {scores.images} images of the demo's families (`evaluation.json`):
 | median azimuth error within K-Means clusters of all tokens, as in the paper (K = {scores.k}) | {scores.median_error:.1f} degrees |
 | share of images within 30 degrees of their cluster's mean | {scores.within_30:.1%} |
 
-To make it again: `snakemake --cores 2 stand_ins`.
+To retrain it: `snakemake --cores 2 stand_ins`.
 """  # noqa: E501
 
 
@@ -132,7 +132,7 @@ def main(
     out: Path,
     training: StandInTraining = StandInTraining(steps=2400, batch_size=40),  # noqa: B008
 ) -> None:
-    """Train the stand-in backbone and measure it on families it never saw.
+    """Train the stand-in backbone and measure it on held-out families.
 
     Args:
         scenes: scenes.h5 of the scenes step.

@@ -1,4 +1,4 @@
-"""How well the stand-in backbone works on cars of families that it never saw."""
+"""Measure the stand-in backbone on car families outside its training set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mirage_steps.networks.backbone import Backbone
 from mirage_steps.settings import Foreground, Poses, PoseSpace
 
 EVALUATION_SEED = 2000
-# The paper's choices, but for the cut: a component is cut by its histogram, not at zero.
+# The paper's choices, except that the component is cut at Otsu's threshold.
 FOREGROUND = Foreground(rule="first-component", threshold="otsu")
 _POSE_SPACE = PoseSpace(mask_background=False, normalize=False)
 _BATCH = 64

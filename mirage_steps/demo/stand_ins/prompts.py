@@ -1,4 +1,4 @@
-"""Prompts for SAM as a coarse foreground map gives them: a box and one to three inside points."""
+"""SAM prompts from a coarse foreground map: a box and one to three inside points."""
 
 from dataclasses import dataclass
 

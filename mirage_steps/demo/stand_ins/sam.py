@@ -107,7 +107,7 @@ def batch_prompts(coverage: Tensor, rng: np.random.Generator) -> tuple[tuple, Te
     """Coarse prompts for images whose masks are ``coverage`` (n, s, s).
 
     Returns:
-        Points (n, 3, 2) in pixels of SAM's input with labels (n, 3), those not given labelled -1,
+        Points (n, 3, 2) in pixels of SAM's input with labels (n, 3), unused ones labeled -1,
         and boxes (n, 4).
     """
     patches = functional.adaptive_avg_pool2d(coverage[:, None], _GRID)[:, 0].numpy()
@@ -214,14 +214,13 @@ def model_card(scores: SamScores, settings: StandInTraining, scenes: int) -> str
     return f"""# Stand-in for SAM, for cars
 
 A network of segment-anything's own modules ({IMAGE_SIZE} x {IMAGE_SIZE} pixels), built by
-`mirage_steps.networks.tiny_sam.build_tiny_sam` and used as the real one is. It exists so that
-background removal runs and is tested where nothing can be downloaded. **It is not SAM**: it knows
-rendered cars and nothing else.
+`mirage_steps.networks.tiny_sam.build_tiny_sam` and used like the real one. With it background
+removal and its tests run offline. **It is not SAM**: it knows rendered cars only.
 
 - Trained on {scenes} ray-cast images of the families {", ".join(cars.STAND_IN_FAMILIES)} with
-  true masks; {settings.steps} steps of {settings.batch_size} images; prompts as a coarse
-  foreground map gives them.
-- The demo's cars come from other families ({", ".join(cars.DEMO_FAMILIES)}), which it never saw.
+  true masks; {settings.steps} steps of {settings.batch_size} images; prompts from a coarse
+  foreground map.
+- The demo's cars come from held-out families ({", ".join(cars.DEMO_FAMILIES)}).
 
 Mean IoU with the true mask on {scores.images} images of the demo's families
 (`evaluation.json`), prompts from a foreground map of {_GRID} x {_GRID} patches:
@@ -232,7 +231,7 @@ Mean IoU with the true mask on {scores.images} images of the demo's families
 | box and one to three points | tight crops, 64 pixels | {scores.crops:.3f} |
 | one point, best of three masks | whole, 96 pixels | {scores.points_only:.3f} |
 
-To make it again: `snakemake --cores 2 stand_ins`.
+To retrain it: `snakemake --cores 2 stand_ins`.
 """
 
 
@@ -242,7 +241,7 @@ def main(
     out: Path,
     training: StandInTraining = StandInTraining(steps=1000, batch_size=32),  # noqa: B008
 ) -> None:
-    """Train the stand-in SAM and measure it on families it never saw.
+    """Train the stand-in SAM and measure it on held-out families.
 
     Args:
         scenes: scenes.h5 of the scenes step.

@@ -1,4 +1,4 @@
-"""Render the images that the stand-in networks learn from into one HDF5 file."""
+"""Render the training images of the stand-in networks into one HDF5 file."""
 
 import multiprocessing
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""What the stand-in backbone's patch tokens are taught: where on the car's surface a patch lies.
+"""Targets of the stand-in backbone's patch tokens: the position on the car's surface.
 
-The code of a patch speaks of that patch alone - foreground, part, place on the car's surface -
-never of the image as a whole, of its pose or of its camera.
+The code of a patch depends on that patch only (foreground, part, position on the car's surface),
+not on the pose or the camera of the image.
 """
 
 import math

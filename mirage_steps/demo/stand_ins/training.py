@@ -98,7 +98,7 @@ def _rate(settings: StandInTraining) -> Callable[[int], float]:
 
 
 def write_scores(out: Path, scores: object, card: str) -> None:
-    """Write ``evaluation.json`` and the model card, ``README.md``, beside a network's weights."""
+    """Write ``evaluation.json`` and the model card, ``README.md``, to the folder of the weights."""
     log.info("%s", scores)
     write_json(out / "evaluation.json", vars(scores))
     (out / "README.md").write_text(card, encoding="utf-8")
