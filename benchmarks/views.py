@@ -27,7 +27,7 @@ from mirage_steps.method.multiview import sample_views
 from mirage_steps.method.unet import GroupNorm, UNet, preset
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=["small", "paper"], default="small")
     parser.add_argument("--objects", type=int, default=4)
@@ -36,8 +36,11 @@ def main() -> None:
     parser.add_argument("--gamma", type=float, default=1.5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    words = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    words = _arguments()
     torch.manual_seed(0)
     torch.set_default_device(words.device)
     model = UNet(preset(words.preset, 64, 1 + words.views, 0.0)).eval().requires_grad_(False)

@@ -6,6 +6,7 @@ warnings; and ``NAME.views/`` with the separate images. Unusable photos are repo
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -50,17 +51,7 @@ def main(
     Returns:
         The names of the outputs.
     """
-    if not photos:
-        raise UserError("no photos; give one or more image files")
-    for flag, value in (("--box", box), ("--name", name)):
-        if value is not None and len(photos) > 1:
-            raise UserError(f"{flag}: applies to one photo, {len(photos)} are given; give one")
-    stems = output_names([Path(photo.name) for photo in photos]) if name is None else [name]
-    if twice := {stem for stem in stems if stems.count(stem) > 1}:
-        raise UserError(
-            f"the outputs of several photos would be called {min(twice)}; give them in several "
-            "calls, each with its own --out"
-        )
+    stems = _output_names(photos, box, name)
     started = time.perf_counter()
     tool = Run.load(run, backbone=backbone, device=device)
     log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
@@ -88,6 +79,26 @@ def main(
     if len(done) < len(photos):
         log.warning("%d of %d photos were done, the others cannot be used", len(done), len(photos))
     return done
+
+
+def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str | None) -> list:
+    """Names of the outputs, one for each photo.
+
+    Raises:
+        UserError: no photos, a flag that applies to one of several, or two outputs of one name.
+    """
+    if not photos:
+        raise UserError("no photos; give one or more image files")
+    for flag, value in (("--box", box), ("--name", name)):
+        if value is not None and len(photos) > 1:
+            raise UserError(f"{flag}: applies to one photo, {len(photos)} are given; give one")
+    stems = output_names([Path(photo.name) for photo in photos]) if name is None else [name]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise UserError(
+            f"the outputs of several photos would be called {min(twice)}; give them in several "
+            "calls, each with its own --out"
+        )
+    return stems
 
 
 if __name__ == "__main__":

@@ -232,6 +232,11 @@ def test_presets_run_and_use_time_and_pose(name):
 PUBLISHED_PARAMETERS = 33_995_395
 
 
+def test_an_unknown_preset_is_refused_with_the_valid_choices():
+    with pytest.raises(ValueError, match="preset large: unknown; valid choices are paper, small"):
+        preset("large", 64, 4, 0.0)
+
+
 def test_paper_preset_is_the_published_network_but_for_what_is_documented():
     config = preset("paper", 64, 25, 0.1)
     assert config.widths == (64, 128, 256, 512) and config.blocks == 2 and config.stem == 1

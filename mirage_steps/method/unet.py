@@ -75,7 +75,13 @@ _PRESETS = {
 def preset(
     name: str, image_size: int, poses: int, dropout: float, categories: int = 1
 ) -> UNetConfig:
-    """The network of appendix A (``paper``), or one for two cores without a GPU (``small``)."""
+    """The network of appendix A (``paper``), or one for two cores without a GPU (``small``).
+
+    Raises:
+        ValueError: no preset has this name.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"preset {name}: unknown; valid choices are {', '.join(_PRESETS)}")
     return UNetConfig(image_size, poses, dropout=dropout, categories=categories, **_PRESETS[name])
 
 
