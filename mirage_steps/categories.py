@@ -79,7 +79,7 @@ def main(
     if known := [index for index, image in enumerate(images) if image in truth]:
         labels = [truth[images[index]] for index in known]
         about["truth"] = score_labels(assigned[known], labels, len(counts))
-        log.info("categories against the truth: purity %.4f", about["truth"]["purity"])
+        log.info("purity against the true categories: %.4f", about["truth"]["purity"])
     plots.categories(out / "categories.png", _examples(crops, images, assigned, counts), counts)
     save_estimator(out / ESTIMATOR, model)
     write_json(out / "categories.json", about)

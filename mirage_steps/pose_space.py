@@ -58,7 +58,7 @@ def main(
                 empty += int((~shown.any(1)).sum())
     if empty:
         log.warning(
-            "%d of %d crops show no foreground patch, so their pose means nothing; look at "
+            "%d of %d crops show no foreground patch, so their pose is meaningless; look at "
             "foreground.png and try foreground.threshold: zero", empty, count,
         )  # fmt: skip
 

@@ -275,13 +275,13 @@ def crop_views(
 
 def _on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
-    # No numbers, not four, or None for no part.
+    # Not numbers, not four, or None outside the photo.
     with contextlib.suppress(TypeError, ValueError):
         x0, y0, x1, y1 = clipped(tuple(map(float, box)), *size)
         if min(x1 - x0, y1 - y0) >= 1:
             return (x0, y0, x1, y1)
     raise UserError(
-        f"box {box}: no part of the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
+        f"box {box}: outside the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
         "pixels from the top left"
     )
 

@@ -133,10 +133,10 @@ class Outputs:
         log.warning("%s: saving a checkpoint and exiting", signal.Signals(number).name)
 
     def stop_requested(self) -> bool:
-        """Whether to save and leave with :attr:`exit_code`: by a signal, or as time is up."""
+        """Whether to save and exit with :attr:`exit_code`: on a signal or at the time limit."""
         if not self._stop and time.monotonic() - _STARTED > self._limit:
             self._stop, self.exit_code = True, TIME_IS_UP
-            log.warning("the time is nearly over: saving a checkpoint, then leaving")
+            log.warning("time limit: saving a checkpoint and exiting")
         return self._stop
 
     def log(self, record: dict[str, float]) -> None:

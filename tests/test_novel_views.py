@@ -250,7 +250,7 @@ def test_a_given_box_is_taken_and_clipped(run):
      ("a", 0, 50, 50)],
 )  # fmt: skip
 def test_a_box_that_is_none_or_off_the_photo_is_refused(run, box):
-    with pytest.raises(UserError, match=r"box .*no part of the photo of 160x160 pixels; give x0"):
+    with pytest.raises(UserError, match=r"box .*outside the photo of 160x160 pixels; give x0"):
         run.locate(ORANGE, box=box)
 
 

@@ -45,7 +45,7 @@ class Checkpoints:
             with atomic(target) as path, open(path, "wb") as file:
                 torch.save({"fingerprint": self.fingerprint, **state}, file)
         except (OSError, RuntimeError) as error:
-            # Closing its archive, torch covers the disk's error with one of its own.
+            # Closing its archive, torch replaces the disk's error with its own.
             reason = getattr(error.__context__ or error, "strerror", None) or first_line(error)
             raise UserError(
                 f"{target}: {reason}; the checkpoints before it are kept: make room and run again"
@@ -76,7 +76,7 @@ class Checkpoints:
             if files:
                 raise UserError(
                     f"{newest}: damaged, like all checkpoints; delete {self.folder}/step-*.pt to "
-                    "start anew"
+                    "restart"
                 )
             return None
         before, now = state.pop("fingerprint"), self.fingerprint
@@ -90,7 +90,7 @@ class Checkpoints:
         for other in self._files():
             other.unlink()
         what = ", ".join(changed)
-        log.warning("starting anew: %s changed; the old checkpoint is kept as %s", what, kept)
+        log.warning("restarting: %s changed; the old checkpoint is kept as %s", what, kept)
         return None
 
     def _files(self) -> list[Path]:

@@ -74,7 +74,7 @@ class Lock:
         return False
 
     def _take_over(self) -> bool:
-        """Watch the owner until it is surely dead, then replace its file; the last one wins.
+        """Wait until the owner is certainly dead, then replace its file; the last one wins.
 
         Raises:
             UserError: the owner beats.

@@ -34,9 +34,9 @@ class LocatedPhoto:
     photo: str  # name
     size: tuple[int, int]  # width and height of the upright photo in pixels
     box: Box  # of the object
-    box_by: str  # who found it: `foreground`, `user`, or `whole photo` where nobody did
+    box_by: str  # its source: `foreground`, `user`, or `whole photo` if neither
     window: Box  # of the crop
-    crop: np.ndarray  # (S, S, 3) uint8, what the diffusion model is shown
+    crop: np.ndarray  # (S, S, 3) uint8, input of the diffusion model
     pose: int  # nearest centroid
     category: int  # 0 where there is one category
     distance: float  # Euclidean, to the centroid
@@ -51,7 +51,7 @@ class CropViews:
 
     poses: tuple[int, ...]  # (k,) in circular order
     views: np.ndarray  # (k, S, S, 3) uint8 in the same order; in its own pose the crop itself
-    reconstruction: np.ndarray  # (S, S, 3) uint8, what the inverted noise gives back
+    reconstruction: np.ndarray  # (S, S, 3) uint8, sampled from the inverted noise
     # In dB, at most 99: beyond that 8 bits tell no difference.
     reconstruction_psnr_db: float
     inversion_evaluations: int  # of the network
@@ -86,7 +86,7 @@ class PhotoViews(LocatedPhoto, CropViews):
         """
         folder, stem = Path(folder), Path(self.photo).stem if stem is None else stem
         require_free(folder, stem)
-        # First of all: it marks the others as written here, also where this is cut short.
+        # Written first: it marks the other files as ours, even if this is interrupted.
         fields = asdict(self).items()
         record = {key: value for key, value in fields if not isinstance(value, np.ndarray)}
         write_json(folder / f"{stem}.json", record)

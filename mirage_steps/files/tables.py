@@ -64,7 +64,7 @@ def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
 
 
 def read_pose_counts(poses: Path) -> tuple[int, int]:
-    """Number of poses in all, and of categories, by the poses.json beside ``poses.csv``.
+    """Number of poses in all, and of categories, by the poses.json next to ``poses.csv``.
 
     Raises:
         UserError: poses.json is missing or not what the poses step writes.

@@ -55,7 +55,7 @@ def from_letterbox(box: Box, width: int, height: int) -> Box:
 
 
 def clipped(box: Box, width: int, height: int) -> Box | None:
-    """The part of a box that lies on its image, None where that is nothing."""
+    """Intersection of a box with its image, None if empty."""
     x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], width), min(box[3], height)
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 

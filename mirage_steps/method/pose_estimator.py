@@ -132,7 +132,7 @@ class PoseEstimator:
         return found
 
     def features(self, batch: TokenBatch, token: str) -> np.ndarray:
-        """The feature of each crop by which categories are told apart, (n, dim) float32.
+        """The feature of each crop that categories are clustered by, (n, dim) float32.
 
         With ``mean-patch`` the mean over the object's patches, zero where none shows it, else the
         CLS token.
