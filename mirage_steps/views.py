@@ -172,9 +172,5 @@ def _noise(network: UNet, seed: int, numbers: list[int], device: torch.device) -
     return keyed_noise(seed, numbers, (3, side, side)).to(device)
 
 
-def _steps_bar(steps: list) -> tqdm:
-    return tqdm(steps, desc="DDIM", leave=False, mininterval=5.0)
-
-
 if __name__ == "__main__":
     run(main)

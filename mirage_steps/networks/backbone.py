@@ -1,4 +1,9 @@
-"""Patch tokens from any vision transformer of ``transformers``."""
+"""Patch tokens of images, from a vision transformer of ``transformers`` with a CLS token.
+
+Another network needs a branch in :func:`_load`: ``patch_size`` (its stride in pixels) and
+``hidden_size`` (its channels), and a function from normalized images (n, 3, R, R) to
+(n, 1 + (R / stride)^2, channels), a feature of the image first, then the patches row by row.
+"""
 
 import inspect
 import json
@@ -27,7 +32,7 @@ class Backbone:
     """A frozen vision transformer at a fixed resolution."""
 
     name: str  # the last part of its path
-    model: Callable[[torch.Tensor], torch.Tensor]  # normalized images to last hidden states
+    model: Callable[[torch.Tensor], torch.Tensor]  # as :func:`_load` returns it
     device: torch.device
     resolution: int  # side of its square input in pixels
     patch_size: int  # side of a patch in pixels
@@ -64,8 +69,8 @@ class Backbone:
                 f"backbone.model {folder}: not a transformers model folder ({reason}); it needs "
                 "config.json and model.safetensors"
             ) from None
-        patch_size = config.get("patch_size")
-        if not isinstance(patch_size, int):
+        patch_size, dim = config.get("patch_size"), config.get("hidden_size")
+        if not isinstance(patch_size, int) or not isinstance(dim, int):
             raise UserError(
                 f"backbone.model {folder}: has no patch tokens; use a vision transformer"
             )
@@ -81,7 +86,7 @@ class Backbone:
             device,
             backbone.resolution,
             patch_size,
-            config["hidden_size"],
+            dim,
             mean,
             std,
             folder,
@@ -143,12 +148,17 @@ class Backbone:
             pixels = pixels.clamp(0, 1)
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         hidden = self.model((pixels - mean) / std)
+        if hidden.ndim != 3 or hidden.shape[1] <= self.grid**2:
+            raise UserError(
+                f"backbone.model {self.folder}: outputs {tuple(hidden.shape[1:])} for "
+                f"{self.grid} x {self.grid} patches; use a vision transformer with a CLS token"
+            )
         # CLS comes first, then registers if there are any, then the patches row by row.
         return hidden[:, -(self.grid**2) :].float(), hidden[:, 0].float()
 
 
 def _load(folder: Path, device: torch.device) -> tuple[dict, Callable]:
-    """Configuration of a model, and the function from images to its last hidden states."""
+    """Configuration of a model, and the function from images to its tokens (n, 1 + T, dim)."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if dinov2 := load_dinov2(folder, config):
         return config, dinov2.to(device).eval()
