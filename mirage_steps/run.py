@@ -276,7 +276,7 @@ def crop_views(
 def _on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
     # Not numbers, not four, or None outside the photo.
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(IndexError, TypeError, ValueError):
         x0, y0, x1, y1 = clipped(tuple(map(float, box)), *size)
         if min(x1 - x0, y1 - y0) >= 1:
             return (x0, y0, x1, y1)

@@ -85,6 +85,7 @@ rule fid:
             differs=deviations,
             dataset=lambda wildcards: wildcards.dataset,
         ),
+        declared=declared_rows,
     message:
         "{wildcards.dataset}: the table of distances"
     shell:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TARGETS
-from workflow import Project, errors
+from workflow import ENVIRONMENT, ROOT, Project, errors
 
 
 def test_table_has_every_row(finished):
@@ -68,6 +68,17 @@ def test_gamma_reruns_only_what_depends_on_it(changed):
         "fid": 1,
         "overview": 1,
     }
+
+
+def test_an_edited_row_makes_the_table_stale(changed):
+    """The declaration is code of this project, so the copy gets its own."""
+    package = changed.folder / "mirage_steps"
+    package.unlink()
+    shutil.copytree(ROOT / "mirage_steps", package, ignore=shutil.ignore_patterns("__pycache__"))
+    path = package / "evaluation_sets.py"
+    path.write_text(path.read_text().replace("single images, without", "single images, free of"))
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(changed.folder)}
+    assert changed.planned(*TARGETS, env=environment) == {"fid": 1, "overview": 1}
 
 
 def test_k_leaves_features_alone(changed):

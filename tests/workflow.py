@@ -47,25 +47,27 @@ class Project:
                 config["datasets"]["mini"].setdefault(section, {}).update(values)
         path.write_text(yaml.safe_dump(config))
 
-    def start(self, *words: str, output: int | IO[str] = subprocess.PIPE) -> subprocess.Popen:
+    def start(
+        self, *words: str, output: int | IO[str] = subprocess.PIPE, env: dict | None = None
+    ) -> subprocess.Popen:
         """Snakemake in the background; what it prints goes to a pipe, or to an open file."""
         command = [sys.executable, "-m", "snakemake", "--cores", "2"]
         if self.configfiles:
             command += ["--configfile", *self.configfiles]
         return subprocess.Popen(
-            [*command, *words], cwd=self.folder, env=ENVIRONMENT, text=True,
+            [*command, *words], cwd=self.folder, env=env or ENVIRONMENT, text=True,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
-    def run(self, *words: str, ok: bool = True) -> str:
-        process = self.start(*words)
+    def run(self, *words: str, ok: bool = True, env: dict | None = None) -> str:
+        process = self.start(*words, env=env)
         output, _ = process.communicate(timeout=600)
         assert (process.returncode == 0) == ok, output[-6000:]
         return output
 
-    def planned(self, *targets: str) -> dict[str, int]:
+    def planned(self, *targets: str, env: dict | None = None) -> dict[str, int]:
         """Jobs that a run would do, by rule."""
-        output = self.run("--dry-run", "--", *targets)
+        output = self.run("--dry-run", "--", *targets, env=env)
         return {
             rule: int(count)
             for rule, count in re.findall(r"^([a-z_]+) +(\d+)$", output, flags=re.MULTILINE)
