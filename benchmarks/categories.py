@@ -18,7 +18,7 @@ from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.tokens import open_tokens
-from mirage_steps.method.poses import score_labels
+from mirage_steps.method.pose_scores import score_labels
 
 BACKBONE = settings.Backbone(model="weights/stand-in-dinov2-cars", resolution=64, batch_size=64)
 

@@ -35,7 +35,8 @@ from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.circle import shortest_cycle
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.pca import Moments, Pca
-from mirage_steps.method.poses import fill_padding, score_azimuths
+from mirage_steps.method.pose_scores import score_azimuths
+from mirage_steps.method.poses import fill_padding
 from mirage_steps.settings import Backbone, Foreground, Poses
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "stand-in-dinov2-cars"

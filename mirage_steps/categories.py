@@ -21,7 +21,7 @@ from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.categories import CategoryModel
-from mirage_steps.method.poses import score_labels
+from mirage_steps.method.pose_scores import score_labels
 
 _SHOWN = 12  # crops of each category in the picture
 _FEW = 100  # images below which a category gives a warning
@@ -51,9 +51,9 @@ def main(
         categories: Number of categories.
         token: cls, or mean-patch for the mean over the object's patches.
         seed: Seed of the starts.
-        stored: Another data set's complete pose estimator, where nothing shall be fitted.
+        stored: The estimator that this step fitted on another data set; nothing is fitted here.
     """
-    model = load_estimator(stored or estimator, complete=bool(stored))
+    model = load_estimator(stored or estimator)
     if stored is not None:
         token = model.categories.token
     with open_tokens(tokens) as found:

@@ -19,8 +19,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.image_set import OWN_WHITE
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
-from mirage_steps.networks.inception import INCEPTION
-from mirage_steps.networks.names import STAND_IN
+from mirage_steps.networks.names import INCEPTION, STAND_IN
 
 # Attributes of features.h5; distances compare only where all of them are equal.
 _NETWORKS = ("backbone", "token", "resolution", "image_size")

@@ -42,7 +42,7 @@ def main(
         tokens: tokens.h5 of the whole images.
         out: Folder for pose_estimator.safetensors, foreground.csv, foreground.json and
             foreground.png.
-        stored: Another data set's complete pose estimator, where nothing shall be fitted.
+        stored: The estimator that this step fitted on another data set; nothing is fitted here.
         foreground: How the component is chosen and cut.
     """
     entries = read_manifest(manifest)
@@ -54,7 +54,7 @@ def main(
             estimator = PoseEstimator(found.backbone, model, foreground.margin)
             about = _report(model, contrasts, foreground)
         else:
-            estimator = load_estimator(stored, complete=True)
+            estimator = load_estimator(stored)
             about = {"stored": str(stored)}
         rows, examples = _locate(found, entries, estimator)
     save_estimator(out / ESTIMATOR, estimator)

@@ -16,7 +16,7 @@ from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.tables import read_pose_counts
-from mirage_steps.method.poses import score_azimuths, score_labels
+from mirage_steps.method.pose_scores import score_azimuths, score_labels
 
 
 def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) -> None:

@@ -34,10 +34,10 @@ def main(
         estimator: pose_estimator.safetensors of the step before.
         out: Folder for pose_estimator.safetensors and maps.h5.
         categories: categories.csv, where there are several categories.
-        stored: Another data set's complete pose estimator, where nothing shall be fitted.
+        stored: The estimator that this step fitted on another data set; nothing is fitted here.
         pose_space: What the maps hold.
     """
-    model = load_estimator(stored or estimator, complete=bool(stored))
+    model = load_estimator(stored or estimator)
     with open_tokens(tokens) as found:
         assigned = read_categories(categories, found.images)
         if stored is None:

@@ -40,7 +40,7 @@ def main(
         estimator: The pose space's pose_estimator.safetensors.
         out: Folder for pose_estimator.safetensors, poses.csv, poses.json and poses.png.
         categories: categories.csv, where there are several categories.
-        stored: Another data set's complete pose estimator, where nothing shall be fitted.
+        stored: The estimator that this step fitted on another data set; nothing is fitted here.
         poses: Number of poses, starts and seed.
     """
     with open_h5(maps, "maps", "valid") as file:

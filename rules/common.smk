@@ -147,10 +147,14 @@ def spelled(key, value, tracked=False):
 # --- inputs -----------------------------------------------------------------------------------
 
 
-def stored_estimator(wildcards):
-    """Input function: the pose estimator of the data set whose model this one uses, if any."""
-    used = dataset(wildcards).use
-    return [] if used is None else [f"<results>/{used}/poses/pose_estimator.safetensors"]
+def stored_estimator(stage):
+    """Input function: what this stage fitted on the data set whose model this one uses, if any."""
+
+    def path(wildcards):
+        used = dataset(wildcards).use
+        return [] if used is None else [f"<results>/{used}/{stage}/pose_estimator.safetensors"]
+
+    return path
 
 
 def model(file):

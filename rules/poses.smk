@@ -56,7 +56,7 @@ rule foreground:
     input:
         manifest=rules.dataset.output.manifest,
         tokens="<results>/{dataset}/features/tokens.h5",
-        stored=stored_estimator,
+        stored=stored_estimator("foreground"),
     output:
         estimator="<results>/{dataset}/foreground/pose_estimator.safetensors",
         windows="<results>/{dataset}/foreground/foreground.csv",
@@ -133,7 +133,7 @@ rule categories:
         tokens="<results>/{dataset}/crop_features/tokens.h5",
         crops=rules.crops.output.crops,
         estimator=rules.foreground.output.estimator,
-        stored=stored_estimator,
+        stored=stored_estimator("categories"),
     output:
         categories="<results>/{dataset}/categories/categories.csv",
         estimator="<results>/{dataset}/categories/pose_estimator.safetensors",
@@ -165,7 +165,7 @@ rule pose_space:
         tokens="<results>/{dataset}/crop_features/tokens.h5",
         estimator=estimator,
         categories=categories_table,
-        stored=stored_estimator,
+        stored=stored_estimator("pose_space"),
     output:
         estimator="<results>/{dataset}/pose_space/pose_estimator.safetensors",
         maps="<results>/{dataset}/pose_space/maps.h5",
@@ -191,7 +191,7 @@ rule poses:
         crops=rules.crops.output.crops,
         estimator=rules.pose_space.output.estimator,
         categories=categories_table,
-        stored=stored_estimator,
+        stored=stored_estimator("poses"),
     output:
         poses="<results>/{dataset}/poses/poses.csv",
         estimator="<results>/{dataset}/poses/pose_estimator.safetensors",

@@ -22,7 +22,8 @@ from mirage_steps.method.circle import shortest_cycle
 from mirage_steps.method.foreground import ForegroundModel
 from mirage_steps.method.pca import Pca
 from mirage_steps.method.pose_estimator import PoseEstimator
-from mirage_steps.method.poses import PoseModel, fill_padding, order_errors, score_azimuths
+from mirage_steps.method.pose_scores import order_errors, score_azimuths
+from mirage_steps.method.poses import PoseModel, fill_padding
 from mirage_steps.method.unet import UNetConfig, preset
 
 DIM, COUNT = 24, 400

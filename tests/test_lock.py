@@ -72,6 +72,17 @@ def test_an_owner_whose_file_was_deleted_stops(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypatch):
+    def stale(*_: object, **__: object) -> str:
+        raise OSError(116, "Stale file handle")
+
+    with Lock(tmp_path, "training", **QUICK) as lock:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", stale)
+            lock.require()
+        lock.require()
+
+
 def test_a_killed_owner_of_this_machine_is_replaced_at_once(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom mirage_steps.files.lock import Lock\n"

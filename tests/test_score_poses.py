@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirage_steps.method.poses import score_azimuths
+from mirage_steps.method.pose_scores import score_azimuths
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "score_poses.py"
 

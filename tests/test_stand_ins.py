@@ -23,7 +23,7 @@ from mirage_steps.files.manifest import Entry, write_manifest
 from mirage_steps.files.tokens import open_tokens
 from mirage_steps.method.foreground import fit_foreground
 from mirage_steps.method.pose_estimator import PoseEstimator
-from mirage_steps.method.poses import score_azimuths
+from mirage_steps.method.pose_scores import score_azimuths
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
 

@@ -69,7 +69,7 @@ def test_stages_follow_the_settings():
         name: settings.Baseline(path="x", background=background)
         for name, background in (("theirs", "kept"), ("cut", "remove"))
     }
-    more = {"categories": 2, "photos": "photos", "baselines": baselines}
+    more = {"categories": 2, "photos": "examples/cars", "baselines": baselines}
     found = status.stages(DATASET.model_copy(update=more))
     assert {"categories", "novel_views", "baseline"} <= found.keys()
     assert "sets/cut-nobg/masks.run.json" in found["masks"]
@@ -80,7 +80,7 @@ def test_stages_follow_the_settings():
 
 
 def test_every_record_of_a_finished_run_belongs_to_a_stage(finished):
-    dataset = DATASET.model_copy(update={"photos": "my photos"})
+    dataset = DATASET.model_copy(update={"photos": str(finished.folder / "my photos")})
     found = status.look(finished[""], dataset)["stages"]
     assert {stage: one["state"] for stage, one in found.items()} == dict.fromkeys(found, "done")
     listed = {path for paths in status.stages(dataset).values() for path in paths}
@@ -102,9 +102,9 @@ def test_pace_of_a_training_that_runs(folder):
 
 def test_a_lock_that_nobody_touches_is_no_life(folder):
     checkpoints = _train(folder, {"step": 250, "loss": 0.5, "time": 0}, beat=STALE + 1)
-    assert _line(folder, "train") == "train interrupted step 250 of 1000 (25%), loss 0.5000"
+    assert _line(folder, "train") == "train started step 250 of 1000 (25%), loss 0.5000"
     (checkpoints / "lock.json").unlink()
-    assert _line(folder, "train").startswith("train interrupted")
+    assert _line(folder, "train").startswith("train started")
 
 
 def test_a_failed_step_shows_the_last_error_of_its_log(folder):

@@ -58,11 +58,20 @@ class Lock:
 
     def require(self) -> None:
         """Raise a UserError where the lock is lost; to be called before writing."""
-        if not self._is_ours():
+        if self._is_lost():
             raise UserError(
                 f"{self.path}: taken over ({_name(read_json(self.path))}) or deleted, since this "
                 f"process did not beat for {self.stale:.0f} s; leaving the folder alone"
             )
+
+    def _is_lost(self) -> bool:
+        """Whether the file is gone or another's; a failed read says neither."""
+        try:
+            return json.loads(self.path.read_text()).get("id") != self.owner["id"]
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError):
+            return False
 
     def _is_ours(self) -> bool:
         return read_json(self.path).get("id") == self.owner["id"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
+from mirage_steps.method.circle import shortest_cycle
 
 
 def object_maps(
@@ -89,72 +89,3 @@ class PoseModel:
         filled = np.where(valid[:, None], values, self.means).ravel()
         gaps = np.linalg.norm(self.centroids - filled, axis=1)
         return int(gaps.argmin()), float(gaps.min())
-
-
-def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: int = 1) -> dict:
-    """How well poses agree with true azimuths.
-
-    Args:
-        poses: (n,) pose of each image, 0..k-1 in circular order.
-        azimuths: (n,) true azimuth in degrees.
-        k: number of poses, of all categories together.
-        categories: number of categories, each with equally many poses in a circle of their own.
-
-    Returns:
-        ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of
-        the image's pose; ``order_errors``, breaks of the poses' circular order; and the mean and
-        count of every pose.
-    """
-    members = [azimuths[poses == pose] for pose in range(k)]
-    means = [circular_mean(found) if len(found) else None for found in members]
-    circles = np.array(means, float).reshape(categories, -1)  # NaN for None
-    errors = circular_distance(azimuths, circles.ravel()[poses])
-    return {
-        "images": len(azimuths),
-        "median_error_deg": float(np.median(errors)),
-        "share_within_30_deg": float((errors <= 30).mean()),
-        "order_errors": sum(order_errors(circle[~np.isnan(circle)]) for circle in circles),
-        "poses": [
-            {"pose": pose, "images": len(found), "mean_azimuth_deg": mean}
-            for pose, (found, mean) in enumerate(zip(members, means, strict=True))
-        ],
-    }
-
-
-def order_errors(means: np.ndarray, tolerance: float = 15.0) -> int:
-    """Breaks of a circular order, in the better of the two directions.
-
-    Where every step goes forward, the steps around add up to one turn, however wide their gaps.
-    A step back must be made good by a turn more, so the turns after the first count the breaks.
-
-    Args:
-        means: (k,) mean azimuth of the poses in their order, in degrees.
-        tolerance: steps back by less than this many degrees are no break: such poses are
-            interchangeable.
-    """
-    steps, farthest = np.roll(means, -1) - means, 360 - tolerance
-    turns = [(farthest - (farthest - way) % 360).sum() / 360 for way in (steps, -steps)]
-    return max(round(min(turns)) - 1, 0)
-
-
-def score_labels(clusters: np.ndarray, labels: list[str], k: int) -> dict:
-    """How well clusters (n,), 0..k-1, agree with n true labels, such as coarse viewpoints.
-
-    Returns:
-        ``purity``, the share of images whose label is the most frequent of their cluster;
-        ``purity_of_chance``, that of one cluster; ``normalized_mutual_information`` in [0, 1]; and
-        the count of every label in every cluster.
-    """
-    from sklearn.metrics import normalized_mutual_info_score
-
-    names, numbers = np.unique(labels, return_inverse=True)
-    counts = np.zeros((k, len(names)), np.int64)
-    np.add.at(counts, (clusters, numbers), 1)
-    return {
-        "images": len(labels),
-        "purity": float(counts.max(1).sum() / len(labels)),
-        "purity_of_chance": float(counts.sum(0).max() / len(labels)),
-        "normalized_mutual_information": float(normalized_mutual_info_score(numbers, clusters)),
-        "labels": names.tolist(),
-        "counts": counts.tolist(),
-    }

@@ -105,7 +105,7 @@ class Backbone:
     @cached_property
     def sha256(self) -> dict[str, str]:
         """Hash of each weight file, by name: the identity of the model."""
-        paths = [*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")]
+        paths = [*self.folder.glob("*.safetensors")] or [*self.folder.glob("*.bin")]
         return {path.name: sha256_of(path) for path in sorted(paths)}
 
     def half_tokens(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,9 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.loading import ahead
 from mirage_steps.networks.fetching import FILES, resolve
+from mirage_steps.networks.names import INCEPTION
 from mirage_steps.settings import WEIGHTS
 
-# Name of the published network in tables; any other file has its own name.
-INCEPTION = "clean-fid Inception"
 INCEPTION_DIM = 2048
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 # Names of the embedded networks begin with it, so that no table passes them off as published ones.
 STAND_IN = "stand-in"
+# The Inception of published FIDs; features of any other file carry that file's name.
+INCEPTION = "clean-fid Inception"
 
 
 def network_name(path: str | Path, stand_in: bool) -> str:

@@ -53,7 +53,7 @@ def inspect_images(files: Sequence[Path], max_pixels: int, progress) -> Listing:
 
     def read(path: Path) -> tuple[Path, tuple[int, int] | str]:
         if printable(path) != str(path):
-            return path, "file name is not valid UTF-8; rename it"
+            return path, "file name holds a line break or is not UTF-8; rename it"
         try:
             return path, read_rgb(path, max_pixels).size
         except (UnreadableImage, OSError) as error:
@@ -80,11 +80,3 @@ def select_boxes(entries: list[Entry], boxes: bool) -> Listing:
     reason = "has no usable box, and source.boxes is on"
     rejected = [(entry.image, reason) for entry in entries if entry.box is None]
     return [entry for entry in entries if entry.box is not None], rejected
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True

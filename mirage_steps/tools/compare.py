@@ -123,9 +123,11 @@ def figures(run: dict[str, dict]) -> dict[tuple[str, int | None, str], float]:
         for key in ("fid", "fd_inception", "fd_backbone", "kid_backbone"):
             network = features if key.endswith("backbone") else row.get("inception")
             found[f"{row.get('row')} {key}", row.get("n"), f"{network}, {images}"] = row.get(key)
-    scores = {**poses, **poses.get("viewpoints", {})}
-    n = scores.pop("images", None)
-    found |= {(f"poses {key}", n, "true viewpoints"): scores[key] for key in scores}
+    for scores, truth in ((poses, "azimuths"), (poses.get("viewpoints", {}), "viewpoints")):
+        n = scores.get("images")
+        found |= {
+            (f"poses {key}", n, f"true {truth}"): scores[key] for key in scores if key != "images"
+        }
     chosen = train.get("settings", {})
     of = f"U-Net {chosen.get('preset')} on {train.get('device')}"
     for key in ("seconds", "peak_memory_mb"):

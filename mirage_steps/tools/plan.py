@@ -69,6 +69,9 @@ def main(
     dataset = read_dataset(configuration, name)
     count = count_images(dataset.source) if images is None else images
     samples, training = dataset.fid.samples, dataset.training
+    weights = Path(configuration.weights)
+    if count < 1:
+        raise UserError(f"{name}: {count} images; give --images N or a folder that holds some")
     if not dataset.use and count < 2 * samples:
         raise UserError(
             f"datasets.{name}.fid.samples {samples}: needs {2 * samples} real images, there are at "
@@ -78,7 +81,7 @@ def main(
     with torch.device("meta"):
         network = UNet(preset(training.preset, training.image_size, dataset.poses.k, 0.0))
     files = list(artifacts(configuration, name, count, vit, network))
-    files.append(("all", total := sum(size for _, size, _ in files), ""))
+    files.append(("all", sum(size for _, size, _ in files), ""))
     table = [(pattern, human_size(size), note) for pattern, size, note in files]
     table = aligned([("disk", "size", ""), *table], "<><")
     print("\n".join([f"{name}: at most {count} images", "", *table, ""]))
@@ -86,10 +89,14 @@ def main(
     work.append(("all", sum(flops for _, flops, _ in work), ""))
     table = [(step, f"{flops / 1e12:,.1f}", runs) for step, flops, runs in work]
     print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")), flush=True)
-    results = Path(configuration.results).absolute()
-    written = sum(path.stat().st_size for path in results.joinpath(name).rglob("*.*"))
-    there = next(path for path in (results, *results.parents) if path.exists())
-    require_disk(there, total - written, "what is still to be written")
+    missing: dict[Path, float] = {}
+    for pattern, size, note in files[:-1]:
+        folder = weights if note == "fetched once" else Path(configuration.results, name)
+        written = sum(path.stat().st_size for path in folder.glob(pattern))
+        missing[folder] = missing.get(folder, 0) + max(0, size - written)
+    for folder, size in missing.items():
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        require_disk(there, int(size), "what is still to be written")
 
 
 def count_images(source: settings.Source) -> int:

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from glob import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ import tyro
 from mirage_steps.files.command import run_tool
 from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.lock import STALE
+from mirage_steps.files.photos import photos_of
 from mirage_steps.files.records import read_json, read_metrics, read_text
 from mirage_steps.files.text_table import aligned
 from mirage_steps.settings import Dataset
@@ -76,7 +78,9 @@ def stages(dataset: Dataset) -> dict[str, list[str]]:
             "sheet": ["sheet/sheet"],
             "fid": ["fid"],
         }
-    found["novel_views"] = ["novel_views/**/*"] if dataset.photos else []  # as many as there are
+    if dataset.photos and Path(dataset.photos).is_dir():
+        names, _ = photos_of(Path(dataset.photos))
+        found["novel_views"] = [f"novel_views/{escape(name)}" for name in names]
     return {stage: [f"{one}.run.json" for one in found[stage]] for stage in found if found[stage]}
 
 
@@ -103,8 +107,9 @@ def _stage(folder: Path, name: str, paths: Sequence[str], training: dict | None)
     elif name == "train" and training and training["alive"]:
         state = "running"
     else:
-        begun = name == "train" and training
-        state = "failed" if errors else "interrupted" if begun else "missing"
+        # A step that works or was killed has a log without an error line.
+        begun = logs or name == "train" and training
+        state = "failed" if errors else "started" if begun else "missing"
     return {
         "state": state,
         "done": len(there),

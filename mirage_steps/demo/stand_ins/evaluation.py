@@ -12,7 +12,7 @@ from mirage_steps.files.h5 import slices
 from mirage_steps.method.boxes import Box, content_box, crop, letterbox
 from mirage_steps.method.foreground import TokenBatch, fit_foreground
 from mirage_steps.method.pose_estimator import PoseEstimator
-from mirage_steps.method.poses import score_azimuths
+from mirage_steps.method.pose_scores import score_azimuths
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.settings import Foreground, Poses, PoseSpace
 
