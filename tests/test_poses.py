@@ -8,13 +8,8 @@ from scipy import stats
 from sklearn.cluster import KMeans
 
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
-from mirage_steps.method.poses import (
-    PoseModel,
-    fill_padding,
-    object_maps,
-    order_errors,
-    score_azimuths,
-)
+from mirage_steps.method.pose_scores import order_errors, score_azimuths
+from mirage_steps.method.poses import PoseModel, fill_padding, object_maps
 
 
 def _gaps(points: np.ndarray) -> np.ndarray:
