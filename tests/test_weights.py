@@ -205,7 +205,12 @@ def test_a_file_is_fetched_whole_once_and_marked(tmp_path, server):
     assert _sam(tmp_path) == path and server.asked == [("/sam.pth", None)]
     assert _names(tmp_path) == {"sam/sam.pth", "vit_b.json"}
     marker = json.loads((tmp_path / "vit_b.json").read_text())
-    assert marker == {"url": f"{server.url}/sam.pth", "fetched": True, "sha256": {"sam.pth": SHA}}
+    assert marker == {
+        "url": f"{server.url}/sam.pth",
+        "fetched": True,
+        "bytes": {"sam.pth": len(CONTENT)},
+        "sha256": {"sam.pth": SHA},
+    }
     path.unlink()
     assert not fetching.is_complete("vit_b", tmp_path) and _sam(tmp_path).exists()
 
@@ -268,6 +273,30 @@ def test_a_file_put_by_hand_is_taken_without_a_request_unless_damaged(tmp_path, 
     assert json.loads((tmp_path / "vit_b.json").read_text())["fetched"] is False
 
 
+def test_a_file_truncated_since_is_fetched_to_its_end(tmp_path, server, caplog):
+    path = _sam(tmp_path)
+    path.write_bytes(CONTENT[:2000])
+    assert not fetching.is_complete("vit_b", tmp_path)
+    server.asked.clear()
+    assert _sam(tmp_path) == path and path.read_bytes() == CONTENT
+    assert server.asked == [("/sam.pth", "bytes=2000-")] and "is damaged" in caplog.text
+    assert fetching.is_complete("vit_b", tmp_path)
+
+
+def test_a_marker_without_sizes_is_written_again_after_a_check(tmp_path, server):
+    path, marker = _sam(tmp_path), tmp_path / "vit_b.json"
+    new = marker.read_text()
+    old = json.loads(new)
+    del old["bytes"]
+    server.asked.clear()
+    for text in (json.dumps(old), json.dumps(old | {"bytes": 5})):
+        marker.write_text(text)
+        assert not fetching.is_complete("vit_b", tmp_path)
+        assert _sam(tmp_path) == path and server.asked == [] and marker.read_text() == new
+    marker.write_text("{")
+    assert _sam(tmp_path) == path and json.loads(marker.read_text())["fetched"] is False
+
+
 def test_two_at_once_fetch_once(tmp_path, server):
     server.delay, found = 0.3, []
     threads = [threading.Thread(target=lambda: found.append(_sam(tmp_path))) for _ in range(2)]
@@ -290,9 +319,12 @@ def test_a_repository_is_fetched_once_at_its_revision_and_marked(tmp_path, serve
     assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
     assert _names(tmp_path) == {f"{DINO}.json", *(f"{DINO}/{name}" for name in MODEL)}
     marker = json.loads((tmp_path / f"{DINO}.json").read_text())
-    assert marker["url"] == f"{server.url}/{DINO}/tree/{revision}"
-    digest = hashlib.sha256(b"weights").hexdigest()
-    assert marker["sha256"] == {"dinov2-base/model.safetensors": digest}
+    assert marker["url"] == f"{server.url}/{DINO}/tree/{COMMIT}"
+    named = {f"dinov2-base/{name}": content for name, content in MODEL.items()}
+    assert marker["bytes"] == {name: len(content) for name, content in named.items()}
+    assert marker["sha256"] == {
+        name: hashlib.sha256(content).hexdigest() for name, content in named.items()
+    }
     server.asked.clear()
     assert fetching.resolve(DINO, KEY, tmp_path) == folder and server.asked == []
 
@@ -317,6 +349,41 @@ def test_a_broken_repository_is_completed_by_a_later_run(tmp_path, server):
     assert [path for path, _ in server.asked if "resolve" in path] == [weights]
 
 
+def test_damaged_files_of_a_repository_are_named_and_fetched_again(tmp_path, server):
+    server.publish("a/b", MODEL)
+    weights = f"/a/b/resolve/{COMMIT}/model.safetensors"
+    server.files[weights] = b"WEIGHTS"
+    line = _refused(tmp_path, "a/b", KEY)
+    assert "(model.safetensors came damaged or not at all; try again)" in line
+    assert not (tmp_path / "a/b").exists()
+    assert not (tmp_path / "a/b.part/model.safetensors").exists()
+    server.files[weights] = b"weights"
+    server.asked.clear()
+    folder = fetching.resolve("a/b", KEY, tmp_path)
+    assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
+    assert [path for path, _ in server.asked if "resolve" in path] == [weights]
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+@pytest.mark.parametrize("content", [b"wei", None])
+def test_a_repository_damaged_since_is_fetched_again(tmp_path, server, content, sizes):
+    server.publish("a/b", MODEL)
+    folder = fetching.resolve("a/b", KEY, tmp_path)
+    marker = tmp_path / "a/b.json"
+    new = marker.read_text()
+    if not sizes:
+        old = json.loads(new)
+        del old["bytes"]
+        marker.write_text(json.dumps(old))
+    (folder / "model.safetensors").unlink()
+    if content:
+        (folder / "model.safetensors").write_bytes(content)
+    assert not fetching.is_complete("a/b", tmp_path)
+    assert fetching.resolve("a/b", KEY, tmp_path) == folder and marker.read_text() == new
+    assert {name: (folder / name).read_bytes() for name in MODEL} == MODEL
+    assert _names(tmp_path / "a") == {"b.json", *(f"b/{name}" for name in MODEL)}
+
+
 def test_without_the_hub_one_line_says_what_to_put_where(tmp_path, server, monkeypatch):
     line = _refused(tmp_path, DINO, KEY)
     revision = fetching.REVISIONS[DINO]
@@ -329,15 +396,26 @@ def test_without_the_hub_one_line_says_what_to_put_where(tmp_path, server, monke
     assert server.asked == []
 
 
-def test_a_folder_put_by_hand_is_taken_if_it_holds_weights(tmp_path, server, caplog):
+def test_a_folder_put_by_hand_is_taken_if_it_holds_a_model(tmp_path, server, caplog):
     folder = tmp_path / DINO
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_bytes(b"{}")
-    assert f"{folder} is not that of" in _refused(tmp_path, DINO, KEY)
+    (folder / ".cache").mkdir(parents=True)
+    (folder / ".cache/tree.json").touch()
+    line = _refused(tmp_path, DINO, KEY)
+    assert f"{folder} is not that of" in line
+    assert "(it lacks config.json or model_index.json)" in line
     (folder / "model.safetensors").write_bytes(b"weights")
+    assert "(it lacks config.json or model_index.json)" in _refused(tmp_path, DINO, KEY)
+    (folder / "model.safetensors").rename(tmp_path / "kept")
+    (folder / "config.json").write_bytes(b"{}")
+    assert "(it lacks *.safetensors)" in _refused(tmp_path, DINO, KEY)
+    (tmp_path / "kept").rename(folder / "model.safetensors")
     assert fetching.resolve(DINO, KEY, tmp_path) == folder and server.asked == []
     assert "was put there by hand" in caplog.text
-    assert json.loads((tmp_path / f"{DINO}.json").read_text())["fetched"] is False
+    marker = json.loads((tmp_path / f"{DINO}.json").read_text())
+    assert marker["fetched"] is False
+    assert marker["bytes"] == {"dinov2-base/config.json": 2, "dinov2-base/model.safetensors": 7}
+    (folder / "model.safetensors").unlink()
+    assert "(it lacks *.safetensors)" in _refused(tmp_path, DINO, KEY) and server.asked == []
 
 
 # Steps

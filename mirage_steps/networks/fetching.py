@@ -2,18 +2,20 @@
 
 Layout: ``sam/FILE`` and ``inception/FILE`` for single files, ``OWNER/NAME/`` for repositories of
 the Hugging Face hub. A partial download is in ``.part``, where the next attempt resumes it. The
-marker ``NAME.json`` records files and hashes; steps copy it into their provenance.
+marker ``NAME.json`` records sizes and hashes of the files; steps copy it into their provenance.
 """
 
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import require_disk, sha256_of, write_json
 from mirage_steps.files.command import log
+from mirage_steps.files.records import read_json
 
 # Pinned revisions; of other repositories the branch main is fetched.
 REVISIONS = {
@@ -84,8 +86,24 @@ def place(name: str, weights: Path) -> Path:
 
 
 def is_complete(name: str, weights: Path) -> bool:
-    """Whether published weights are in the shared folder, whole and checked."""
-    return (weights / f"{name}.json").is_file() and place(name, weights).exists()
+    """Whether published weights are in the shared folder, checked once and of the same sizes."""
+    sizes = _measure(place(name, weights), os.path.getsize)
+    return _agrees(read_json(weights / f"{name}.json").get("bytes"), sizes)
+
+
+def _measure(path: Path, measure: Callable[[Path], object]) -> dict[str, object]:
+    """Size or hash of a file, or of each file of a model's folder, by its path beside ``path``."""
+    name = path.name.removesuffix(".part")
+    if path.is_file():
+        return {name: measure(path)}
+    files = sorted(file for pattern in _ALLOW for file in path.rglob(pattern) if file.is_file())
+    below = {file.relative_to(path).as_posix(): file for file in files}
+    return {f"{name}/{key}": measure(file) for key, file in below.items() if "/." not in f"/{key}"}
+
+
+def _agrees(recorded: object, found: dict[str, object]) -> bool:
+    """Whether a marker records sizes or hashes of files, and all are as found."""
+    return isinstance(recorded, dict) and bool(recorded) and recorded.items() <= found.items()
 
 
 def unknown(name: str, key: str) -> str:
@@ -99,7 +117,8 @@ def resolve(name: str, key: str, weights: Path) -> Path:
     """Path of weights on this disk; published ones are fetched if they are missing.
 
     What was put in their place by hand is taken without a network: a single file after a check of
-    its SHA-256, a repository's folder if it holds a model.
+    its SHA-256, a repository's folder if it holds a model. Fetched weights that were damaged since
+    are fetched again.
 
     Args:
         name: an existing file or folder, or a name for which `is_published` holds.
@@ -120,45 +139,60 @@ def resolve(name: str, key: str, weights: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(f"{path}.lock"):
             if not is_complete(name, weights):  # no other process fetched them meanwhile
-                write_json(weights / f"{name}.json", _obtain(name, key, path))
+                marker = weights / f"{name}.json"
+                write_json(marker, _obtain(name, key, path, read_json(marker)))
     return path
 
 
-def _obtain(name: str, key: str, path: Path) -> dict[str, object]:
-    """Fetch weights, or check those that were put there by hand; gives the marker's content."""
+def _obtain(name: str, key: str, path: Path, old: dict[str, object]) -> dict[str, object]:
+    """Fetch weights, or check those in their place; ``old`` and the result are the marker's."""
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HTTPError, XetDownloadError
 
     file, revision = FILES.get(name), REVISIONS.get(name, "main")
     setting = file.setting if file else f"{key} {name}"
     url = file.url if file else f"{ENDPOINT}/{name}/tree/{revision}"
-    by_hand = path.exists()
-    part = path if by_hand else path.with_name(f"{path.name}.part")
+    in_place, fetched = path.exists(), old.get("fetched") is True
+    part = path.with_name(f"{path.name}.part")
     try:
-        if by_hand:
+        if in_place and fetched and not _agrees(old.get("sha256"), _measure(path, sha256_of)):
+            log.warning("%s: %s is damaged and is fetched again", setting, path)
+            os.replace(path, part)
+            in_place = False
+        if in_place and not fetched:
             log.warning("%s: %s was put there by hand", setting, path)
+        elif in_place:
+            url = str(old.get("url", url))
         elif file:
             _download_file(file, part)
         else:
-            _download_repository(name, revision, part)
-        files = [part] if part.is_file() else sorted(part.rglob("*.safetensors"))
-        hashes = {Path(path.name, f.relative_to(part)).as_posix(): sha256_of(f) for f in files}
-        if not hashes:
-            raise ValueError("no *.safetensors in it")
-        if file and (found := [*hashes.values()]) != [file.sha256]:
-            if not by_hand:
+            url = f"{ENDPOINT}/{name}/tree/{_download_repository(name, revision, part)}"
+        part = path if in_place else part
+        hashes = _measure(part, sha256_of)
+        if file and (found := " ".join(hashes.values())) != file.sha256:
+            if not in_place:
                 part.unlink()  # nothing to resume
-            raise ValueError(f"its SHA-256 is {found[0]}, that of the published file {file.sha256}")
-        if not by_hand:
+            raise ValueError(f"its SHA-256 is {found}, that of the published file {file.sha256}")
+        if not file:
+            _require_model(part)
+        sizes = _measure(part, os.path.getsize)
+        if not in_place:
             os.replace(part, path)
     except (OSError, RuntimeError, ValueError, HTTPError, XetDownloadError) as error:
-        problem = f"{path} is not that of" if by_hand else "cannot fetch"
+        problem = f"{path} is not that of" if in_place else "cannot fetch"
         reason = " ".join(str(error).split())[:300] or repr(error)
         raise UserError(
             f"{setting}: {problem} {url} ({reason}); download it elsewhere and put it at {path}, "
             f"or set {setting.split()[0]} to its path"
         ) from None
-    return {"url": url, "fetched": not by_hand, "sha256": hashes}
+    return {"url": url, "fetched": fetched or not in_place, "bytes": sizes, "sha256": hashes}
+
+
+def _require_model(folder: Path) -> None:
+    """Raise ValueError, which says what is missing, unless a folder holds a model."""
+    for choices in (("config.json", "model_index.json"), ("**/*.safetensors",)):
+        if not any(path for choice in choices for path in folder.glob(choice)):
+            raise ValueError(f"it lacks {' or '.join(choices).removeprefix('**/')}")
 
 
 def _download_file(file: File, part: Path) -> None:
@@ -177,8 +211,12 @@ def _download_file(file: File, part: Path) -> None:
             raise
 
 
-def _download_repository(name: str, revision: str, part: Path) -> None:
-    """Download missing configuration, vocabulary and weights into ``part``."""
+def _download_repository(name: str, revision: str, part: Path) -> str:
+    """Download missing configuration, vocabulary and weights into ``part``; gives the commit.
+
+    Raises:
+        OSError: files are missing, or differ from the hub's checksums; these are deleted.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
 
@@ -191,6 +229,10 @@ def _download_repository(name: str, revision: str, part: Path) -> None:
     absent = [file for file in files if not (part / file).exists()]
     require_disk(part.parent, sum(sizes[file] for file in absent), name)
     snapshot_download(name, revision=info.sha, local_dir=part, allow_patterns=files)
-    if not all((part / file).is_file() for file in files):
-        raise OSError("files are missing")
+    found = HfApi().verify_repo_checksums(name, revision=info.sha, local_dir=part)
+    for mismatch in found.mismatches:
+        (part / mismatch["path"]).unlink()
+    if bad := [file for file in files if not (part / file).is_file()]:
+        raise OSError(f"{', '.join(bad)} came damaged or not at all; try again")
     shutil.rmtree(part / ".cache", ignore_errors=True)
+    return info.sha
