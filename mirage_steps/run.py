@@ -281,8 +281,8 @@ def _on_photo(box: Box, size: tuple[int, int]) -> Box:
         if min(x1 - x0, y1 - y0) >= 1:
             return (x0, y0, x1, y1)
     raise UserError(
-        f"box {box}: outside the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 in "
-        "pixels from the top left"
+        f"box {box}: empty or outside the photo of {size[0]}x{size[1]} pixels; give x0 y0 x1 y1 "
+        "in pixels from the top left, x0 < x1 and y0 < y1"
     )
 
 

@@ -11,7 +11,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
 import tyro
 from pydantic import (
@@ -585,13 +585,13 @@ def _known_keys(path: list[str], kind: str | None) -> list[str]:
     """Keys that are allowed at ``path`` in the configuration."""
     if path[2:3] == ["source"]:
         return list(_KINDS[kind].model_fields)
-    model: type[BaseModel] = Configuration
-    for key in path:
-        if key in model.model_fields:
-            annotation = model.model_fields[key].annotation
-            # The section of dict[name, section] and of section | None.
-            inner = [part for part in get_args(annotation) if isinstance(part, type)]
-            sections = [part for part in inner if issubclass(part, BaseModel)]
-            model = sections[-1] if sections else annotation
-        # Otherwise a name in a dict, whose section was taken already.
+    model, keys = Configuration, iter(path)
+    for key in keys:
+        annotation = model.model_fields[key].annotation
+        if get_origin(annotation) is dict:
+            next(keys, None)  # the name of a data set or baseline, which may be that of a key
+        # The section of dict[name, section] and of section | None.
+        inner = [part for part in get_args(annotation) if isinstance(part, type)]
+        sections = [part for part in inner if issubclass(part, BaseModel)]
+        model = sections[-1] if sections else annotation
     return list(model.model_fields)

@@ -120,7 +120,12 @@ def step(name, /, launcher="python", code=None, **arguments):
                 words += spelled(key, given(key, annotation, wildcards, {}), tracked=True)
         return shlex.join(words)
 
-    return {"command": command, "settings": tracked, "code": code or code_hash(name)}
+    hashed = code or code_hash(name)
+    return {
+        "command": command,
+        "settings": tracked,
+        "code": lambda wildcards: f"code of {name}: {call(hashed, wildcards)}",
+    }
 
 
 def call(value, wildcards, **context):

@@ -51,6 +51,10 @@ def _refusal(config) -> str:
         ({"dataset": {}}, "config: dataset is not a key; did you mean 'datasets'?"),
         (_config(pose={"k": 9}), "config: datasets.demo.pose is not a key; did you mean 'poses'?"),
         (_config(poses={"start": 3}), "datasets.demo.poses.start is not a key; did you mean 'sta"),
+        (
+            {"datasets": {"photos": {"source": {"kind": "procedural"}, "poses": {"start": 3}}}},
+            "datasets.photos.poses.start is not a key; did you mean 'starts'?",
+        ),
         (_config(views={"xyz": 3}), "views.xyz is not a key; known here: steps, batch_size"),
         (
             {"datasets": {"a": {"source": {"kind": "folder", "path": "x", "max_pixel": 1}}}},

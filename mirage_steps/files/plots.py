@@ -176,6 +176,7 @@ def loss_curve(path: Path, records: list[dict]) -> None:
     smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
     with _plot(path, (6, 3.2)) as axis:
         axis.plot(steps, loss, lw=0.5, alpha=0.4, label="as recorded")
-        axis.plot(steps[window - 1 :], smooth, lw=1.5, label=f"mean of {window} records")
+        if window > 1:
+            axis.plot(steps[window - 1 :], smooth, lw=1.5, label=f"mean of {window} records")
         axis.set(xlabel="step", ylabel="squared error per value", yscale="log")
         axis.legend(fontsize=8)

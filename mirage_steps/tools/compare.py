@@ -145,7 +145,9 @@ def _as_text(found: dict) -> str:
         measured.append((one["figure"], _cell(one["n"]), *map(_cell, one["values"]), one["of"]))
     runs = [f"{letter}: {run}" for letter, run in zip(letters, found["runs"], strict=True)]
     damaged = [f"{path}: damaged, left out" for path in found["damaged"]]
-    tables = (aligned(lines, "<" * len(lines[0])) for lines in (changes, measured))
+    tables = [aligned(lines, "<" * len(lines[0])) for lines in (changes, measured)]
+    if len(changes) == 1:
+        tables[0] = ["no settings, code or packages differ"]
     return "\n\n".join("\n".join(lines) for lines in (runs, *tables, damaged)).rstrip()
 
 
