@@ -53,7 +53,7 @@ def main(
         seed: Seed of the starts.
         stored: The estimator that this step fitted on another data set; nothing is fitted here.
     """
-    model = load_estimator(stored or estimator)
+    model = load_estimator(stored or estimator, "categories" if stored else "foreground")
     if stored is not None:
         token = model.categories.token
     with open_tokens(tokens) as found:

@@ -37,7 +37,7 @@ def main(
         stored: The estimator that this step fitted on another data set; nothing is fitted here.
         pose_space: What the maps hold.
     """
-    model = load_estimator(stored or estimator)
+    model = load_estimator(stored or estimator, "pcas" if stored else "foreground")
     with open_tokens(tokens) as found:
         assigned = read_categories(categories, found.images)
         if stored is None:

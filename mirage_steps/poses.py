@@ -49,7 +49,7 @@ def main(
         if read_names(file) != images:
             raise UserError(f"{crops} and {maps} list different images; rerun crops and pose_space")
     assigned = read_categories(categories, images)
-    model = load_estimator(stored or estimator, complete=bool(stored))
+    model = load_estimator(stored or estimator, "poses" if stored else "pcas")
     if stored is None:
         log.info("K-Means: %d maps, %d poses, %d starts", len(values), poses.k, poses.starts)
         model = model.fit_poses(values, valid, assigned, poses)

@@ -77,7 +77,7 @@ class Run:
         where = choose_device(device)
         model = load_model(folder / "training", where)
         path = folder / "poses" / ESTIMATOR
-        estimator = load_estimator(path, complete=True)
+        estimator = load_estimator(path, "poses")
         poses, categories = model.config.poses, model.config.categories
         if (estimator.number_of_poses, len(estimator.poses)) != (poses, categories):
             raise UserError(

@@ -269,8 +269,8 @@ def test_one_photo_is_enough_for_a_stored_model(made, tmp_path):
     assert len(_categories(other, tmp_path / "second", stored=stored)[0]) == 1
 
 
-def test_a_stored_estimator_without_poses_is_refused(made, tmp_path):
-    with pytest.raises(UserError, match="has no poses yet"):
+def test_a_stored_estimator_without_categories_is_refused(made, tmp_path):
+    with pytest.raises(UserError, match="has no categories yet"):
         _categories(made, tmp_path / "out", stored=made.root / ESTIMATOR)
 
 
@@ -451,7 +451,7 @@ def _poses(circles, root, **options) -> tuple[np.ndarray, np.ndarray]:
 
 def _nearest(circles, root) -> tuple[np.ndarray, np.ndarray]:
     """Nearest centroid of each map among those of its category, literally."""
-    models = load_estimator(root, complete=True).poses
+    models = load_estimator(root, "poses").poses
     found = []
     for one, valid, category in zip(circles.maps, circles.valid, circles.assigned, strict=True):
         model = models[category]

@@ -408,7 +408,7 @@ def test_padding_and_other_objects_are_left_out_of_pose_space():
 def test_each_image_has_the_pose_of_its_nearest_centroid(done):
     rows = read_csv(done.root / "poses/poses.csv")
     assert [row["image"] for row in rows] == [row["image"] for row in done.windows]
-    estimator = load_estimator(done.root / "poses" / ESTIMATOR, complete=True)
+    estimator = load_estimator(done.root / "poses" / ESTIMATOR, "poses")
     (model,) = estimator.poses
     with h5py.File(done.root / "space/maps.h5") as file:
         maps = np.where(file["valid"][:][..., None], file["maps"][:], model.means)

@@ -39,15 +39,15 @@ def _named(part: object, name: str, arrays: dict[str, np.ndarray]) -> object:
     return part
 
 
-def load_estimator(path: Path, complete: bool = False) -> PoseEstimator:
+def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
     """Read what :func:`save_estimator` wrote.
 
     Args:
         path: of the file.
-        complete: it must have its poses.
+        part: attribute that it must have, such as ``poses``.
 
     Raises:
-        UserError: missing, damaged or not complete.
+        UserError: missing, damaged or without that part.
     """
     if not path.is_file():
         step = path.parent.name
@@ -64,8 +64,8 @@ def load_estimator(path: Path, complete: bool = False) -> PoseEstimator:
         raise UserError(
             f"{path}: damaged ({first_line(error)}); delete it and run snakemake again"
         ) from None
-    if complete and estimator.poses is None:
-        raise UserError(f"{path}: has no poses yet; give the file that the step poses makes")
+    if getattr(estimator, part) is None:
+        raise UserError(f"{path}: has no {part} yet; give the file of the step that fits them")
     return estimator
 
 
