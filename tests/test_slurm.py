@@ -191,7 +191,9 @@ def test_training_goes_on_after_its_node_went_down(run):
     saved = run.saved()
     slurm("scontrol", "update", "NodeName=localhost", "State=DOWN", "Reason=test")
     until(lambda: run.state(fourth) == "PENDING", "job back in the queue", run)
-    slurm("scontrol", "update", "NodeName=localhost", "State=RESUME")
+    # Refused where the node has come back by itself (ReturnToService=2), which it may do first.
+    resume = ("scontrol", "update", "NodeName=localhost", "State=RESUME")
+    subprocess.run(resume, capture_output=True, timeout=60)
     until(lambda: run.state(fourth) == "RUNNING", "job at work again", run)
     run.await_steps(fourth)
     assert run.resumed(fourth) >= saved
