@@ -55,8 +55,8 @@ def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
     try:
         with safe_open(path, "np") as file:
 
-            def loaded(part: dict) -> object:
-                return file.get_tensor(part["array"]) if part.keys() == {"array"} else part
+            def loaded(node: dict) -> object:
+                return file.get_tensor(node["array"]) if node.keys() == {"array"} else node
 
             parts = json.loads(file.metadata()["configuration"], object_hook=loaded)
         estimator = _join(**parts)
