@@ -51,7 +51,8 @@ def join(shards: tuple[Path, ...], path: Path) -> None:
                 for name, data in file.items():
                     if name not in out and stop > start:  # empty shards have no chunks
                         shape = (total, *data.shape[1:])
-                        out.create_dataset(name, shape, data.dtype, chunks=data.chunks)
+                        options = {"chunks": data.chunks, "fletcher32": data.fletcher32}
+                        out.create_dataset(name, shape, data.dtype, **options)
                     for rows in slices(len(data), _ROWS):
                         out[name][start + rows.start : start + rows.stop] = data[rows]
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from mirage_steps.errors import UserError
 
-_HASH_LIMIT = 64 * 2**20
+_HASH_LIMIT = 256 * 2**20
+# Files that this process wrote, for its record.
+WRITTEN: list[Path] = []
 
 
 @contextlib.contextmanager
@@ -33,6 +35,7 @@ def atomic(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+        WRITTEN.append(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

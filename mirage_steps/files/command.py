@@ -14,6 +14,7 @@ import tyro
 from pydantic import BaseModel
 
 from mirage_steps.errors import UserError
+from mirage_steps.files.integrity import changed_since
 from mirage_steps.files.provenance import write_provenance
 
 log = logging.getLogger("mirage_steps")
@@ -36,6 +37,10 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
 
     def recorded(**given: Any) -> None:
         _require_folder(Path(given["out"]))
+        for value in given.values():
+            # A table may have been edited on purpose; arrays are refused where they are opened.
+            if isinstance(value, Path) and value.suffix == ".csv" and changed_since(value):
+                log.warning("%s: was changed since its step wrote it", value)
         started = time.time()
         records = main(**given) or [name.rpartition(".")[2]]
         write_provenance(name, records, given, started)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import atomic
+from mirage_steps.files.integrity import require_unchanged
 
 
 @contextlib.contextmanager
@@ -25,6 +26,7 @@ def open_h5(path: Path, *needed: str) -> Iterator[h5py.File]:
     Raises:
         UserError: missing, damaged, or without a dataset in ``needed``.
     """
+    require_unchanged(path)
     try:
         file = h5py.File(path, "r")
     except FileNotFoundError:
@@ -43,8 +45,12 @@ def open_h5(path: Path, *needed: str) -> Iterator[h5py.File]:
 def by_image(
     out: h5py.File, name: str, count: int, shape: tuple[int, ...], dtype: object
 ) -> h5py.Dataset:
-    """A new dataset (count, *shape) in chunks of one image, so that any image reads alone."""
-    return out.create_dataset(name, (count, *shape), dtype, chunks=(1, *shape) if count else None)
+    """A new dataset (count, *shape) in chunks of one image, so that any image reads alone.
+
+    Chunks have checksums, since files too large to hash may be damaged as well.
+    """
+    options = {"chunks": (1, *shape), "fletcher32": True} if count else {}
+    return out.create_dataset(name, (count, *shape), dtype, **options)
 
 
 def write_names(out: h5py.File, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""``STEP.run.json``, the record of a step: settings, inputs, networks, versions, commit, time."""
+"""``STEP.run.json``, the record of a step: settings, files, networks, versions, time."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import mirage_steps
-from mirage_steps.files.atomic import identity, write_json
+from mirage_steps.files.atomic import WRITTEN, identity, write_json
 
 _PACKAGES = (
     "torch", "transformers", "diffusers", "segment-anything", "clean-fid", "scikit-learn", "h5py",
@@ -50,6 +50,7 @@ def write_provenance(
         "commit": _commit(),
         "settings": settings,
         "inputs": inputs,
+        "outputs": _outputs(Path(arguments["out"])),
         "networks": _networks(settings, arguments["weights"]) if "weights" in arguments else {},
         "packages": {package: _version(package) for package in _PACKAGES},
         "device": _device_name(),
@@ -75,6 +76,20 @@ def _inputs(value: object) -> object:
     if isinstance(value, tuple) and any(_inputs(part) for part in value):
         return [_inputs(part) or part for part in value]
     return None
+
+
+def _outputs(out: Path) -> dict[str, object]:
+    """SHA-256 of the files that this process wrote, by their paths in the output folder.
+
+    None for large ones; images of a data set, which lie deeper, are left out.
+    """
+    written = sorted({path for path in WRITTEN if path.is_relative_to(out) and path.is_file()})
+    names = {path: path.relative_to(out) for path in written}
+    return {
+        str(name): identity(path).get("sha256")
+        for path, name in names.items()
+        if len(name.parts) <= 2
+    }
 
 
 def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
