@@ -3,7 +3,12 @@ PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 RUN = . .venv/bin/activate &&
 
-.PHONY: demo test test-slow test-slurm lint lock clean
+# Random faults of single steps and of whole runs, and the seed they follow from.
+STEPS ?= 950
+GRAPHS ?= 50
+SEED ?= 0
+
+.PHONY: demo test test-slow test-slurm faults lint lock clean
 .DEFAULT_GOAL := demo
 
 # Everything is installed into .venv; rebuilt when the lock file changes.
@@ -28,6 +33,11 @@ test-slow: .venv/installed
 # Starts and stops a SLURM cluster of one node: root, Debian or a derivative.
 test-slurm: .venv/installed
 	$(RUN) tests/slurm/run.sh
+
+# A campaign of faults against the miniature pipeline, an hour on two cores; goes on where it stopped.
+faults: .venv/installed
+	$(RUN) python tests/faults/campaign.py --steps $(STEPS) --graphs $(GRAPHS) --seed $(SEED) \
+		--workers $(CORES) --folder results/faults-$(STEPS)-$(GRAPHS)
 
 lint: .venv/installed
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +73,8 @@ def make_golden(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     project = Project(folder)
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = project.start("--notemp", "--", str(RUN / "overview.txt"), env=env)
+    # One core, since sums depend on the number of threads.
+    process = project.start("--cores", "1", "--notemp", "--", str(RUN / "overview.txt"), env=env)
     output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
     listing = project.run("-n", "-p", "--forceall", "--", str(RUN / "overview.txt"))
@@ -137,25 +137,28 @@ class Sandbox:
         *,
         limits: dict[int, int] | None = None,
         patch: Callable[[], None] = lambda: None,
-    ) -> tuple[int, Path, float]:
-        """A step in a fork: its process, the file of what it prints, and when it began."""
-        log = self.folder / f"out-{time.monotonic_ns()}.txt"
+    ) -> tuple[int, int, float]:
+        """A step in a fork: its process, the pipe of what it prints, and when it began."""
+        output, target = os.pipe()
         sys.stdout.flush()
         process = os.fork()
         if process:
-            return process, log, time.monotonic()
+            os.close(target)
+            os.set_blocking(output, False)
+            return process, output, time.monotonic()
         os.setsid()
         os.chdir(self.folder)
-        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(target, 1)
         os.dup2(target, 2)
         sys.argv = [command.module, *command.arguments]
         raise Fork(command, limits or {}, patch)  # unwinds the stack of the campaign
 
-    def wait(self, started: tuple[int, Path, float], seconds: float = SECONDS) -> Result:
+    def wait(self, started: tuple[int, int, float], seconds: float = SECONDS) -> Result:
         """The end of a started step; killed where it takes too long."""
-        process, log, since = started
+        process, output, since = started
+        printed = b""
         while True:
+            printed += read(output)
             ended, status, usage = os.wait4(process, os.WNOHANG)
             if ended:
                 break
@@ -165,8 +168,8 @@ class Sandbox:
                 break
             time.sleep(0.01)
         took = time.monotonic() - since
-        text = log.read_text(errors="replace").replace("\r", "\n")
-        log.unlink()
+        text = (printed + read(output)).decode(errors="replace").replace("\r", "\n")
+        os.close(output)
         code = os.waitstatus_to_exitcode(status)
         return Result(code, text, took, usage.ru_maxrss // 1024)
 
@@ -226,6 +229,15 @@ class Fork(BaseException):
         sys.exit(0)
 
 
+def read(pipe: int) -> bytes:
+    """What a pipe holds now."""
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(pipe, 65536):
+            found += part
+    return found
+
+
 def preload(commands: list[Command]) -> None:
     """Import every step, so that forks need not."""
     import torch
@@ -282,8 +294,3 @@ def run_process(words: list[str], folder: Path, seconds: float = SECONDS, **env:
         output, _ = process.communicate()
     text = output.decode(errors="replace").replace("\r", "\n")
     return Result(process.returncode, text, time.monotonic() - started, 0)
-
-
-def report_crash() -> None:
-    """Print the traceback of a defect in the campaign itself."""
-    traceback.print_exc()
