@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from workflow import Project  # noqa: E402
 
 RUN = Path("results/mini")
+CORES = ("--cores", "2", "--max-threads", "1")  # sums depend on the number of threads
 SECONDS = 180  # after which a step hangs
 MEMORY_MB = 3000  # more than any step of the miniature may take
 # What may differ between two equal runs: records of time and machine.
@@ -51,6 +52,11 @@ class Command:
         return Path(self.arguments[self.arguments.index("--out") + 1])
 
     @property
+    def record(self) -> Path:
+        """The record of the step."""
+        return self.out / f"{self.name}.run.json"
+
+    @property
     def inputs(self) -> list[Path]:
         """Files that earlier steps made."""
         return [Path(word) for word in self.arguments if word.startswith(f"{RUN}/") and "." in word]
@@ -73,8 +79,7 @@ def make_golden(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     project = Project(folder)
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # One core, since sums depend on the number of threads.
-    process = project.start("--cores", "1", "--notemp", "--", str(RUN / "overview.txt"), env=env)
+    process = project.start(*CORES, "--notemp", "--", str(RUN / "overview.txt"), env=env)
     output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
     listing = project.run("-n", "-p", "--forceall", "--", str(RUN / "overview.txt"))
@@ -126,7 +131,7 @@ class Sandbox:
 
     def outputs(self, command: Command) -> list[Path]:
         """Files of the finished project that a step made, but for records."""
-        record = self.golden / command.out / f"{command.name.rpartition('.')[2]}.run.json"
+        record = self.golden / command.record
         names = [] if not record.exists() else json.loads(record.read_text()).get("outputs", {})
         found = [command.out / name for name in names]
         return [path for path in found if not _VOLATILE.search(str(path))]
@@ -187,7 +192,7 @@ class Sandbox:
         """
         if wrong := misbehavior(result):
             return wrong
-        changed = [str(path) for path in self.outputs(command) if not self._is_golden(path)]
+        changed = [str(path) for path in self.outputs(command) if not self.is_golden(path)]
         if left := [str(p) for p in self.folder.rglob("*") if _PARTIAL.search(p.name)]:
             return f"FORBIDDEN left over: {left[0]}"
         if result.code == 0:
@@ -199,7 +204,7 @@ class Sandbox:
     def whole(self, command: Command) -> str:
         """After a kill: empty where every output is absent or whole."""
         paths = self.outputs(command)
-        half = [p for p in paths if (self.folder / p).exists() and not self._is_golden(p)]
+        half = [p for p in paths if (self.folder / p).exists() and not self.is_golden(p)]
         return f"FORBIDDEN half-written: {half[0]}" if half else ""
 
     def lost(self, command: Command) -> str:
@@ -207,7 +212,8 @@ class Sandbox:
         gone = [path for path in self.outputs(command) if not (self.folder / path).exists()]
         return f"FORBIDDEN lost: {gone[0]}" if gone else ""
 
-    def _is_golden(self, path: Path) -> bool:
+    def is_golden(self, path: Path) -> bool:
+        """Whether a file is as in the finished project."""
         here, there = self.folder / path, self.golden / path
         if not here.exists():
             return False
