@@ -212,7 +212,7 @@ def test_report_counts_empty_masks(tmp_path, caplog):
     report = json.loads((tmp_path / "masks.json").read_text())
     assert (report["images_without_foreground"], report["images_with_empty_mask"]) == (2, 2)
     assert (report["mean_predicted_iou"], report["mean_mask_share"]) == (0.5, 0.5 / 3)
-    assert "2 images have an empty mask" in caplog.text
+    assert "2 of 3 images (67%) have an empty mask" in caplog.text
 
 
 # --- the step ---------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line_with_key_and_path(tmp_path, wr
 
 def test_a_folder_is_the_stand_in_with_its_weights(tmp_path):
     torch.manual_seed(7)
-    saved = build_tiny_sam(None)
+    saved = build_tiny_sam()
     save_file(saved.state_dict(), tmp_path / "model.safetensors")
     loaded = loading.load_sam(str(tmp_path), CPU)
     regions = [_region(1, 1, 5, 6), None]
