@@ -600,3 +600,17 @@ def test_with_one_category_poses_are_drawn_as_ever():
         np.random.default_rng([0, number]).choice(9, 4, replace=False) for number in range(20)
     ]
     np.testing.assert_array_equal(_drawn(1, frequencies, 20), expected)
+
+
+def test_a_pose_without_images_is_never_asked_for():
+    frequencies = np.array([0.2, 0.0, 0.2, 0.2, 0.2, 0.2, 0.0])
+    network = SimpleNamespace(config=UNetConfig(16, 7, (32,)))
+    drawn = [
+        views._poses_of_object(network, frequencies, np.random.default_rng(seed))
+        for seed in range(40)
+    ]
+    assert set(np.ravel(drawn)) == {0, 2, 3, 4, 5}
+    with pytest.raises(UserError, match="only 3 poses of category 0 have images"):
+        views._poses_of_object(
+            network, frequencies * [1, 1, 1, 1, 0, 0, 1], np.random.default_rng(0)
+        )
