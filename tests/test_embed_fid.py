@@ -148,9 +148,7 @@ def test_equal_images_are_warned_of_and_features_that_are_no_number_refused(
     arguments = {"images": path, "backbone": backbone, "device": "cpu"}
     embed.main(**arguments, out=tmp_path, embed=settings.Embed(inception=none))
     assert "all 6 images have the same features" in caplog.text
-    monkeypatch.setattr(
-        Backbone, "feature", lambda self, images, _: np.full((len(images), 32), np.nan)
-    )
+    monkeypatch.setattr(Backbone, "feature", lambda self, *_: np.full((4, self.dim), np.nan))
     with pytest.raises(UserError, match=r"set\.h5, image 0: its backbone features .* not finite"):
         embed.main(**arguments, out=tmp_path / "out", embed=settings.Embed(inception=none))
     assert not list((tmp_path / "out").iterdir())

@@ -12,7 +12,7 @@ from mirage_steps.files.command import one_line_errors
 from mirage_steps.method.device import memory_advice
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Trainer
-from mirage_steps.method.unet import UNet
+from mirage_steps.method.unet import UNet, build, preset
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import save_model
 
@@ -96,7 +96,7 @@ def test_training_names_the_accumulation(data, tmp_path, monkeypatch):
 
 
 def test_sampling_names_its_batch(data, tmp_path, monkeypatch):
-    model = train.build(train.preset("small", 32, 4, 0.0), 0)
+    model = build(preset("small", 32, 4, 0.0), 0)
     save_model(tmp_path, model, {"seed": 0})
     monkeypatch.setattr(UNet, "encode", _fail)
     told = r"^views\.batch_size 64: .*set a smaller one"
@@ -115,8 +115,7 @@ def test_more_processes_than_cards_are_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.distributed, "init_process_group", _fail)
     for rank, error in (("0", UserError), ("1", SystemExit), ("3", SystemExit)):
-        for key, value in {"RUN_ID": "1"}.items():
-            monkeypatch.setenv(f"TORCHELASTIC_{key}", value)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
         monkeypatch.setenv("LOCAL_RANK", rank)
         with pytest.raises(error) as told, Processes.joined("cuda"):

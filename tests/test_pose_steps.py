@@ -355,7 +355,7 @@ def test_tokens_that_are_not_finite_are_refused_by_the_image_s_name(done, tmp_pa
     state["layernorm.weight"] *= 1e5
     save_file(state, tmp_path / "hot/model.safetensors")
     hot = done.backbone.model_copy(update={"model": str(tmp_path / "hot")})
-    told = r"^00\.png: its tokens and those of 4 others are not finite; check backbone\.model .*hot"
+    told = r"/00\.png: its tokens and those of 4 others are not finite; check backbone\.model .*hot"
     with pytest.raises(UserError, match=told):
         features.main(manifest=done.manifest, out=tmp_path / "out", backbone=hot, device="cpu")
     assert not list((tmp_path / "out").iterdir())
@@ -374,7 +374,7 @@ def _with_nan(path, target, name: str):
 def test_stored_values_that_are_not_finite_are_refused_by_name(done, tmp_path):
     estimator = done.root / "space" / ESTIMATOR
     whole = _with_nan(done.root / "whole/tokens.h5", tmp_path / "whole.h5", "patch_tokens")
-    with pytest.raises(UserError, match=r"^02\.png: its tokens are not finite; rerun features"):
+    with pytest.raises(UserError, match=r"/02\.png: its tokens are not finite; rerun features"):
         foreground.main(manifest=done.manifest, tokens=whole, out=tmp_path / "out")
     cropped = _with_nan(done.root / "cropped/tokens.h5", tmp_path / "cropped.h5", "cls_token")
     with pytest.raises(UserError, match=r"\.png: its tokens are not finite"):
@@ -423,9 +423,7 @@ def test_fewer_distinct_images_than_poses_are_refused(done, tmp_path, recwarn):
             chosen = np.arange(len(file["maps"])) % 3
             out["maps"], out["valid"] = file["maps"][:][chosen], file["valid"][:][chosen]
             write_names(out, read_names(file))
-    told = (
-        r"poses\.k = 4, but there are only 3 distinct maps to cluster.*lower poses\.k to at most 3"
-    )
+    told = r"poses\.k = 4, but there are only 3 distinct maps.*lower poses\.k to at most 3"
     with pytest.raises(UserError, match=told):
         poses.main(
             maps=tmp_path / "maps.h5",
