@@ -16,7 +16,8 @@ from tqdm import tqdm
 from mirage_steps import settings
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
-from mirage_steps.method.device import choose_device
+from mirage_steps.method.device import choose_device, memory_advice
+from mirage_steps.method.finite import require_finite
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.inception import INCEPTION_DIM, Inception
 
@@ -50,7 +51,8 @@ def main(
         inception = Inception(embed.inception, where, weights)
         extractors["inception"] = (INCEPTION_DIM, inception.features)
         about = {"inception": inception.name}
-    with open_h5(images, "images") as source, create_h5(out / "features.h5") as features:
+    advice = memory_advice("backbone.batch_size", backbone.batch_size)
+    with open_h5(images, "images") as source, create_h5(out / "features.h5") as features, advice:
         pixels = source["images"]
         features.attrs.update(
             count=len(pixels),
@@ -67,8 +69,16 @@ def main(
             for rows in slices(len(pixels), backbone.batch_size):
                 batch = pixels[rows]
                 for name, (_, extract) in extractors.items():
-                    features[name][rows] = extract(batch)
+                    values = extract(batch)
+                    numbers = [f"{images}, image {n}" for n in range(rows.start, rows.stop)]
+                    require_finite(numbers, f"{name} features", "check that network", values)
+                    features[name][rows] = values
                 bar.update(len(batch))
+        if (features["backbone"][:] == features["backbone"][0]).all():
+            log.warning(
+                "all %d images have the same features: their distances mean nothing; look at %s",
+                len(pixels), images.parent,
+            )  # fmt: skip
     log.info("features of %s: %s", images, ", ".join(extractors))
 
 

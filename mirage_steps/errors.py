@@ -1,5 +1,8 @@
 """The one error a user may see without a traceback, and exceptions in one line."""
 
+import errno
+import re
+
 
 class UserError(Exception):
     """An error that the user can fix, in one line: where, what is wrong, what to do."""
@@ -9,7 +12,17 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an exception's message, its representation where it has none.
 
     Args:
-        error: raised by a library.
+        error: raised by a library. Where torch refuses to run what a file holds, it advises to load
+            the file unsafely; told is what it holds.
         limit: most characters.
     """
-    return (str(error).strip() or repr(error)).splitlines()[0][:limit]
+    text = str(error).strip() or repr(error)
+    if "weights_only" in text:
+        found = re.search(r"GLOBAL (\S+)", text)
+        return f"it holds {found[1]}, not only tensors" if found else "it does not hold tensors"
+    return text.splitlines()[0][:limit]
+
+
+def is_of_system(error: BaseException) -> bool:
+    """Whether the operating system refused, such as a permission; not that a file is absent."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT)

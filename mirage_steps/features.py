@@ -26,7 +26,8 @@ from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.shards import Shard
 from mirage_steps.files.tables import read_windows
 from mirage_steps.method.boxes import Box, content_box, crop, letterbox
-from mirage_steps.method.device import choose_device
+from mirage_steps.method.device import choose_device, memory_advice
+from mirage_steps.method.finite import require_finite
 from mirage_steps.networks.backbone import Backbone
 
 
@@ -77,15 +78,20 @@ def main(
             return letterbox(image, network.resolution, network.fill)
         return crop(image, window, network.resolution)
 
-    with create_h5(out / f"{part.name('tokens')}.h5") as file:
+    advice = memory_advice("backbone.batch_size", backbone.batch_size)
+    with create_h5(out / f"{part.name('tokens')}.h5") as file, advice:
         file.attrs.update(attributes)
         patches = by_image(file, "patch_tokens", len(images), shape, np.float16)
         cls = by_image(file, "cls_token", len(images), shape[1:], np.float16)
         content = [content_box(entry.width, entry.height, window) for entry, window in images]
         file["content"] = np.array(content, np.float32).reshape(-1, 4)
-        write_names(file, [entry.image for entry, _ in images])
+        names = [entry.image for entry, _ in images]
+        write_names(file, names)
         for batch_rows, batch in image_batches(images, square, backbone.batch_size):
-            patches[batch_rows], cls[batch_rows] = network.half_tokens(batch)
+            tokens = network.half_tokens(batch)
+            remedy = f"check backbone.model {backbone.model}; float16 holds at most 65504"
+            require_finite(names[batch_rows], "tokens", remedy, *tokens)
+            patches[batch_rows], cls[batch_rows] = tokens
     return [part.name("features")]
 
 

@@ -3,7 +3,8 @@
 PCA 1 over the patch tokens of all images; one side of one component is the object. A box in the
 manifest takes precedence. Writes ``pose_estimator.safetensors`` (PCA 1 and its threshold),
 ``foreground.csv`` (for every image the object's box, the window of the training crop and its padded
-share), ``foreground.json`` (component, sign and their contrast) and ``foreground.png``.
+share), ``foreground.json`` (component, sign and their contrast, and ``warnings``, reasons not to
+trust them) and ``foreground.png``.
 """
 
 from pathlib import Path
@@ -24,6 +25,7 @@ from mirage_steps.method.foreground import DECIDABLE, ForegroundModel, fit_foreg
 from mirage_steps.method.pose_estimator import Detection, PoseEstimator
 
 _EXAMPLES = 16  # images in the picture
+_FEW = 0.5  # share of the images with an object below which the component hardly is the object's
 _PADDED = 5e-4  # share of padding that is more than the rounding of a window
 
 
@@ -55,12 +57,15 @@ def main(
             about = _report(model, contrasts, foreground)
         else:
             estimator = load_estimator(stored)
-            about = {"stored": str(stored)}
+            about = {"stored": str(stored), "warnings": []}
         rows, examples = _locate(found, entries, estimator)
+    about = _add_counts(about, rows, entries)
     save_estimator(out / ESTIMATOR, estimator)
     model = estimator.foreground
     about |= {"component": model.component + 1, "sign": model.sign, "threshold": model.threshold}
-    write_json(out / "foreground.json", about | _count(rows, entries))
+    for warning in about["warnings"]:
+        log.warning("%s", warning)
+    write_json(out / "foreground.json", about)
     plots.foreground(out / "foreground.png", examples, model.threshold)
     table = ([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)
     write_csv(out / "foreground.csv", WINDOWS, table)
@@ -69,21 +74,20 @@ def main(
 def _report(
     model: ForegroundModel, contrasts: np.ndarray, foreground: settings.Foreground
 ) -> dict[str, object]:
-    """How PCA 1 was cut, for JSON; a warning where that is a guess."""
+    """How PCA 1 was cut, for JSON, with a warning where that is a guess."""
     contrast, sign = contrasts[model.component], model.sign
     decided = bool(abs(contrast) >= DECIDABLE)
     log.info("component %d, sign %+d, contrast %.2f", model.component + 1, sign, contrast)
-    if not decided:
-        log.warning(
-            "the border does not decide the sign (contrast %.2f, needed %.2f): "
-            "foreground.fallback_sign = %+d is used; check foreground.png",
-            contrast, DECIDABLE, sign,
-        )  # fmt: skip
+    guess = (
+        f"the border does not decide the sign (contrast {contrast:.2f}, needed {DECIDABLE:.2f}): "
+        f"foreground.fallback_sign = {sign:+d} is used; check foreground.png"
+    )
     return {
         "rule": foreground.rule,
         "sign_decided_by": "border" if decided else "foreground.fallback_sign",
         "contrast_of_components": contrasts.round(4).tolist(),
         "variance_ratio": model.pca.variance_ratio.round(4).tolist(),
+        "warnings": [] if decided else [guess],
     }
 
 
@@ -114,24 +118,40 @@ def _row(entry: Entry, found: Detection) -> tuple:
     return (entry.image, 1, *found.box, *found.window, padded, share)
 
 
-def _count(rows: list[tuple], entries: list[Entry]) -> dict[str, int]:
-    """In how many images an object was found, and how; a warning where the boxes look wrong."""
+def _add_counts(about: dict, rows: list[tuple], entries: list[Entry]) -> dict[str, object]:
+    """``about`` with the images in which an object was found, and how; warnings where that is off.
+
+    Raises:
+        UserError: no object was found at all.
+    """
     found = [(entry, row) for entry, row in zip(entries, rows, strict=True) if row[1]]
+    log.info("object found in %d of %d images", len(found), len(rows))
+    if not found:
+        raise UserError(
+            f"no object was found in any of {len(rows)} images; try foreground.threshold: zero or "
+            "another foreground.rule, and see that the images are not all alike"
+        )
+    warnings, share = list(about["warnings"]), len(found) / len(rows)
+    if share < _FEW:
+        warnings.append(
+            f"an object was found in only {len(found)} of {len(rows)} images ({share:.0%}), the "
+            "others are left out; look at foreground.png and try foreground.threshold: zero"
+        )
     whole = sum(
         (x1 - x0) * (y1 - y0) > 0.95 * entry.width * entry.height
         for entry, (_, _, x0, y0, x1, y1, *_) in found
     )
     if whole > len(found) / 2:
-        log.warning(
-            "the object's box is the whole image in %d of %d images: if the objects do not fill "
-            "them, the component does not separate; look at foreground.png", whole, len(found),
-        )  # fmt: skip
-    log.info("object found in %d of %d images", len(found), len(rows))
-    return {
+        warnings.append(
+            f"the object's box is the whole image in {whole} of {len(found)} images: if the "
+            "objects do not fill them, the component does not separate; look at foreground.png"
+        )
+    return about | {
         "images": len(rows),
         "images_without_object": len(rows) - len(found),
         "images_filled_by_their_box": whole,
         "images_with_padded_crop": sum(row[-2] > _PADDED for _, row in found),
+        "warnings": warnings,
     }
 
 

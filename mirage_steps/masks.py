@@ -22,12 +22,14 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, open_h5, slices
 from mirage_steps.files.image_set import create_image_set
-from mirage_steps.method.device import choose_device
+from mirage_steps.method.device import choose_device, memory_advice
+from mirage_steps.method.finite import require_finite
 from mirage_steps.method.foreground import Region, find_objects
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.sam import load_sam, sam_name
 
 WHITE = 255
+_FULL = 0.98  # share of the image beyond which a mask removes no background
 SHOWN, SHOWN_PER_ROW, SHOWN_SIDE = 24, 4, 96  # images in the picture, in a row, least side
 
 
@@ -69,18 +71,27 @@ def main(
             by_image(target, "mask", count, (side, side), np.uint8)
             if "pose" in source:
                 target["pose"] = source["pose"][:]
-            with tqdm(total=count, desc="masks", unit="image", mininterval=1.0) as bar:
+            advice = memory_advice("backbone.batch_size", backbone.batch_size)
+            with tqdm(total=count, desc="masks", unit="image", mininterval=1.0) as bar, advice:
                 for rows in slices(count, backbone.batch_size):
                     pixels = source["images"][rows]
                     scores = model.scores(network.tokens(pixels)[0].cpu().numpy())
                     regions = find_objects(scores, model.threshold)
                     mask, predicted = segment(sam, pixels, regions, masks.sam_batch_size)
+                    numbers = [f"{images}, image {n}" for n in range(rows.start, rows.stop)]
+                    remedy = "check backbone.model and masks.sam"
+                    require_finite(numbers, "scores", remedy, scores, predicted)
                     target["images"][rows] = np.where(mask[..., None], pixels, WHITE)
                     target["mask"][rows] = mask
                     found += [region is not None for region in regions]
                     ious += predicted.tolist()
                     bar.update(len(pixels))
             shares = np.array([one.mean() for one in target["mask"]])
+            if not shares.any():
+                raise UserError(
+                    f"{images}: all {count} masks are empty, the set would be white; check "
+                    f"masks.sam {masks.sam}, and that foreground.png shows the objects"
+                )
             first = (source["images"], target["images"], target["mask"])
             tiles.save_image(out / "masks.png", draw(*(dataset[:SHOWN] for dataset in first)))
     report(out / "masks.json", name, np.array(found), np.array(ious), shares)
@@ -161,9 +172,10 @@ def segment(
         pairs = zip(images[batch], regions[batch], strict=True)
         # Box and points are unambiguous: one mask, not three of different extent.
         records = [prompt(image, region, side, device) for image, region in pairs]
-        for answer in sam(records, multimask_output=False):
-            masks.append(answer["masks"][0, 0].cpu().numpy())
-            ious.append(float(answer["iou_predictions"][0, 0]))
+        with memory_advice("masks.sam_batch_size", batch_size):
+            answers = sam(records, multimask_output=False)
+        masks += [answer["masks"][0, 0].cpu().numpy() for answer in answers]
+        ious += [float(answer["iou_predictions"][0, 0]) for answer in answers]
     return np.stack(masks), np.array(ious, np.float32)
 
 
@@ -186,7 +198,7 @@ def draw(images: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> np.ndarra
 
 
 def report(path: Path, sam: str, found: np.ndarray, ious: np.ndarray, shares: np.ndarray) -> None:
-    """Write what happened as JSON, and say it in the log.
+    """Write what happened as JSON, and what speaks against the masks, which is logged too.
 
     Args:
         path: of the JSON file.
@@ -197,18 +209,27 @@ def report(path: Path, sam: str, found: np.ndarray, ious: np.ndarray, shares: np
     """
     content = {
         "sam": sam,
-        "images": len(found),
-        "images_without_foreground": int((~found).sum()),
-        "images_with_empty_mask": int((shares == 0).sum()),
+        "images": (count := len(found)),
+        "images_without_foreground": (missing := int((~found).sum())),
+        "images_with_empty_mask": (empty := int((shares == 0).sum())),
+        "images_filled_by_their_mask": (full := int((shares > _FULL).sum())),
         "mean_predicted_iou": float(ious.mean()),
         "mean_mask_share": float(shares.mean()),
     }
-    write_json(path, content)
     log.info(", ".join(f"{key} {value}" for key, value in content.items()))
-    if missing := content["images_without_foreground"]:
-        log.warning("%d images without foreground were prompted with the whole image", missing)
-    if empty := content["images_with_empty_mask"]:
-        log.warning("%d images have an empty mask and become white", empty)
+    reasons = {
+        "have no foreground and were prompted with the whole image": missing,
+        "have an empty mask and become white": empty,
+        "are all object by their mask, so that no background was removed": full,
+    }
+    content["warnings"] = [
+        f"{number} of {count} images ({number / count:.0%}) {reason}"
+        for reason, number in reasons.items()
+        if number
+    ]
+    for warning in content["warnings"]:
+        log.warning("%s", warning)
+    write_json(path, content)
 
 
 if __name__ == "__main__":

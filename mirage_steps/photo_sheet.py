@@ -18,7 +18,7 @@ from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels, read_pose_counts
-from mirage_steps.method.device import choose_device
+from mirage_steps.method.device import choose_device, memory_advice
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.run import crop_views
 
@@ -62,7 +62,8 @@ def main(
     rows, own, records = [], [], []
     for photo, index in zip(tqdm(photos, unit="photo"), chosen, strict=True):
         pose = int(labels[index])
-        made = crop_views(network, photo, pose, views, guidance, novel_views)
+        with memory_advice("views.batch_size", views.batch_size):
+            made = crop_views(network, photo, pose, views, guidance, novel_views)
         rows.append(made.views)
         own.append(made.poses.index(pose))
         records.append(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps import settings
+from mirage_steps.errors import UserError
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import by_image, create_h5, write_names
@@ -56,6 +57,11 @@ def main(
                 rows = batch.rows
                 maps[rows], valid[rows], shown = model.maps(batch, assigned[rows])
                 empty += int((~shown.any(1)).sum())
+        if empty == count:
+            raise UserError(
+                f"no crop of {count} shows foreground, so no pose has a meaning; look at "
+                "foreground.png and try foreground.threshold: zero"
+            )
     if empty:
         log.warning(
             "%d of %d crops show no foreground patch, so their pose is meaningless; look at "

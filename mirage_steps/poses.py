@@ -18,6 +18,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.tables import read_categories
+from mirage_steps.method.finite import require_finite
 
 _FEW = 10  # images per pose below which there is a warning
 
@@ -45,6 +46,7 @@ def main(
     """
     with open_h5(maps, "maps", "valid") as file:
         values, valid, images = file["maps"][:], file["valid"][:], read_names(file)
+    require_finite(images, "map", f"{maps}: rerun pose_space", values)
     with open_h5(crops, "image") as file:
         if read_names(file) != images:
             raise UserError(f"{crops} and {maps} list different images; rerun crops and pose_space")

@@ -22,7 +22,7 @@ from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews, 
 from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
-from mirage_steps.method.device import autocast, choose_device
+from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
 from mirage_steps.method.foreground import TokenBatch, separation
 from mirage_steps.method.metrics import psnr
@@ -191,7 +191,8 @@ class Run:
         started = time.perf_counter()
         located = self.locate(photo, box)
         seconds = {"locate": round(time.perf_counter() - started, 3)}
-        made = crop_views(self.model, located.crop, located.pose, views, guidance, novel_views)
+        with memory_advice("views.batch_size", views.batch_size):
+            made = crop_views(self.model, located.crop, located.pose, views, guidance, novel_views)
         color, *colors = self._mean_colors([located.crop, *made.views])
         gaps = np.linalg.norm(np.array(colors) - color, axis=1).round(1).tolist()
         drift = tuple(None if np.isnan(gap) else gap for gap in gaps)

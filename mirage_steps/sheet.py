@@ -11,7 +11,7 @@ from tqdm import tqdm
 from mirage_steps import settings
 from mirage_steps.files import tiles
 from mirage_steps.files.command import run
-from mirage_steps.method.device import autocast, choose_device
+from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.networks.diffusion_model import load_model
@@ -45,7 +45,8 @@ def main(
         noise = keyed_noise(views.seed + 1, [number], (3, config.image_size, config.image_size))
         poses = config.siblings(number % config.categories * (config.poses // config.categories))
         chosen = int(np.random.default_rng([views.seed + 1, number, 1]).integers(len(poses)))
-        with autocast(where, views.precision):
+        advice = memory_advice("views.batch_size", views.batch_size)
+        with autocast(where, views.precision), advice:
             images = sample_all_poses(
                 network, noise.to(where), poses[chosen], ddim_timesteps(views.steps),
                 guidance.gamma, views.batch_size,

@@ -18,6 +18,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.lock import Lock
 from mirage_steps.files.records import read_metrics
 from mirage_steps.files.tables import read_labels, read_pose_counts
-from mirage_steps.method.device import autocast
+from mirage_steps.method.device import autocast, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.processes import Processes
@@ -79,6 +80,11 @@ def main(
         )
     labels = read_labels(poses, crops)
     k, categories = read_pose_counts(poses)
+    if len(found := np.unique(labels)) < k or found[[0, -1]].tolist() != [0, k - 1]:
+        raise UserError(
+            f"{poses}: has images in {len(found)} of {k} poses; the model would never see the "
+            "others: rerun the poses step, with a lower poses.k"
+        )
     config = preset(training.preset, training.image_size, k, training.dropout, categories)
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(open_h5(crops, "images"))["images"]
@@ -93,6 +99,8 @@ def main(
                 f"training.processes {training.processes}, but {processes.count} run; start them "
                 f"by torchrun --nproc-per-node {training.processes} -m mirage_steps.train"
             )
+        remedy = "set a larger one: the batch is divided into so many parts"
+        stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))
         lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
         trainer = Trainer(config, training, processes)
         store = Checkpoints(checkpoints, _fingerprint(training, crops, poses))
@@ -163,7 +171,8 @@ class Outputs:
         with autocast(device, self.trainer.training.precision):
             images = sample_single(self.trainer.ema, noise, poses, ddim_timesteps(_SAMPLE_STEPS))
         path = self.store.folder / "samples" / f"{self.trainer.done:07d}.png"
-        tiles.save_image(path, tiles.tile(to_pixels(images), columns=config.poses))
+        # A bad sample of an early step ends no training: the loss decides.
+        tiles.save_image(path, tiles.tile(to_pixels(images.nan_to_num()), columns=config.poses))
 
 
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:

@@ -24,7 +24,7 @@ from mirage_steps.files.h5 import slices
 from mirage_steps.files.image_set import create_image_set, write_preview
 from mirage_steps.files.shards import Shard
 from mirage_steps.files.tables import read_pose_counts
-from mirage_steps.method.device import autocast, choose_device
+from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet
@@ -87,7 +87,8 @@ def main(
         columns = 4 * NOVEL_VIEWS
     path, side = out / f"{own.name('images')}.h5", network.config.image_size
     note = own.note(rows, samples)
-    with create_image_set(path, len(rows), side, columns, sampler=sampler, **note) as file:
+    advice = memory_advice("views.batch_size", views.batch_size)
+    with create_image_set(path, len(rows), side, columns, sampler=sampler, **note) as file, advice:
         file.create_dataset("pose", (len(rows),), np.int16)
         file.create_dataset("object", (len(rows),), np.int32)
         start = 0
@@ -153,13 +154,22 @@ def _multi_view(
 def _poses_of_object(
     network: UNet, frequencies: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Distinct poses of one object, the reference's first; categories as often as in the data."""
+    """Distinct poses of one object, the reference's first; categories as often as in the data.
+
+    Poses without images, which the model never saw, are left out.
+    """
     config, category = network.config, 0
     if config.categories > 1:
         shares = frequencies.reshape(config.categories, -1).sum(1)
         category = int(rng.choice(config.categories, p=shares))
-    poses = config.siblings(category * (config.poses // config.categories))
-    return poses.start + rng.choice(len(poses), 1 + NOVEL_VIEWS, replace=False)
+    poses = np.array(config.siblings(category * (config.poses // config.categories)))
+    poses = poses[frequencies[poses] > 0]
+    if len(poses) <= NOVEL_VIEWS:
+        raise UserError(
+            f"only {len(poses)} poses of category {category} have images, an object needs "
+            f"{1 + NOVEL_VIEWS}; lower poses.k and train again"
+        )
+    return poses[rng.choice(len(poses), 1 + NOVEL_VIEWS, replace=False)]
 
 
 def _rng(seed: int, number: int) -> np.random.Generator:

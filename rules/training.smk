@@ -19,6 +19,8 @@ rule train:
     resources:
         gpu=setting("training.processes"),
         accelerator=setting("training.processes"),
+        # torchrun joins the cards of one machine; SLURM would take them from several.
+        nodes=1,
     params:
         # The checkpoint folder is not a declared output: Snakemake deletes outputs of a failed job, and
         # checkpoints must survive it. Without a scheduler there is no time limit.

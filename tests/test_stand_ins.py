@@ -25,6 +25,7 @@ from mirage_steps.method.foreground import fit_foreground
 from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.method.pose_scores import score_azimuths
 from mirage_steps.networks.backbone import Backbone
+from mirage_steps.networks.sam import load_sam
 from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -106,7 +107,7 @@ def test_poses_of_fresh_cars_are_found(tmp_path):
 
 def test_sam_finds_cars_from_a_box_and_points():
     assert (SAM / "model.safetensors").stat().st_size < LIMIT
-    network = build_tiny_sam(SAM / "model.safetensors")
+    network = load_sam(str(SAM), torch.device("cpu"))
     rng = np.random.default_rng(0)
     found = []
     for car in _fresh_cars(16):
@@ -131,7 +132,7 @@ def test_model_card_states_what_was_measured(folder, module, scores_class):
 
 def test_sam_gives_the_same_through_predictor_and_forward():
     torch.manual_seed(0)
-    network = build_tiny_sam(None)
+    network = build_tiny_sam()
     image = cars.render(FRESH, 0, cars.DEMO_FAMILIES, size=64).image
     predictor = SamPredictor(network)
     predictor.set_image(image)
@@ -153,7 +154,7 @@ def test_sam_gives_the_same_through_predictor_and_forward():
 
 def test_batched_decoding_equals_sams_own():
     torch.manual_seed(0)
-    network = build_tiny_sam(None)
+    network = build_tiny_sam()
     embeddings = torch.randn(3, 64, 16, 16)
     points = (IMAGE_SIZE * torch.rand(3, 2, 2), torch.ones(3, 2, dtype=torch.int))
     boxes = torch.tensor([[10.0, 10, 90, 90], [20, 30, 60, 70], [0, 0, 128, 128]])
@@ -219,5 +220,5 @@ def test_two_steps_of_training_change_the_networks(tmp_path, few_scenes):
     network, losses = sam.train(few_scenes, settings)
     assert len(losses) == 2 and all(np.isfinite(losses))
     sam.save_sam(network, tmp_path / "sam")
-    loaded = build_tiny_sam(tmp_path / "sam" / "model.safetensors")
+    loaded = load_sam(str(tmp_path / "sam"), torch.device("cpu"))
     torch.testing.assert_close(loaded.state_dict(), network.state_dict())

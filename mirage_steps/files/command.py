@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 from pydantic import BaseModel
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, first_line
 from mirage_steps.files.integrity import changed_since
 from mirage_steps.files.provenance import write_provenance
 
@@ -78,6 +78,12 @@ def one_line_errors() -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(f"error: {where}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        from mirage_steps.method.device import out_of_memory  # torch takes a second to import
+
+        if not out_of_memory(error):
+            raise
+        sys.exit(f"error: out of memory ({first_line(error)}); use a machine or device with more")
     except KeyboardInterrupt:
         sys.exit(130)
 

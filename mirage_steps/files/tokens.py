@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import open_h5, read_names, slices
+from mirage_steps.method.finite import require_finite
 from mirage_steps.method.foreground import TokenBatch
 
 _BATCH = 64
@@ -30,7 +31,9 @@ class Tokens:
     def __iter__(self) -> Iterator[TokenBatch]:
         rows = list(slices(len(self.images), _BATCH))
         for part in tqdm(rows, desc="tokens", unit="batch", mininterval=1.0):
-            arrays = (self.file[key][part] for key in ("patch_tokens", "cls_token", "content"))
+            arrays = [self.file[key][part] for key in ("patch_tokens", "cls_token", "content")]
+            remedy = f"rerun features for {self.file.filename}"
+            require_finite(self.images[part], "tokens", remedy, *arrays)
             yield TokenBatch(part, *arrays)
 
 

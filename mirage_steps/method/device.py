@@ -1,10 +1,14 @@
 """Device and precision of the networks."""
 
 import contextlib
+import re
+from collections.abc import Iterator
 
 import torch
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, first_line
+
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
 
 
 def choose_device(name: str) -> torch.device:
@@ -22,6 +26,36 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; use auto or cpu")
     return device
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's or the machine's memory does not suffice."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
+@contextlib.contextmanager
+def memory_advice(key: str, value: object, remedy: str | None = None) -> Iterator[None]:
+    """Name the setting that helps where the block runs out of memory.
+
+    Args:
+        key: of the configuration, such as ``views.batch_size``.
+        value: of the setting.
+        remedy: what to do; by default as for a batch size.
+
+    Raises:
+        UserError: the memory of the device or of the machine does not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        smaller = "use a device with more memory" if value == 1 else "set a smaller one"
+        reason = first_line(error, 100)
+        problem = f"{key} {value}: too much for the memory ({reason})"
+        raise UserError(f"{problem}; {remedy or smaller}") from None
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mirage_steps.errors import UserError
+
 T = 1000
 
 # From images (n, ...), a timestep and its alpha to predicted noise of the images' shape.
@@ -132,7 +134,16 @@ def keyed_noise(seed: int, indices: list[int], shape: tuple[int, ...]) -> Tensor
 
 
 def to_pixels(x: Tensor) -> np.ndarray:
-    """Images (n, 3, H, W) in [-1, 1] as (n, H, W, 3) uint8."""
+    """Images (n, 3, H, W) in [-1, 1] as (n, H, W, 3) uint8.
+
+    Raises:
+        UserError: the network makes values that are not finite.
+    """
+    if not x.isfinite().all():
+        raise UserError(
+            "the diffusion model makes images that are not finite: its training diverged, or "
+            "views.precision does not suffice; look at training/loss.png and try float32"
+        )
     x = (x.float().clamp(-1, 1) + 1) * 127.5
     return x.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 

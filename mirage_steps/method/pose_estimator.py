@@ -220,7 +220,7 @@ class PoseEstimator:
             settings: number of poses, starts and seed.
 
         Raises:
-            UserError: a category has fewer images than poses.
+            UserError: a category has fewer images, or fewer distinct ones, than poses.
         """
         models, count = [], int(categories.max()) + 1
         for category in range(count):
@@ -235,5 +235,12 @@ class PoseEstimator:
                 )
             models.append(PoseModel.fit(mine, valid[own], **settings.model_dump()))
         fitted = replace(self, poses=tuple(models))
-        _, distances = fitted.assign(maps, valid, categories)
+        labels, distances = fitted.assign(maps, valid, categories)
+        images = np.bincount(labels, minlength=fitted.number_of_poses).reshape(count, -1)
+        used = int((images > 0).sum(1).min())
+        if used < settings.k:
+            raise UserError(
+                f"poses.k = {settings.k}, but there are only {used} distinct maps to cluster: too "
+                f"many images are equal; lower poses.k to at most {used} or add other images"
+            )
         return replace(fitted, far=float(np.quantile(distances, FAR)))

@@ -1,5 +1,6 @@
 """Poses as clusters of maps in pose space (paper, section 3.1)."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +80,10 @@ class PoseModel:
 
         means = fill_padding(maps, valid)
         flat = maps.reshape(len(maps), -1)
-        kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
+        with warnings.catch_warnings():
+            # Fewer distinct maps than poses: the caller counts the images of each pose.
+            warnings.filterwarnings("ignore", "Number of distinct clusters")
+            kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
         centroids = kmeans.cluster_centers_
         gaps = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
         return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)

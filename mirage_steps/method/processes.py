@@ -28,13 +28,24 @@ class Processes:
 
         Args:
             device: auto, cpu or cuda; with CUDA each process of a machine takes a card of its own.
+
+        Raises:
+            UserError: there are more processes than cards, or another process has ended.
         """
         where = choose_device(device)
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             yield cls(where)
             return
         if where.type == "cuda":
-            where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if (count := int(os.environ["LOCAL_WORLD_SIZE"])) > cards:
+                if local:
+                    raise SystemExit(1)  # the first process says it for all
+                raise UserError(
+                    f"training.processes {count}: each needs a CUDA device of its own, this "
+                    f"machine has {cards}; set it to {cards}"
+                )
+            where = torch.device("cuda", local)
             torch.cuda.set_device(where)
         # Sums of tensors on the CPU must not wait for the card.
         dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo")

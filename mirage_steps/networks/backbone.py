@@ -17,8 +17,9 @@ import torch
 from torch.nn import functional
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError, first_line
+from mirage_steps.errors import UserError, first_line, is_of_system
 from mirage_steps.files.atomic import sha256_of
+from mirage_steps.method.device import out_of_memory
 from mirage_steps.networks.dinov2 import load_dinov2
 from mirage_steps.networks.fetching import resolve
 from mirage_steps.networks.names import network_name
@@ -63,6 +64,8 @@ class Backbone:
             config, model = _load(folder, device)
             mean, std = _normalization(folder)
         except Exception as error:  # transformers raises nearly anything on damaged files
+            if out_of_memory(error) or is_of_system(error):
+                raise
             absent = isinstance(error, KeyError)
             reason = f"weights missing, as {error.args[0]}" if absent else first_line(error)
             raise UserError(

@@ -10,6 +10,7 @@ from cleanfid.resize import build_resizer
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.loading import ahead
+from mirage_steps.method.device import out_of_memory
 from mirage_steps.networks.fetching import FILES, resolve
 from mirage_steps.networks.names import INCEPTION
 from mirage_steps.settings import WEIGHTS
@@ -34,12 +35,15 @@ class Inception:
         published = FILES["inception"]
         name = "inception" if inception == "auto" else inception
         path = resolve(name, "embed.inception", weights)
+        open(path, "rb").close()  # the system's error, which torch does not tell from damage
         try:
             with warnings.catch_warnings():
                 # The network is published as TorchScript only, which torch calls deprecated.
                 warnings.simplefilter("ignore")
                 self.layers = torch.jit.load(str(path), map_location=device).eval().layers
-        except (RuntimeError, ValueError, AttributeError):
+        except (RuntimeError, ValueError, AttributeError) as error:
+            if out_of_memory(error):
+                raise
             raise UserError(
                 f"embed.inception {path}: not clean-fid's Inception in TorchScript; get it from "
                 f"{published.url}"

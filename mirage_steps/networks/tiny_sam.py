@@ -1,10 +1,8 @@
 """A tiny SAM from segment-anything's own modules."""
 
 from functools import partial
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from segment_anything import modeling
 
 IMAGE_SIZE = 128
@@ -14,14 +12,11 @@ _WIDTH = 128
 _PROMPT_WIDTH = 64
 
 
-def build_tiny_sam(checkpoint: Path | None) -> modeling.Sam:
-    """A SAM for images of 128 pixels, in evaluation mode, about 1.1 million parameters.
+def build_tiny_sam() -> modeling.Sam:
+    """An untrained SAM for images of 128 pixels, in evaluation mode, of 1.1 million parameters.
 
     Its input, RGB in [0, 255] with prompts, is that of the published networks; its low-resolution
     masks have 64 pixels a side.
-
-    Args:
-        checkpoint: safetensors file of its weights; None leaves them random.
     """
     sam = modeling.Sam(
         image_encoder=modeling.ImageEncoderViT(
@@ -50,6 +45,4 @@ def build_tiny_sam(checkpoint: Path | None) -> modeling.Sam:
             iou_head_hidden_dim=64,
         ),
     )
-    if checkpoint is not None:
-        sam.load_state_dict(load_file(checkpoint))
     return sam.eval()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mirage_steps.errors import UserError, first_line
+from mirage_steps.errors import UserError, first_line, is_of_system
 from mirage_steps.files.atomic import atomic, require_disk, write_json
 from mirage_steps.files.command import log
 from mirage_steps.files.manifest import Entry
@@ -126,12 +126,14 @@ def load_pipeline(folder: Path, device: str):
     import torch
     from diffusers import DDIMScheduler
 
-    from mirage_steps.method.device import choose_device
+    from mirage_steps.method.device import choose_device, out_of_memory
 
     chosen = choose_device(device)
     try:
         pipeline = _read(folder, torch.float16 if chosen.type == "cuda" else torch.float32)
     except Exception as error:  # damaged parts raise nearly anything, tokenizers a bare Exception
+        if out_of_memory(error) or is_of_system(error):
+            raise
         raise UserError(
             f"source.model {folder}: cannot be loaded ({first_line(error)}); set it to the folder "
             "of a Stable Diffusion pipeline of diffusers"
@@ -186,13 +188,15 @@ def _generate(
     """Each index with its image and whether the safety checker flags it, batch by batch."""
     import torch
 
+    from mirage_steps.method.device import memory_advice
+
     for start in range(0, len(indices), source.batch_size):
         batch = indices[start : start + source.batch_size]
         asked = [prompts(source.category, index) for index in batch]
         # Each image's own noise, drawn on the CPU so that it is the same on every device.
         keys = [np.random.SeedSequence(source.seed, spawn_key=(index,)) for index in batch]
         seeds = [int(key.generate_state(1, np.uint64)[0]) for key in keys]
-        try:
+        with memory_advice("source.batch_size", source.batch_size):
             output = pipeline(
                 prompt=[positive for positive, _, _ in asked],
                 negative_prompt=[negative for _, negative, _ in asked],
@@ -202,11 +206,6 @@ def _generate(
                 guidance_scale=source.guidance_scale,
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             )
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"source.batch_size {source.batch_size}: the device has too little memory for it; "
-                "set a smaller one, the images made so far are kept"
-            ) from None
         flags = output.nsfw_content_detected or [False] * len(batch)
         yield from zip(batch, zip(output.images, flags, strict=True), strict=True)
 

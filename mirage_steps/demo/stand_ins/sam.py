@@ -127,7 +127,7 @@ def train(scenes: Scenes, settings: StandInTraining) -> tuple[Sam, list[float]]:
     """The tiny SAM, trained on scenes of the stand-in families, and the loss of every step."""
     torch.manual_seed(settings.seed)
     prompts = np.random.default_rng(settings.seed)
-    sam = build_tiny_sam(None).train()
+    sam = build_tiny_sam().train()
 
     def loss_of(view: View, rng: torch.Generator) -> Tensor:
         points, boxes = batch_prompts(view.foreground, prompts)
