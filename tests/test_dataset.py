@@ -19,7 +19,7 @@ from mirage_steps.pose_eval import match_labels
 from mirage_steps.settings import Folder, Procedural
 
 
-def _image(path, size=(6, 4)):
+def _image(path, size=(24, 16)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "red").save(path)
     return path
@@ -43,7 +43,7 @@ def test_folders_are_searched_recursively_and_hidden_files_skipped(tmp_path):
     entries, rejected = _list(photos, tmp_path / "out")
     assert [entry.image for entry in entries] == sorted(map(str, seen))
     assert not rejected
-    assert {(entry.width, entry.height, entry.azimuth_deg) for entry in entries} == {(6, 4, None)}
+    assert {(entry.width, entry.height, entry.azimuth_deg) for entry in entries} == {(24, 16, None)}
 
 
 NAMES = [
@@ -64,16 +64,16 @@ def test_names_with_any_characters_survive_a_round_trip(tmp_path):
     assert sorted(entry.path.name for entry in entries) == sorted(NAMES)
     assert not rejected
     for entry in entries:
-        assert Image.open(entry.path).size == (6, 4)
+        assert Image.open(entry.path).size == (24, 16)
 
 
 def test_sizes_are_those_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "photos").mkdir()
-    Image.new("RGB", (8, 3)).save(tmp_path / "photos" / "a.jpg", exif=exif)
+    Image.new("RGB", (80, 30)).save(tmp_path / "photos" / "a.jpg", exif=exif)
     entries, _ = _list(tmp_path / "photos", tmp_path / "out")
-    assert (entries[0].width, entries[0].height) == (3, 8)
+    assert (entries[0].width, entries[0].height) == (30, 80)
 
 
 def test_every_rejected_file_has_its_reason(tmp_path):
@@ -286,7 +286,7 @@ def test_missing_columns_are_named(tmp_path, header):
 
 
 def test_labels_that_match_no_image_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none of its images names one .*2 name none, 1 several"):
+    with pytest.raises(UserError, match=r"no label can be used: 2 name no .*, 1 name several"):
         _labels(tmp_path, ("x.jpg", 1), ("a.jpg", 2), ("y.jpg", 3))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mirage_steps.files.images import UnreadableImage, read_rgb
 
-SIZE = (12, 8)
+SIZE = (24, 16)
 
 
 def _photo(seed: int = 0) -> Image.Image:
@@ -121,13 +121,13 @@ def test_values_beyond_every_range_are_stretched(tmp_path):
 def test_a_constant_image_of_any_value_is_read(tmp_path, value):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = _read(Image.fromarray(np.full((4, 4), value, np.int32)), tmp_path / "v.tiff")
+        found = _read(Image.fromarray(np.full((16, 16), value, np.int32)), tmp_path / "v.tiff")
     assert len(np.unique(found)) == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_refused(tmp_path, value):
-    values = np.zeros((4, 4), np.float32)
+    values = np.zeros((16, 16), np.float32)
     values[1, 1] = value
     Image.fromarray(values).save(tmp_path / "v.tiff")
     with pytest.raises(UnreadableImage, match="not a number"):
@@ -195,8 +195,8 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
 def test_max_pixels_is_the_most_that_is_allowed(tmp_path):
     _photo().save(tmp_path / "a.png")
     assert read_rgb(tmp_path / "a.png", max_pixels=SIZE[0] * SIZE[1]).size == SIZE
-    with pytest.raises(UnreadableImage, match="12x8 has more than max_pixels = 95"):
-        read_rgb(tmp_path / "a.png", max_pixels=95)
+    with pytest.raises(UnreadableImage, match="24x16 has more than max_pixels = 383"):
+        read_rgb(tmp_path / "a.png", max_pixels=383)
 
 
 @pytest.mark.parametrize(

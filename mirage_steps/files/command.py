@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 from pydantic import BaseModel
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files.provenance import write_provenance
 
 log = logging.getLogger("mirage_steps")
@@ -37,7 +37,11 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
     def recorded(**given: Any) -> None:
         _require_folder(Path(given["out"]))
         started = time.time()
-        records = main(**given) or [name.rpartition(".")[2]]
+        try:
+            records = main(**given) or [name.rpartition(".")[2]]
+        except Incomplete as error:
+            write_provenance(name, error.done, given, started)
+            raise
         write_provenance(name, records, given, started)
 
     recorded.__signature__ = inspect.signature(main)
