@@ -28,8 +28,8 @@ SMALLEST = 16  # pixels a side below which a photo shows nothing
 # Not those that run other programs (EPS), hold images of any size in a small one (ICO, ICNS) or
 # hold no photos.
 _FORMATS = (
-    "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "TGA", "PCX",
-    "QOI", "SGI",
+    "JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "AVIF", "JPEG2000", "PPM", "PCX", "QOI",
+    "SGI",
 )  # fmt: skip
 _RAW = "a camera's raw file, of which only a preview can be read; convert it to JPEG or TIFF"
 _RAW_SUFFIX = re.compile(
@@ -121,7 +121,9 @@ def require_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """An image whose header is that of a usable photo; any error is an UnreadableImage."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        # TGA has no mark by which to know it.
+        tga = ("TGA",) if Path(path).suffix.lower() == ".tga" else ()
+        with Image.open(path, formats=_FORMATS + tga) as image:
             require_size(image.size, max_pixels)
             if image.format == "TIFF":
                 _require_whole(path, image, max_pixels)
