@@ -4,6 +4,8 @@ Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``image`` (n,) names; ``ima
 of them; and ``rejected.csv`` (image, reason).
 """
 
+import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from mirage_steps.files.atomic import write_csv
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import write_names
 from mirage_steps.files.image_set import OWN_WHITE, create_image_set, write_preview
-from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb
+from mirage_steps.files.images import UnreadableImage, find_files, read_rgb
 from mirage_steps.files.loading import ahead
+from mirage_steps.files.names import encoded
 
 _CHECKED = 72  # images whose border must be white where the background is removed
 _NEARLY_WHITE, _WHITE_SHARE = 240, 0.5
@@ -40,18 +43,18 @@ def main(
         image_size: Side of an image in the set, in pixels.
     """
     where = f"baselines.{out.name}.path {baseline.path}"
-    if not baseline.path.expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(baseline.path)):
         raise UserError(f"{where}: no such folder; set it to the folder with the method's images")
-    files = find_files(baseline.path)
+    files, rejected = find_files(baseline.path)
     order = np.random.default_rng(fid.seed).permutation(len(files))
     white = {"sam": OWN_WHITE} if baseline.background == "removed" else {}
-    rejected: list[tuple[str, str]] = []
+    read = partial(_read, size=image_size, max_pixels=baseline.max_pixels)
     names: list[str] = []
     with (
         create_image_set(out / "images.h5", fid.samples, image_size, **white) as file,
         tqdm(total=fid.samples, unit="image") as bar,
     ):
-        for name, result in ahead(lambda index: _read(files[index], image_size), order):
+        for name, result in ahead(lambda index: read(files[index]), order):
             if isinstance(result, str):
                 rejected.append((name, result))
                 continue
@@ -84,11 +87,11 @@ def _white_share(images: np.ndarray) -> float:
     return float(np.mean([side.mean() for side in sides]))
 
 
-def _read(path: Path, size: int) -> tuple[str, np.ndarray | str]:
+def _read(path: Path, size: int, max_pixels: int) -> tuple[str, np.ndarray | str]:
     """Name of an image, and its pixels (size, size, 3) uint8 or why it cannot be used."""
-    name = printable(path)
+    name = encoded(path)
     try:
-        image = read_rgb(path)
+        image = read_rgb(path, max_pixels)
     except (UnreadableImage, OSError) as error:
         return name, str(error)
     if image.width != image.height:

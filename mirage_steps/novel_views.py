@@ -2,9 +2,11 @@
 
 Writes for each photo ``NAME.png``, a strip of all poses in circular order with its own framed;
 ``NAME.gif``, a turntable; ``NAME.json`` with pose, distance, reconstruction quality, times and
-warnings; and ``NAME.views/`` with the separate images. Unusable photos are reported and skipped.
+warnings; and ``NAME.views/`` with the separate images. Unusable photos are reported and skipped;
+the exit code is 1 if there are any.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +15,12 @@ import tyro
 from tqdm import tqdm
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
+from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files.command import log
 from mirage_steps.files.command import run as run_step
+from mirage_steps.files.names import encoded, file_of, output_names
 from mirage_steps.files.photo_views import require_free
-from mirage_steps.files.photos import output_names
+from mirage_steps.files.photos import photo_identity
 from mirage_steps.run import Run
 
 
@@ -50,7 +53,11 @@ def main(
 
     Returns:
         The names of the outputs.
+
+    Raises:
+        Incomplete: some photos cannot be used; the others were done.
     """
+    photos = tuple(map(file_of, photos))
     stems = _output_names(photos, box, name)
     started = time.perf_counter()
     tool = Run.load(run, backbone=backbone, device=device)
@@ -59,8 +66,8 @@ def main(
     progress = tqdm(photos, unit="photo", disable=len(photos) == 1)
     for photo, stem in zip(progress, stems, strict=True):
         try:
-            if photo.is_file():
-                require_free(out, stem, photo)
+            if os.path.isfile(photo):
+                require_free(out, stem, *photo_identity(photo))
             found = tool.novel_views(
                 photo, box=box, views=views, guidance=guidance, novel_views=novel_views
             )
@@ -71,13 +78,14 @@ def main(
             continue
         strip = found.save(out, stem)
         for warning in found.warnings:
-            log.warning("%s: %s", photo, warning)
+            log.warning("%s: %s", encoded(photo), warning)
         log.info("%s: %s", strip, found.title())
         done.append(stem)
     if not done:
         raise UserError(f"none of the {len(photos)} photos can be used, for the reasons above")
     if len(done) < len(photos):
-        log.warning("%d of %d photos were done, the others cannot be used", len(done), len(photos))
+        counts = f"{len(done)} of {len(photos)} photos were done"
+        raise Incomplete(f"{counts}, the others cannot be used, for the reasons above", done)
     return done
 
 

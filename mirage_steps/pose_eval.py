@@ -5,7 +5,10 @@ known.
 """
 
 import math
+import re
+import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from mirage_steps.files import plots
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.manifest import read_manifest
+from mirage_steps.files.names import decoded, encoded
 from mirage_steps.files.tables import read_pose_counts
 from mirage_steps.method.pose_scores import score_azimuths, score_labels
 
@@ -69,19 +73,50 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
     """Azimuths of a labels file by the manifest's names.
 
     A label belongs to the image whose path ends with the label's: ``a/b.jpg`` or just ``b.jpg``,
-    if that names one image only.
+    if that names one image only. Images with several azimuths have none.
 
     Raises:
         UserError: a column is missing, a value is no number, or no label matches.
     """
-    rows = read_csv(labels)
-    if not rows or not {"image", "azimuth_deg"} <= rows[0].keys():
-        raise UserError(f"labels {labels}: needs the columns image and azimuth_deg")
     by_name = defaultdict(list)
     for image in images:
-        by_name[Path(image).name].append(image)
-    found: dict[str, float] = {}
-    none = several = 0
+        path = _parts(decoded(image))
+        by_name[path[-1]].append((image, path))
+    found: dict[str, set[float]] = defaultdict(set)
+    unused: dict[str, list[str]] = defaultdict(list)
+    for label, azimuth in _read_labels(labels):
+        matches = _named(label, by_name)
+        if len(matches) == 1:
+            found[matches[0]].add(azimuth % 360)
+        else:
+            why = "name several images" if matches else "name no image of the data set"
+            unused[why].append(label)
+    clear = {image: azimuths.pop() for image, azimuths in found.items() if len(azimuths) == 1}
+    if several := [image for image in found if image not in clear]:
+        unused["have several azimuths"] = several
+    counts = ", ".join(
+        f"{len(names)} {why} ({encoded(names[0])}{', ...' if names[1:] else ''})"
+        for why, names in unused.items()
+    )
+    if not clear:
+        raise UserError(
+            f"labels {labels}: no label can be used: {counts or 'it has none'}; a name with its "
+            "folders tells equal file names apart"
+        )
+    if counts:
+        log.warning("labels %s: %s; these are not used", labels, counts)
+    return clear
+
+
+def _read_labels(labels: Path) -> Iterator[tuple[str, float]]:
+    """Name and azimuth of every row that has one."""
+    rows = read_csv(labels)
+    header = list(rows[0]) if rows else []
+    if not {"image", "azimuth_deg"} <= set(header):
+        sign = re.search(r"[;\t]", f"{header[0]}") if header else None
+        found = {";": "semicolons", "\t": "tabs"}[sign[0]] if sign else ""
+        between = f" with commas between them, not {found}" if found else ""
+        raise UserError(f"labels {labels}: needs the columns image and azimuth_deg{between}")
     for number, row in enumerate(rows, 2):
         if not row["azimuth_deg"]:
             continue
@@ -93,23 +128,30 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
             raise UserError(
                 f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r}: not a number"
             )
-        label = row["image"] or ""
-        named = by_name.get(Path(label).name, ())
-        matches = [image for image in named if f"/{image}".endswith(f"/{label}")]
-        none, several = none + (len(matches) == 0), several + (len(matches) > 1)
-        if len(matches) == 1:
-            found[matches[0]] = azimuth % 360
-    if not found:
-        raise UserError(
-            f"labels {labels}: none of its images names one image of the data set ({none} name "
-            f"none, {several} several; a name with its folders tells equal file names apart)"
-        )
-    if none or several:
-        log.warning(
-            "labels %s: %d name no image of the data set and %d several; they are not used",
-            labels, none, several,
-        )  # fmt: skip
-    return found
+        yield row["image"] or "", azimuth
+
+
+def _named(label: str, by_name: Mapping[str, list[tuple[str, list[str]]]]) -> list[str]:
+    """The images that a label names, as it is written, or by the spelling of tables or Windows."""
+    unix = label.replace("\\", "/")
+    for spelled in (label, decoded(label), unix, decoded(unix)):
+        end = _parts(spelled)
+        near = by_name.get(end[-1], ()) if end else ()
+        found = [image for image, path in near if path[-len(end) :] == end]
+        # Of names that differ in their Unicode form only, the label's own.
+        if exact := [image for image in found if f"/{decoded(image)}".endswith(f"/{spelled}")]:
+            return exact
+        if found:
+            return found
+    return []
+
+
+def _parts(path: str) -> list[str]:
+    """Parts of a path in one Unicode form, without ``.`` and leading ``..``."""
+    parts = list(Path(unicodedata.normalize("NFC", path)).parts)
+    while parts[:1] == [".."]:
+        parts.pop(0)
+    return parts
 
 
 if __name__ == "__main__":

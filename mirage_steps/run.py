@@ -18,6 +18,7 @@ from PIL import Image
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import identity
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
+from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews, PhotoWarning
 from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.method import inversion
@@ -91,18 +92,22 @@ class Run:
         }
         return cls(folder, model, network, estimator, used)
 
-    def locate(self, photo: Photo, box: Box | None = None) -> LocatedPhoto:
+    def locate(
+        self, photo: Photo, box: Box | None = None, max_pixels: int = MAX_PIXELS
+    ) -> LocatedPhoto:
         """Find the object in a photo, and its pose.
 
         Args:
             photo: a file, an RGB image, or (H, W, 3) uint8.
             box: of the object in pixels of the upright photo, (x0, y0, x1, y1); found by PCA 1
                 where none is given.
+            max_pixels: larger photos are refused.
 
         Raises:
-            UserError: it cannot be read, is too small, or the box is not on it.
+            UserError: it cannot be read, is too small or too large, or the box is not on it.
         """
-        name, image = open_photo(photo)
+        opened = open_photo(photo, max_pixels)
+        image = opened.image
         found, box_by = self._detect(image, box)
         # As for the training images: the pose is that of the centered crop.
         square = crop(image, found.centered, self.backbone.resolution)
@@ -111,7 +116,9 @@ class Run:
         scores, threshold = found.scores, self.estimator.foreground.threshold
         share = separation(scores[~np.isnan(scores)], threshold)
         return LocatedPhoto(
-            photo=name,
+            photo=opened.name,
+            path=opened.path,
+            sha256=opened.sha256,
             size=image.size,
             box=found.box,
             box_by=box_by,
@@ -183,13 +190,13 @@ class Run:
             box: as in :meth:`locate`.
             views: sampler.
             guidance: hard-attention guidance.
-            novel_views: inversion, and the initial noise of the other poses.
+            novel_views: inversion, the initial noise of the other poses, and the largest photo.
 
         Raises:
             UserError: as in :meth:`locate`.
         """
         started = time.perf_counter()
-        located = self.locate(photo, box)
+        located = self.locate(photo, box, novel_views.max_pixels)
         seconds = {"locate": round(time.perf_counter() - started, 3)}
         with memory_advice("views.batch_size", views.batch_size):
             made = crop_views(self.model, located.crop, located.pose, views, guidance, novel_views)

@@ -9,6 +9,7 @@ Other defaults are our choice, because the paper is silent.
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, get_args, get_origin
@@ -33,10 +34,17 @@ WEIGHTS = "weights/published"
 _OWN_KEYS = ("source", "use", "labels", "photos", "sheet")
 
 
+# By Snakemake, or by one of the shells through which a cluster's submission passes file names.
+_MISREAD = re.compile(r'[{}<>$`"\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+
+
 def _path(text: str) -> str:
     """A path or name that rules take as a file: the home folder written out."""
-    if set("{}<>") & set(text):
-        raise ValueError("must not hold any of { } < >, which Snakemake reads as wildcards")
+    if _MISREAD.search(text):
+        raise ValueError(
+            'must not hold any of { } < > $ ` " \\ or a line break, which Snakemake or a shell '
+            "misreads"
+        )
     return os.path.expanduser(text)
 
 
@@ -123,8 +131,8 @@ class StableDiffusion(Settings):
     )
     steps: int = Field(50, ge=1, description="Denoising steps of an image.")
     guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance; 1 is off.")
-    size: int = Field(512, ge=8, multiple_of=8, description="Side of a generated image in pixels.")
-    saved_size: int = Field(256, ge=8, description="Side at which it is kept.")
+    size: int = Field(512, ge=16, multiple_of=8, description="Side of a generated image in pixels.")
+    saved_size: int = Field(256, ge=16, description="Side at which it is kept.")
     batch_size: int = Field(8, ge=1, description="Images generated at once.")
     seed: int = Field(0, ge=0, description="Seed of the images' noise.")
 
@@ -277,6 +285,8 @@ class Guidance(Settings):
 class NovelViews(Settings):
     """A given photo in all poses, by inversion (section 3.3)."""
 
+    untracked = ("max_pixels",)
+
     inversion_iterations: int = stated(
         1,
         1,
@@ -297,6 +307,7 @@ class NovelViews(Settings):
         "measured no worse.",
         ge=1,
     )
+    max_pixels: int = _MAX_PIXELS
 
 
 class Sheet(Settings):
@@ -348,6 +359,7 @@ class Baseline(Settings):
         description="kept: compared with the real images as they are; removed: already white, "
         "compared with the real images without background; remove: by SAM, and then the same.",
     )
+    max_pixels: int = _MAX_PIXELS
 
 
 class Paper(Settings):
@@ -383,7 +395,7 @@ class Dataset(Settings):
     labels: FileName | None = Field(
         None, description="CSV file with image and azimuth_deg; for evaluation only."
     )
-    photos: FileName | None = Field(
+    photos: Path | None = Field(
         None, description="Folder of photos, for results/NAME/novel_views/PHOTO.png."
     )
     backbone: Backbone = Backbone()

@@ -13,6 +13,8 @@ from snakemake.logging import logger
 from mirage_steps.errors import UserError
 from mirage_steps.evaluation_sets import table_rows
 from mirage_steps.files.command import flag, flags
+from mirage_steps.files.atomic import sha256_of
+from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import is_complete, is_published, unknown
@@ -100,7 +102,7 @@ def step(name, /, launcher="python", code=None, **arguments):
     def command(wildcards, input, output, resources, threads):
         context = {"input": input, "output": output, "resources": resources, "threads": threads}
         words = [*call(launcher, wildcards).split(), "-m", f"mirage_steps.{name}"]
-        words += [str(input[key]) for key in known.positional]
+        words += [given(key, None, wildcards, context) or input[key] for key in known.positional]
         # A source is a subcommand, which comes after all flags.
         for key, annotation in sorted(known.flags.items(), key=lambda flag: flag[1] == "Source"):
             value = given(key, annotation, wildcards, context)
@@ -297,35 +299,58 @@ def baseline_there(wildcards):
 
 @functools.cache
 def photos(name):
-    """Photos of a data set by the names of their outputs."""
+    """Photos of a data set by the names of their outputs, and (photo, reason) of what is left out."""
     folder = configuration.datasets[name].photos
     if folder is None:
-        return {}
+        return {}, []
+    limit = configuration.dataset(name).novel_views.max_pixels
     try:
-        found, rejected = photos_of(Path(folder))
+        # A job need not decode the photos of the others.
+        found, rejected = photos_of(folder, limit, decode=workflow.is_main_process)
     except UserError as error:
         refuse(f"datasets.{name}.{error}")
-    for photo, reason in rejected:
+    for photo, reason in rejected if workflow.is_main_process else ():
         logger.warning(f"datasets.{name}.photos: {photo} is left out: {reason}")
-    return found
+    return found, rejected
 
 
 def photo(wildcards):
-    """Input function: the photo of a name."""
-    found = photos(wildcards.dataset)
+    """The photo of a name."""
+    found, _ = photos(wildcards.dataset)
     key = f"datasets.{wildcards.dataset}.photos"
     if not found:
         refuse(f"{key}: holds no photos; set it to a folder with photos")
     if wildcards.name not in found:
-        known = ", ".join(list(found)[:5])
-        refuse(f"{key}: has no photo {wildcards.name}; it has {known}")
-    return str(found[wildcards.name])
+        spelled = output_names([Path(f"{wildcards.name}.")])[0]
+        known = spelled if spelled in found else ", ".join(list(found)[:5])
+        refuse(f"{key}: has no photo {encoded(wildcards.name)}; it has {known}")
+    return found[wildcards.name]
+
+
+def photo_there(wildcards):
+    """Input function: refuse a missing photo before anything starts.
+
+    Photos are no input, since Snakemake misreads or cannot log some of their names.
+    """
+    photo(wildcards)
+    return []
+
+
+def photo_path(wildcards):
+    """The path of a photo as an argument."""
+    path = encoded(photo(wildcards))
+    return f"./{path}" if path.startswith("-") else path
 
 
 def photo_strips(wildcards):
     """Input function: the strips of all photos of a data set."""
     folder = f"<results>/{wildcards.dataset}/novel_views"
-    return [f"{folder}/{name}.png" for name in photos(wildcards.dataset)]
+    return [f"{folder}/{name}.png" for name in photos(wildcards.dataset)[0]]
+
+
+def photos_left_out(wildcards):
+    """The photos that cannot be shown, each with its reason."""
+    return [f"{photo}: {reason}" for photo, reason in photos(wildcards.dataset)[1]]
 
 
 # --- the table --------------------------------------------------------------------------------

@@ -114,8 +114,11 @@ rule overview:
     localrule: True
     conda:
         "../envs/mirage.yaml"
+    params:
+        left_out=photos_left_out,
     message:
         "{wildcards.dataset}: overview, the table and the list of pictures"
     shell:
-        "(cat {input.table:q}; echo; echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q})"
+        "(cat {input.table:q}; echo; echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q};"
+        ' for line in {params.left_out:q}; do printf "  left out: %s\\n" "$line"; done)'
         " > {output.overview:q} 2> {log:q}"

@@ -153,7 +153,7 @@ rule photo_sheet:
 # A photo of the folder `photos`.
 rule novel_views:
     input:
-        photos=photo,
+        there=photo_there,
         model=model("training/model.safetensors"),
         config=model("training/config.json"),
         estimator=model("poses/pose_estimator.safetensors"),
@@ -179,9 +179,11 @@ rule novel_views:
     params:
         **step(
             "novel_views",
+            photos=photo_path,
             run=lambda wildcards, input: str(Path(input.model).parents[1]),
             name=lambda wildcards: Path(wildcards.name).name,
         ),
+        photo=lambda wildcards: sha256_of(photo(wildcards)),
     message:
         "{wildcards.dataset}: novel views of {wildcards.name}"
     shell:

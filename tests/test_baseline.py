@@ -105,7 +105,7 @@ def test_unreadable_and_oblong_files_are_listed_and_passed_over(folder, tmp_path
     assert listed == known
 
 
-def test_names_that_are_no_utf_8_are_rejected_readably(folder, tmp_path):
+def test_rejected_names_that_are_no_utf_8_are_printable(folder, tmp_path):
     try:
         with open(os.fsencode(folder) + b"/\xff.png", "wb"):
             pass
@@ -116,13 +116,23 @@ def test_names_that_are_no_utf_8_are_rejected_readably(folder, tmp_path):
         out = tmp_path / f"gan{seed}"
         _take(folder, out, COUNT, seed=seed)
         listed += [row["image"] for row in read_csv(out / "rejected.csv")]
-    assert set(listed) == {f"{folder}/\\udcff.png"}
+    assert set(listed) == {f"{folder}/%FF.png"}
+
+
+def test_linked_folders_count_and_what_is_passed_over_is_listed(folder, tmp_path):
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/linked").symlink_to(folder)
+    (folder / "@eaDir").mkdir()
+    images, _ = _take(tmp_path / "all", tmp_path / "gan", COUNT)
+    assert len(images) == COUNT
+    (row,) = read_csv(tmp_path / "gan/rejected.csv")
+    assert row["image"].endswith("linked/@eaDir") and row["reason"] == "copies of photos"
 
 
 def test_gray_and_transparent_images_become_rgb_on_white(tmp_path):
     (tmp_path / "theirs").mkdir()
-    Image.new("L", (8, 8), 77).save(tmp_path / "theirs/gray.png")
-    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "theirs/clear.png")
+    Image.new("L", (18, 18), 77).save(tmp_path / "theirs/gray.png")
+    Image.new("RGBA", (18, 18), (0, 0, 0, 0)).save(tmp_path / "theirs/clear.png")
     images, _ = _take(tmp_path / "theirs", tmp_path / "gan", 2)
     assert sorted({int(image.min()) for image in images}) == [77, 255]
     assert all(image.min() == image.max() for image in images)

@@ -13,13 +13,14 @@ from mirage_steps import dataset
 from mirage_steps.errors import UserError
 from mirage_steps.files import provenance
 from mirage_steps.files.atomic import read_csv, write_csv, write_json
+from mirage_steps.files.loading import read_entry
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
 from mirage_steps.pose_eval import main as evaluate
 from mirage_steps.pose_eval import match_labels
 from mirage_steps.settings import Folder, Procedural
 
 
-def _image(path, size=(6, 4)):
+def _image(path, size=(24, 16)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "red").save(path)
     return path
@@ -35,15 +36,16 @@ def _list(photos, out, **options) -> tuple[list[Entry], dict[str, str]]:
 # Folders
 
 
-def test_folders_are_searched_recursively_and_hidden_files_skipped(tmp_path):
+def test_folders_are_searched_recursively_and_hidden_files_passed_over(tmp_path):
     photos = tmp_path / ".cache" / "photos"
     seen = [_image(photos / name) for name in ("b.png", "a/z.png", "a/deep/er/c.jpg")]
     for name in (".hidden.png", ".git/x.png", "a/.thumbs/y.png"):
         _image(photos / name)
     entries, rejected = _list(photos, tmp_path / "out")
     assert [entry.image for entry in entries] == sorted(map(str, seen))
-    assert not rejected
-    assert {(entry.width, entry.height, entry.azimuth_deg) for entry in entries} == {(6, 4, None)}
+    hidden = (".hidden.png", ".git", "a/.thumbs")
+    assert rejected == {str(photos / name): "hidden" for name in hidden}
+    assert {(entry.width, entry.height, entry.azimuth_deg) for entry in entries} == {(24, 16, None)}
 
 
 NAMES = [
@@ -54,6 +56,20 @@ NAMES = [
     "it's.png",
     "-dash.png",
     "100%.png",
+    "50%20off%0A.png",
+    "car\rriage\n\ttab.png",
+    "no\u202fbreak\xa0ideo\u3000graphic.png",
+    "line\u2028separator\x85.png",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467.png",
+    "gru\u0308n.png",
+    "gr\xfcn.png",
+    "$(touch x) `y` {z} <w>.png",
+    "=1+1.png",
+    "#comment.png",
+    " spaces .png",
+    "back\\slash.png",
+    "~tilde.png",
+    "x" * 251 + ".png",
 ]
 
 
@@ -63,17 +79,21 @@ def test_names_with_any_characters_survive_a_round_trip(tmp_path):
     entries, rejected = _list(tmp_path / "my photos", tmp_path / "out")
     assert sorted(entry.path.name for entry in entries) == sorted(NAMES)
     assert not rejected
+    assert len({entry.image for entry in entries}) == len(NAMES)
+    assert all(entry.image.splitlines() == [entry.image] for entry in entries)
+    plain = {entry.path.name for entry in entries if str(entry.path) == entry.image}
+    assert {*NAMES[:7], "gr\xfcn.png", "#comment.png"} <= plain
     for entry in entries:
-        assert Image.open(entry.path).size == (6, 4)
+        assert Image.open(entry.path).size == (24, 16)
 
 
 def test_sizes_are_those_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "photos").mkdir()
-    Image.new("RGB", (8, 3)).save(tmp_path / "photos" / "a.jpg", exif=exif)
+    Image.new("RGB", (80, 30)).save(tmp_path / "photos" / "a.jpg", exif=exif)
     entries, _ = _list(tmp_path / "photos", tmp_path / "out")
-    assert (entries[0].width, entries[0].height) == (3, 8)
+    assert (entries[0].width, entries[0].height) == (30, 80)
 
 
 def test_every_rejected_file_has_its_reason(tmp_path):
@@ -83,32 +103,27 @@ def test_every_rejected_file_has_its_reason(tmp_path):
     (photos / "empty.jpg").touch()
     (photos / "labels.csv").write_text("image,azimuth_deg\n")
     (photos / "cut.png").write_bytes(large.read_bytes()[:50])
-    _image(photos / "line\nbreak.png")
-    _image(photos / "folder\nbreak" / "a.png")
+    (photos / "line\nbreak.png").write_bytes(b"GIF89a")
     entries, rejected = _list(photos, tmp_path / "out", max_pixels=1000)
     assert [entry.path.name for entry in entries] == ["good.png"]
     reasons = {name.removeprefix(f"{photos}/"): reason for name, reason in rejected.items()}
     assert sorted(reasons) == sorted(
-        ["large.png", "empty.jpg", "labels.csv", "cut.png", "line\\nbreak.png"]
-        + ["folder\\nbreak/a.png"]
+        ["large.png", "empty.jpg", "labels.csv", "cut.png", "line%0Abreak.png"]
     )
     assert reasons["empty.jpg"] == "empty file" and reasons["labels.csv"] == "not an image"
-    assert reasons["large.png"] == "40x40 has more than max_pixels = 1000 pixels"
-    assert reasons["line\\nbreak.png"] == reasons["folder\\nbreak/a.png"]
-    assert "rename it" in reasons["line\\nbreak.png"]
+    assert reasons["large.png"] == "40x40 has more than max_pixels = 1000 pixels; raise it"
 
 
-def test_names_that_are_not_utf_8_are_rejected(tmp_path):
+def test_names_that_are_not_utf_8_survive_a_round_trip(tmp_path):
     photos = tmp_path / "photos"
-    _image(photos / "good.png")
     try:
         os.rename(_image(photos / "x.png"), os.fsencode(photos) + b"/\xff.png")
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
-    entries, rejected = _list(photos, tmp_path / "out")
-    assert len(entries) == 1
-    ((name, reason),) = rejected.items()
-    assert name.endswith("\\udcff.png") and "rename it" in reason
+    ((entry,), rejected) = _list(photos, tmp_path / "out")
+    assert entry.image == f"{photos}/%FF.png" and not rejected
+    assert os.fsencode(entry.path) == os.fsencode(photos) + b"/\xff.png"
+    assert read_entry(entry).size == (24, 16)
 
 
 def test_links_keep_their_names(tmp_path):
@@ -121,7 +136,97 @@ def test_links_keep_their_names(tmp_path):
     (photos / "broken.png").symlink_to(tmp_path / "gone.png")
     entries, rejected = _list(photos, tmp_path / "out")
     assert [entry.path.name for entry in entries] == ["copy.png", "front.png"]
-    assert not rejected
+    assert rejected == {f"{photos}/broken.png": "a link to nothing"}
+
+
+def test_linked_folders_are_searched_once(tmp_path):
+    photos, other = tmp_path / "photos", tmp_path / "other"
+    _image(photos / "z/own.png")
+    for name in ("one.png", "deep/two.JPG"):
+        _image(other / name)
+    links = {"a": photos / "z", "linked": other, "more": other / "deep", "self": photos}
+    for name, target in {**links, "above": tmp_path}.items():
+        (photos / name).symlink_to(target)
+    (other / "back").symlink_to(photos)
+    (photos / "to itself").symlink_to(photos / "to itself")
+    entries, rejected = _list(photos, tmp_path / "out")
+    names = [str(entry.path.relative_to(photos)) for entry in entries]
+    assert names == ["linked/deep/two.JPG", "linked/one.png", "z/own.png"]
+    reasons = {name.removeprefix(f"{photos}/"): reason for name, reason in rejected.items()}
+    assert "symbolic links" in reasons.pop("to itself")
+    assert set(reasons) == {"a", "more", "self", "above", "linked/back"}
+    assert set(reasons.values()) == {"a link to a folder that is listed already"}
+
+
+def test_copies_and_results_of_the_pipeline_are_passed_over(tmp_path):
+    photos = tmp_path / "photos"
+    for name in ("a.png", "green.png", "green.views/p.png", "thumbs up/b.png", "old/c.png"):
+        _image(photos / name)
+    copies = ("@eaDir", "sub/@eaDir", "__MACOSX", "Thumbnails", "thumbs", "#recycle")
+    for name in copies:
+        _image(photos / name / "a.png")
+    for name in ("x.png", "x.views/pose_00.png"):
+        _image(photos / name)
+    (photos / "x.gif").touch()
+    write_json(photos / "x.json", {"inversion_evaluations": 50})
+    write_json(photos / "x.run.json", {"step": "mirage_steps.novel_views"})
+    write_json(photos / "old/photo.run.json", {"mine": 1})
+    (photos / "old/bad.run.json").write_text("[" * 100_000)
+    results = photos / "results/mini"
+    dataset.main(source=Procedural(images=1, size=24), out=results)
+    write_json(results / "dataset.run.json", {"step": "mirage_steps.dataset"})
+    entries, rejected = _list(photos, tmp_path / "out")
+    names = [str(entry.path.relative_to(photos)) for entry in entries]
+    kept = ["a.png", "green.png", "green.views/p.png", "old/c.png", "thumbs up/b.png"]
+    assert names == kept
+    reasons = {name.removeprefix(f"{photos}/"): reason for name, reason in rejected.items()}
+    assert reasons == {
+        **dict.fromkeys(copies, "copies of photos"),
+        **{f"x.{end}": "made by novel_views" for end in ("png", "gif", "json", "run.json")},
+        "x.views": "made by novel_views",
+        "results/mini": "results of this pipeline",
+        "old/photo.run.json": "not an image",
+        "old/bad.run.json": "not an image",
+    }
+
+
+def test_what_cannot_be_listed_has_its_reason(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    _image(photos / "good.png")
+    _image(photos / "secret/a.png")
+    os.mkfifo(photos / "pipe.png")
+    scandir = os.scandir
+
+    def denied(folder):
+        if str(folder).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    entries, rejected = _list(photos, tmp_path / "out")
+    assert len(entries) == 1
+    assert rejected == {
+        f"{photos}/secret": "cannot be read: Permission denied",
+        f"{photos}/pipe.png": "not a regular file",
+    }
+
+
+def test_a_jpeg_is_listed_by_an_eighth_of_its_pixels_as_if_by_all(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        Image.new("RGB", (161, 163)).save(photos / f"{orientation}.jpg", exif=exif)
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    for percent in (20, 60, 95):
+        (photos / f"cut {percent}.jpg").write_bytes(whole[: len(whole) * percent // 100])
+    entries, rejected = _list(photos, tmp_path / "out")
+    assert [(entry.width, entry.height) for entry in entries] == [(161, 163)] * 4 + [(163, 161)] * 4
+    assert all(read_entry(entry) for entry in entries)
+    assert len(rejected) == 3 and all("truncated" in reason for reason in rejected.values())
 
 
 def test_the_manifest_does_not_depend_on_where_it_was_made(tmp_path, monkeypatch):
@@ -265,6 +370,46 @@ def test_labels_that_fit_several_images_or_none_are_left_out(tmp_path):
     }
 
 
+def test_labels_match_however_their_names_are_spelled(tmp_path):
+    labels = [
+        ("./b.jpg", 1),
+        ("two\\a.jpg", 2),
+        ("../one//a.jpg", 3),
+        ("u\u0308 c.jpg", 4),
+    ]
+    assert _labels(tmp_path, *labels) == {IMAGES[2]: 1, IMAGES[1]: 2, IMAGES[0]: 3, IMAGES[3]: 4}
+    odd = ["/d/50%2520off.jpg", "/d/line%0Abreak.jpg", "/d/%FF.jpg", "/d/ba\\ck.jpg"]
+    for name, image in (
+        ("50%20off.jpg", odd[0]),
+        ("50%2520off.jpg", odd[0]),
+        ("line\nbreak.jpg", odd[1]),
+        ("d/line%0Abreak.jpg", odd[1]),
+        ("%FF.jpg", odd[2]),
+        ("ba\\ck.jpg", odd[3]),
+    ):
+        write_csv(tmp_path / "labels.csv", ("image", "azimuth_deg"), [(name, 7)])
+        assert match_labels(tmp_path / "labels.csv", odd) == {image: 7}
+    forms = ["/d/\xfc.jpg", "/d/u\u0308.jpg"]
+    rows = [("\xfc.jpg", 1), ("u\u0308.jpg", 2)]
+    write_csv(tmp_path / "labels.csv", ("image", "azimuth_deg"), rows)
+    assert match_labels(tmp_path / "labels.csv", forms) == {forms[0]: 1, forms[1]: 2}
+
+
+def test_an_image_with_contradicting_labels_has_none(tmp_path, caplog):
+    rows = [("b.jpg", 10), ("one/a.jpg", 3), ("two/b.jpg", 190), ("/data/one/a.jpg", 363)]
+    assert _labels(tmp_path, *rows) == {IMAGES[0]: 3}
+    assert "1 have several azimuths (/data/two/b.jpg); these are not used" in caplog.text
+    with pytest.raises(UserError, match="no label can be used: 1 have several azimuths"):
+        _labels(tmp_path, ("b.jpg", 10), ("b.jpg", 10.5))
+
+
+@pytest.mark.parametrize("sign, name", [(";", "semicolons"), ("\t", "tabs")])
+def test_labels_between_other_signs_than_commas_are_told(tmp_path, sign, name):
+    (tmp_path / "labels.csv").write_text(f"image{sign}azimuth_deg\nb.jpg{sign}10,5\n")
+    with pytest.raises(UserError, match=f"needs the columns .* with commas .*, not {name}"):
+        match_labels(tmp_path / "labels.csv", IMAGES)
+
+
 def test_images_without_a_value_have_no_label(tmp_path):
     assert _labels(tmp_path, ("b.jpg", ""), ("one/a.jpg", 3)) == {IMAGES[0]: 3}
     (tmp_path / "short.csv").write_text("image,azimuth_deg\nb.jpg\none/a.jpg,3\n")
@@ -286,7 +431,7 @@ def test_missing_columns_are_named(tmp_path, header):
 
 
 def test_labels_that_match_no_image_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"none of its images names one .*2 name none, 1 several"):
+    with pytest.raises(UserError, match=r"no label can be used: 2 name no .*, 1 name several"):
         _labels(tmp_path, ("x.jpg", 1), ("a.jpg", 2), ("y.jpg", 3))
 
 

@@ -1,5 +1,6 @@
 """Reading photos of every kind, and refusing what is none."""
 
+import io
 import random
 import struct
 import warnings
@@ -7,11 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from mirage_steps.files.images import UnreadableImage, read_rgb
+from mirage_steps.files.images import UnreadableImage, check_header, read_rgb, upright_size
 
-SIZE = (12, 8)
+SIZE = (24, 16)
 
 
 def _photo(seed: int = 0) -> Image.Image:
@@ -121,13 +122,13 @@ def test_values_beyond_every_range_are_stretched(tmp_path):
 def test_a_constant_image_of_any_value_is_read(tmp_path, value):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = _read(Image.fromarray(np.full((4, 4), value, np.int32)), tmp_path / "v.tiff")
+        found = _read(Image.fromarray(np.full((16, 16), value, np.int32)), tmp_path / "v.tiff")
     assert len(np.unique(found)) == 1
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_refused(tmp_path, value):
-    values = np.zeros((4, 4), np.float32)
+    values = np.zeros((16, 16), np.float32)
     values[1, 1] = value
     Image.fromarray(values).save(tmp_path / "v.tiff")
     with pytest.raises(UnreadableImage, match="not a number"):
@@ -195,8 +196,8 @@ def test_a_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
 def test_max_pixels_is_the_most_that_is_allowed(tmp_path):
     _photo().save(tmp_path / "a.png")
     assert read_rgb(tmp_path / "a.png", max_pixels=SIZE[0] * SIZE[1]).size == SIZE
-    with pytest.raises(UnreadableImage, match="12x8 has more than max_pixels = 95"):
-        read_rgb(tmp_path / "a.png", max_pixels=95)
+    with pytest.raises(UnreadableImage, match="24x16 has more than max_pixels = 383"):
+        read_rgb(tmp_path / "a.png", max_pixels=383)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +217,114 @@ def test_what_is_no_image_is_refused_with_a_reason(tmp_path, name, content, reas
     with pytest.raises(UnreadableImage, match=reason) as error:
         read_rgb(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("IMG_1.HEIC", HEIC, "HEIC.*convert it to JPEG"),
+        ("renamed.jpg", HEIC, "HEIC"),
+        ("a.heif", HEIC.replace(b"heic", b"mif1"), "HEIC"),
+        ("a.jxl", b"\xff\x0a" + bytes(50), "JPEG XL.*convert it"),
+        ("a.jxl", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "JPEG XL"),
+        ("a.cr3", b"\0\0\0\x18ftypcrx " + bytes(50), "raw file"),
+        ("a.raf", b"FUJIFILMCCD-RAW 0201", "raw file"),
+        ("a.rw2", b"IIU\0" + bytes(50), "raw file"),
+        ("a.arw", b"any bytes of a raw file", "raw file.*convert it to JPEG or TIFF"),
+        ("a.mp4", b"\0\0\0\x18ftypisom" + bytes(50), "not an image: a video"),
+        ("a.psd", b"8BPS\0\x01" + bytes(50), "not an image: a Photoshop document"),
+        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image: a drawing"),
+        ("a.svg", b"<?xml version='1.0'?>\n<!-- x --><svg/>", "not an image: a drawing"),
+        ("a.pdf", b"%PDF-1.7\n", "not an image: a document"),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image: a doc"),
+    ],
+)
+def test_files_of_known_kinds_are_told_what_they_are(tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    for read in (read_rgb, upright_size, check_header):
+        with pytest.raises(UnreadableImage, match=reason):
+            read(tmp_path / name)
+
+
+def test_previews_in_raw_files_are_no_photos(tmp_path):
+    photo = _photo().resize((160, 120))
+    for name, tags in (
+        ("reduced.tif", {254: 1}),
+        ("old reduced.tif", {255: 2}),
+        ("dng.tif", {50706: b"\1\4\0\0"}),
+        ("plain.NEF", {}),
+        ("canon.CR2", {}),
+    ):
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        for tag, value in tags.items():
+            info[tag] = value
+        photo.save(tmp_path / name, "TIFF", tiffinfo=info)
+        with pytest.raises(UnreadableImage, match="a camera's raw file, of which only a preview"):
+            read_rgb(tmp_path / name)
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[254] = 2  # a page of several
+    pages = [photo.resize((40, 30))]
+    photo.save(tmp_path / "pages.tif", save_all=True, append_images=pages, tiffinfo=info)
+    assert read_rgb(tmp_path / "pages.tif").size == (160, 120)
+    photo.save(tmp_path / "a jpeg.nef", "JPEG")
+    assert read_rgb(tmp_path / "a jpeg.nef").size == (160, 120)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (15, 400), (4000, 3)])
+def test_images_that_show_nothing_are_refused(tmp_path, size):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    for read in (read_rgb, upright_size, check_header):
+        with pytest.raises(UnreadableImage, match=f"{size[0]}x{size[1]} pixels are too few"):
+            read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("size", [2_000_000, 50_000_000])
+def test_large_texts_and_profiles_of_a_png_do_no_harm(tmp_path, size):
+    photo, compressed, xmp, many = _photo(), *(PngImagePlugin.PngInfo() for _ in range(3))
+    compressed.add_text("comment", "x" * size, zip=True)
+    xmp.add_itxt("XML:com.adobe.xmp", "x" * size, zip=True)
+    for number in range(80 if size < 10**7 else 0):
+        many.add_text(f"{number}", "x" * 1_000_000, zip=True)
+    options = ({"pnginfo": info} for info in (compressed, xmp, many))
+    for number, option in enumerate((*options, {"icc_profile": bytes(size)})):
+        path = tmp_path / f"{number}.png"
+        np.testing.assert_array_equal(_read(photo, path, **option), np.asarray(photo))
+        # Behind the pixels, too.
+        content = path.read_bytes()
+        pixels = content.index(b"IDAT") - 4
+        parts = content[:33], content[pixels:-12], content[33:pixels], content[-12:]
+        path.write_bytes(b"".join(parts))
+        np.testing.assert_array_equal(np.asarray(read_rgb(path)), np.asarray(photo))
+
+
+def test_what_a_small_header_hides_is_not_decoded(tmp_path):
+    big = io.BytesIO()
+    Image.new("1", (30_000, 20_000)).save(big, "PNG")
+    entry = struct.pack("<BBBBHHII", 32, 32, 0, 0, 1, 24, len(big.getvalue()), 22)
+    (tmp_path / "a.ico").write_bytes(b"\0\0\1\0\1\0" + entry + big.getvalue())
+    with pytest.raises(UnreadableImage, match="not an image: an icon"):
+        read_rgb(tmp_path / "a.ico")
+    # A gray image of 24x16 in one compressed tile.
+    tile = zlib.compress(bytes(10**6))
+    tags = {256: 24, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 30_000, 323: 30_000}
+    tags |= {324: 8 + 2 + 12 * 10 + 4, 325: len(tile)}
+    rows = (struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(rows) + bytes(4)
+    (tmp_path / "a.tif").write_bytes(head + tile)
+    with pytest.raises(UnreadableImage, match="tiles have 30000x30000"):
+        read_rgb(tmp_path / "a.tif")
+
+
+def test_errors_of_the_system_stay_what_they_are(tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied", "a.png")
+
+    monkeypatch.setattr(Image, "open", denied)
+    with pytest.raises(UnreadableImage, match="^cannot be read: Permission denied$"):
+        read_rgb(tmp_path / "a.png")
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):

@@ -1,6 +1,8 @@
 """A photo from all sides with what a run stored: the class, the command and the rule."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,11 +22,12 @@ from workflow import ENVIRONMENT, ROOT, errors
 import mirage_steps
 from mirage_steps import novel_views, settings
 from mirage_steps.demo.renderer import cars
-from mirage_steps.errors import UserError
+from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import load_estimator, save_estimator
+from mirage_steps.files.names import decoded
 from mirage_steps.files.photo_views import PhotoViews
-from mirage_steps.files.photos import output_names, photos_of
+from mirage_steps.files.photos import photos_of
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.run import Run, _view_warnings
 from mirage_steps.sources.procedural import _render
@@ -154,7 +157,7 @@ def test_the_record_holds_all_but_the_pixels(green, tmp_path):
     assert set(record) == {
         "photo", "size", "box", "box_by", "window", "pose", "category", "poses", "distance",
         "foreground_separation", "reconstruction_psnr_db", "inversion_evaluations", "color_drift",
-        "warnings", "settings", "seconds",
+        "warnings", "settings", "seconds", "path", "sha256",
     }  # fmt: skip
     assert record["photo"] == "green.png" and record["size"] == [160, 160]
     assert record["pose"] == green.pose and record["poses"] == list(range(5))
@@ -285,11 +288,12 @@ def bad(tmp_path_factory) -> dict[str, Path]:
 
 def test_bad_photos_get_a_line_each_and_the_good_one_is_done(finished, bad, tmp_path, caplog):
     photos = (*bad.values(), GREEN)
-    assert novel_views.main(photos, **_arguments(finished, tmp_path / "out")) == ["green"]
+    with pytest.raises(Incomplete, match="1 of 8 photos were done") as error:
+        novel_views.main(photos, **_arguments(finished, tmp_path / "out"))
+    assert error.value.done == ["green"]
     for told, path in bad.items():
         (line,) = [r.getMessage() for r in caplog.records if str(path) in r.getMessage()]
         assert told in line and "\n" not in line
-    assert "1 of 8 photos were done" in caplog.text
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"green.views", "green.png", "green.gif", "green.json"}
 
@@ -361,27 +365,91 @@ def test_the_command_works_from_any_folder_and_ends_with_one_line(finished, tmp_
     assert record["step"] == "mirage_steps.novel_views" and record["settings"]["steps"] == 2
     assert record["inputs"]["photos"][0]["sha256"]
     (tmp_path / "text.jpg").write_text("no")
+    failed = _command(*words, "text.jpg", OCHRE, cwd=tmp_path)
+    assert failed.returncode == 1 and (out / "ochre.run.json").is_file()
+    assert errors(failed.stderr) == [
+        "error: 1 of 2 photos were done, the others cannot be used, for the reasons above"
+    ]
     failed = _command(*words, "text.jpg", cwd=tmp_path)
     assert failed.returncode == 1 and "Traceback" not in failed.stderr
     assert errors(failed.stderr) == ["error: text.jpg: cannot be used: not an image"]
 
 
-def test_names_of_outputs_tell_photos_apart(tmp_path):
-    photos = [Path("a.jpg"), Path("a.png"), Path("b.v2.jpg"), Path("x.run.jpg")]
-    assert output_names(photos) == ["a.jpg", "a.png", "b.v2", "x.run.jpg"]
+def test_photos_of_a_folder_have_names_and_the_rest_reasons(tmp_path):
     usual = ("a.jpg", "a.png", "below/a.jpg", ".hidden.jpg", "c d.jpeg", "x.jpg", "x.run.jpg")
-    for name in (*usual, "b.jpg", "b.png", "b.jpg.png", "d{1}.png"):
+    for name in (*usual, "b.jpg", "b.png", "b.jpg.png", "d{1}.png", "x.views/pose_00.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 20)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no photo")
-    found, rejected = photos_of(tmp_path)
-    assert set(found) == {"a.jpg", "a.png", "below/a", "c d", "x", "x.run.jpg", "b.png"}
-    assert found["below/a"] == tmp_path / "below/a.jpg"
-    reasons = dict(rejected)
-    assert set(reasons) == {"b.jpg", "b.jpg.png", "d{1}.png", "notes.txt"}
-    assert reasons["notes.txt"] == "not an image" and "rename it" in reasons["d{1}.png"]
+    whole = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[:-20])
+    Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    found, rejected = photos_of(tmp_path, max_pixels=1000)
+    (hashed,) = [name for name in found if name.startswith("b.jpg=")]
+    assert set(found) == {
+        "a.jpg", "a.png", "below/a", "c d", "x", "x=2Erun", hashed, "b.png", "b.jpg.png",
+        "d=7B1=7D", "x=2Eviews/pose_00",
+    }  # fmt: skip
+    assert found["below/a"] == tmp_path / "below/a.jpg" and found[hashed].name == "b.jpg"
+    reasons = {Path(name).name: reason for name, reason in rejected}
+    assert set(reasons) == {"notes.txt", ".hidden.jpg", "cut.jpg", "small.png", "large.png"}
+    assert "truncated" in reasons["cut.jpg"] and "too few" in reasons["small.png"]
+    # Those that are not decoded take part in naming.
+    undecoded, fewer = photos_of(tmp_path, max_pixels=1000, decode=False)
+    assert undecoded.items() - found.items() == {("cut", tmp_path / "cut.jpg")}
+    assert len(fewer) == len(rejected) - 1
     with pytest.raises(UserError, match="no such folder"):
         photos_of(tmp_path / "absent")
+
+
+def test_another_photo_of_the_same_name_is_never_written_over(finished, run, tmp_path):
+    for name, car in (("a", GREEN), ("b", OCHRE)):
+        (tmp_path / name).mkdir()
+        shutil.copy(car, tmp_path / name / "IMG_1.png")
+    arguments, a, b = _arguments(finished, tmp_path / "out"), *(tmp_path / n for n in "ab")
+    novel_views.main((a / "IMG_1.png",), **arguments)
+    before = (tmp_path / "out/IMG_1.png").read_bytes()
+    told = f"shows {a}/IMG_1.png; give a name of its own by --name, or another --out"
+    with pytest.raises(UserError, match=re.escape(told)):
+        novel_views.main((b / "IMG_1.png",), **arguments)
+    assert (tmp_path / "out/IMG_1.png").read_bytes() == before
+    assert novel_views.main((b / "IMG_1.png",), **arguments, name="other") == ["other"]
+    # The same file, a copy of it, and the same path with another content may be.
+    novel_views.main((a / "IMG_1.png",), **arguments)
+    (a / "IMG_1.png").rename(tmp_path / "IMG_1.png")
+    novel_views.main((tmp_path / "IMG_1.png",), **arguments)
+    shutil.copy(OCHRE, tmp_path / "IMG_1.png")
+    novel_views.main((tmp_path / "IMG_1.png",), **arguments)
+    pixels = [np.asarray(Image.open(car)) for car in (GREEN, OCHRE)]
+    shown = [run.novel_views(image, views=FAST) for image in pixels]
+    shown[0].save(tmp_path)
+    shown[0].save(tmp_path)
+    with pytest.raises(UserError, match="shows another photo"):
+        shown[1].save(tmp_path)
+
+
+def test_every_file_name_can_be_shown(finished, tmp_path):
+    names = ["a\nb\r.png", "$(x) `y` {z}.png", os.fsdecode(b"\xff.png"), "x" * 251 + ".png"]
+    for name in names:
+        shutil.copy(GREEN, tmp_path / name)
+    arguments = _arguments(finished, tmp_path / "out")
+    done = novel_views.main(tuple(tmp_path / name for name in names), **arguments)
+    assert done[:3] == ["a=0Ab=0D", "=24(x) =60y=60 =7Bz=7D", "=FF"]
+    for name, stem in zip(names, done, strict=True):
+        record = json.loads((tmp_path / f"out/{stem}.json").read_text())
+        assert decoded(record["path"]) == str(tmp_path / name)
+    # As messages and tables spell it.
+    assert novel_views.main((tmp_path / "a%0Ab%0D.png",), **arguments) == ["a=0Ab=0D"]
+
+
+def test_a_large_photo_is_shown_if_the_limit_is_raised(finished, tmp_path):
+    Image.open(GREEN).resize((300, 300)).save(tmp_path / "large.png")
+    arguments = _arguments(finished, tmp_path / "out")
+    low, high = (settings.NovelViews(max_pixels=limit) for limit in (80_000, 90_000))
+    with pytest.raises(UserError, match="has more than max_pixels = 80000 .* by --max-pixels"):
+        novel_views.main((tmp_path / "large.png",), **arguments, novel_views=low)
+    assert novel_views.main((tmp_path / "large.png",), **arguments, novel_views=high)
 
 
 # Runs that are not whole
@@ -476,7 +544,7 @@ def test_the_documented_example_runs(finished, monkeypatch, tmp_path):
 
 
 def test_photos_of_the_configured_folder_are_shown(finished):
-    for name in ("green", "below/an 'öchre' car.v2"):
+    for name in ("green", "below/an =27öchre=27 car.v2"):
         about = json.loads(finished[f"novel_views/{name}.json"].read_text())
         assert about["settings"]["steps"] == 3 and len(about["poses"]) == 5
         for suffix in ("png", "gif", "run.json"):
@@ -491,8 +559,19 @@ def test_only_a_new_photo_is_done(changed):
     output = changed.run("--dry-run", "--", "results/mini/novel_views/absent.png", ok=False)
     (line,) = errors(output)
     assert "datasets.mini.photos: has no photo absent; it has below/an" in line
-    (folder / "notes.txt").write_text("no photo")
-    assert "photos: notes.txt is left out: not an image" in changed.run("--dry-run", "--", *TARGETS)
+    whole = (CARS / "orange.png").read_bytes()
+    Image.open(CARS / "orange.png").save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-30])
+    Image.new("RGB", (8, 8)).save(folder / "small.png")
+    (folder / "green.views").mkdir()
+    (folder / "green.views/pose_00.png").write_bytes(whole)
+    output = changed.run("--dry-run", "--", *TARGETS)
+    for told in (
+        "cut.jpg is left out: OSError: image file is truncated",
+        "small.png is left out: 8x8",
+    ):
+        assert f"datasets.mini.photos: {folder}/{told}" in output
+    assert changed.planned(*TARGETS) == {"novel_views": 2, "overview": 1}
     path = changed.folder / "mini.yaml"
     config = yaml.safe_load(path.read_text())
     config["datasets"]["mini"]["photos"] = "nowhere"

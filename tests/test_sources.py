@@ -75,6 +75,23 @@ def test_every_viewpoint_of_compcars_is_read_and_unknown_is_none(tmp_path, caplo
         assert entry.box is None and entry.azimuth_deg is None
 
 
+def test_photos_of_any_suffix_and_linked_makes_are_listed(tmp_path):
+    cars = tmp_path / "cars"
+    _car(cars, "small", "1\n1\n5 6 50 30\n")
+    large = _car(cars, "LARGE", "2\n1\n5 6 50 30\n")
+    large.rename(large.with_suffix(".JPG"))
+    (cars / "image" / MODEL / "notes.txt").write_text("hello")
+    elsewhere = tmp_path / "disk/9/1/2000/linked.jpg"
+    _photo(elsewhere)
+    (cars / "image/9").symlink_to(tmp_path / "disk/9")
+    (cars / "label/9/1/2000").mkdir(parents=True)
+    (cars / "label/9/1/2000/linked.txt").write_text("3\n1\n5 6 50 30\n")
+    entries, rejected = _list(CompCars(path=cars), tmp_path / "out")
+    found = {name: entry.viewpoint for name, entry in entries.items()}
+    assert found == {"small.jpg": "front", "LARGE.JPG": "rear", "linked.jpg": "side"}
+    assert rejected == {"notes.txt": "not an image"}
+
+
 BAD_LABELS = {
     "missing": None,
     "empty": "",

@@ -13,7 +13,7 @@ from typing import Any
 import tyro
 from pydantic import BaseModel
 
-from mirage_steps.errors import UserError, first_line
+from mirage_steps.errors import Incomplete, UserError, first_line
 from mirage_steps.files.integrity import changed_since
 from mirage_steps.files.provenance import write_provenance
 
@@ -42,7 +42,11 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
             if isinstance(value, Path) and value.suffix == ".csv" and changed_since(value):
                 log.warning("%s: was changed since its step wrote it", value)
         started = time.time()
-        records = main(**given) or [name.rpartition(".")[2]]
+        try:
+            records = main(**given) or [name.rpartition(".")[2]]
+        except Incomplete as error:
+            write_provenance(name, error.done, given, started)
+            raise
         write_provenance(name, records, given, started)
 
     recorded.__signature__ = inspect.signature(main)

@@ -14,6 +14,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import slices
 from mirage_steps.files.images import UnreadableImage, read_rgb
 from mirage_steps.files.manifest import Entry
+from mirage_steps.files.names import encoded
 from mirage_steps.method.boxes import Box
 
 # An image and its crop window in pixels, None for the whole image.
@@ -51,8 +52,8 @@ def read_entry(entry: Entry) -> Image.Image:
     except (UnreadableImage, OSError) as error:
         now = error
     raise UserError(
-        f"{entry.path}: was {entry.width}x{entry.height} when the manifest was made, now: {now}; "
-        "restore it, or delete manifest.csv to list the images again"
+        f"{encoded(entry.path)}: was {entry.width}x{entry.height} when the manifest was made, now: "
+        f"{now}; restore it, or delete manifest.csv to list the images again"
     )
 
 

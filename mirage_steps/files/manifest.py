@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.files.names import decoded
 from mirage_steps.method.boxes import Box
 
 BOX = ("x0", "y0", "x1", "y1")
@@ -17,7 +18,7 @@ class Entry:
 
     Args:
         image: the name by which every table calls it: its path relative to the manifest's folder
-            if it lies there, else absolute.
+            if it lies there, else absolute, as :func:`.names.encoded` spells it.
         path: where it is.
         width: in pixels, upright.
         height: in pixels, upright.
@@ -60,7 +61,7 @@ def read_manifest(path: Path) -> list[Entry]:
         return [
             Entry(
                 row["image"],
-                path.parent / row["image"],
+                path.parent / decoded(row["image"]),
                 int(row["width"]),
                 int(row["height"]),
                 float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,

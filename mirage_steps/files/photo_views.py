@@ -1,5 +1,6 @@
 """Results of a photo: its object and pose, its views, warnings, and their files."""
 
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ from PIL import Image
 from mirage_steps.errors import UserError
 from mirage_steps.files import tiles
 from mirage_steps.files.atomic import write_json
+from mirage_steps.files.names import decoded, encoded, output_names
 from mirage_steps.files.records import read_json
 from mirage_steps.method.boxes import Box
+
+_MOST_BYTES = 200  # of a name, so that those of all its files have at most 255
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class LocatedPhoto:
     """A photo with its object and the object's pose; boxes are (x0, y0, x1, y1) in pixels."""
 
     photo: str  # name
+    path: str | None  # absolute; None where an image was given
+    sha256: str  # of the file, or of the pixels where an image was given
     size: tuple[int, int]  # width and height of the upright photo in pixels
     box: Box  # of the object
     box_by: str  # its source: `foreground`, `user`, or `whole photo` if neither
@@ -76,16 +82,18 @@ class PhotoViews(LocatedPhoto, CropViews):
         Args:
             folder: gets ``STEM.png``, the strip of views; ``STEM.gif``, a turntable; ``STEM.json``;
                 and ``STEM.views/`` with ``crop.png``, ``reconstruction.png`` and ``pose_NN.png``.
-            stem: by default the photo's name without its suffix.
+            stem: by default the photo's name without its suffix, as
+                :func:`.names.output_names` spells it.
 
         Returns:
             The strip's path.
 
         Raises:
-            UserError: files that this did not write exist already.
+            UserError: files that this did not write exist already, or those of another photo.
         """
-        folder, stem = Path(folder), Path(self.photo).stem if stem is None else stem
-        require_free(folder, stem)
+        folder = Path(folder)
+        stem = output_names([Path(decoded(self.photo))])[0] if stem is None else stem
+        require_free(folder, stem, self.path, self.sha256)
         # Written first: it marks the other files as ours, even if this is interrupted.
         fields = asdict(self).items()
         record = {key: value for key, value in fields if not isinstance(value, np.ndarray)}
@@ -117,17 +125,33 @@ class PhotoViews(LocatedPhoto, CropViews):
         return self.strip()._repr_png_()
 
 
-def require_free(folder: Path, stem: str, photo: Path | None = None) -> None:
-    """Refuse to overwrite files that :meth:`PhotoViews.save` did not write, or the photo itself.
+def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None:
+    """Refuse to overwrite any files but the outputs of the same photo.
+
+    Args:
+        folder: of the outputs.
+        stem: their name.
+        path: of the photo, absolute, as :func:`.names.encoded` spells it; None for an image.
+        sha256: of the photo.
 
     Raises:
         UserError: the name cannot be one, or is taken.
     """
-    if not stem or Path(stem).name != stem or stem.startswith("."):
+    usual = Path(stem).name == stem and not stem.startswith(".")
+    if not stem or not usual or len(os.fsencode(stem)) > _MOST_BYTES:
         raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
     ends = (".json", ".png", ".gif", ".views")
-    found = [path for end in ends if (path := folder / f"{stem}{end}").exists()]
-    given = set() if photo is None else {photo.resolve(), photo.resolve().parent}
-    ours = "inversion_evaluations" in read_json(folder / f"{stem}.json")
-    if found and (not ours or given & {path.resolve() for path in found}):
-        raise UserError(f"{found[0]}: exists already; give another --out")
+    found = [there for end in ends if (there := folder / f"{stem}{end}").exists()]
+    if not found:
+        return
+    record = read_json(folder / f"{stem}.json")
+    photo = None if path is None else Path(decoded(path)).resolve()
+    given = set() if photo is None else {photo, photo.parent}
+    if "inversion_evaluations" not in record or given & {there.resolve() for there in found}:
+        raise UserError(f"{encoded(found[0])}: exists already; give another --out")
+    same = path is not None and record.get("path") == path
+    if not same and record.get("sha256") != sha256:
+        of = record.get("path") or "another photo"
+        raise UserError(
+            f"{encoded(found[0])}: shows {of}; give a name of its own by --name, or another --out"
+        )

@@ -1,35 +1,57 @@
 """Photos for novel views: opened, found in a folder, and the names of their outputs."""
 
-from collections import Counter
-from collections.abc import Sequence
+import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb, upright_rgb
+from mirage_steps.files.atomic import sha256_of
+from mirage_steps.files.images import (
+    MAX_PIXELS,
+    UnreadableImage,
+    check_header,
+    find_files,
+    read_rgb,
+    require_size,
+    upright_rgb,
+    upright_size,
+)
+from mirage_steps.files.loading import ahead
+from mirage_steps.files.names import encoded, file_of, output_names
 
 Photo = Path | str | Image.Image | np.ndarray
-_SMALLEST = 16  # pixels a side below which a photo shows nothing
-# Reserved ends of output names: `x.run.json` is the record of x.
-_TAKEN = (".run", ".views")
 
 
-def open_photo(photo: Photo) -> tuple[str, Image.Image]:
-    """Name and upright RGB image of a photo.
+@dataclass(frozen=True, repr=False)
+class OpenPhoto:
+    """An upright RGB image, with what tells it from other photos."""
+
+    name: str  # printable
+    path: str | None  # absolute and printable; None where an image was given
+    sha256: str  # of the file, or of the pixels where an image was given
+    image: Image.Image
+
+
+def open_photo(photo: Photo, max_pixels: int = MAX_PIXELS) -> OpenPhoto:
+    """Read a photo.
 
     Args:
         photo: a file, an image, or (H, W, 3) uint8.
+        max_pixels: larger ones are refused.
 
     Raises:
-        UserError: it cannot be read, or is too small.
+        UserError: it cannot be read, or is too small or too large.
     """
-    path = Path(photo).expanduser() if isinstance(photo, (Path, str)) else None
-    where = path or "the photo"
-    if path and not path.is_file():
-        why = "is a folder; give the photos in it" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {why}")
+    path = file_of(photo) if isinstance(photo, (Path, str)) else None
+    where = "the photo" if path is None else encoded(path)
+    if path and not os.path.isfile(path):
+        folder = os.path.isdir(path)
+        why = "is a folder; give the photos in it" if folder else "no such file"
+        raise UserError(f"{where}: {why}")
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
             raise UserError(
@@ -37,68 +59,68 @@ def open_photo(photo: Photo) -> tuple[str, Image.Image]:
             )
         photo = Image.fromarray(photo)
     try:
-        image = read_rgb(path) if path else upright_rgb(photo)
+        if path:
+            image = read_rgb(path, max_pixels)
+            return OpenPhoto(encoded(path.name), *photo_identity(path), image)
+        require_size(photo.size, max_pixels)
+        image = upright_rgb(photo)
     except (UnreadableImage, OSError) as error:
-        raise UserError(f"{where}: cannot be used: {error}") from None
-    if min(image.size) < _SMALLEST:
-        raise UserError(
-            f"{where}: cannot be used: {image.width}x{image.height} pixels are too few; "
-            f"use at least {_SMALLEST}x{_SMALLEST}"
-        )
-    return path.name if path else "photo", image
+        flag = " by --max-pixels" if str(error).endswith("; raise it") else ""
+        raise UserError(f"{where}: cannot be used: {error}{flag}") from None
+    return OpenPhoto("photo", None, hashlib.sha256(image.tobytes()).hexdigest(), image)
 
 
-def output_names(photos: Sequence[Path]) -> list[str]:
-    """Names of the photos' outputs: without suffix, or with it if two would be the same.
+def photo_identity(path: Path) -> tuple[str, str]:
+    """Absolute path of a photo, printable, and the SHA-256 of the file.
 
-    Args:
-        photos: paths relative to one folder.
+    Raises:
+        UserError: it cannot be read.
     """
-    short = [str(photo.parent / photo.stem) for photo in photos]
-    counts = Counter(short)
-    return [
-        str(photo) if counts[stem] > 1 or stem.endswith(_TAKEN) else stem
-        for photo, stem in zip(photos, short, strict=True)
-    ]
+    try:
+        return encoded(path.absolute()), sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{encoded(path)}: cannot be used: {error.strerror}") from None
 
 
-def photos_of(folder: Path) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+def photos_of(
+    folder: Path, max_pixels: int = MAX_PIXELS, decode: bool = True
+) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     """The photos of a folder, searched recursively, by the names of their outputs.
 
     Args:
         folder: as in the key ``photos``.
+        max_pixels: larger photos are not usable.
+        decode: leave out photos that cannot be decoded; otherwise those by their header only, which
+            gives the other photos the same names.
 
     Returns:
-        Images, and (name, reason) of every other file; no image is decoded.
+        Images, and (name, reason) of everything else in the folder.
 
     Raises:
         UserError: there is no such folder.
     """
-    root = folder.expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(folder))
+    if not os.path.isdir(root):
         raise UserError(f"photos {folder}: no such folder; set it to the folder with your photos")
-    files = (path.relative_to(root.resolve()) for path in find_files(root))
-    reasons = {path: _unusable(root, path) for path in files}
-    usable = [path for path, reason in reasons.items() if reason is None]
-    names = output_names(usable)
-    counts = Counter(names)
-    found = {}
-    for name, path in zip(names, usable, strict=True):
-        if counts[name] == 1:
-            found[name] = root / path
-        else:
-            reasons[path] = "another photo's outputs have the same name; rename it"
-    return found, [(printable(path), reason) for path, reason in reasons.items() if reason]
+    files, rejected = find_files(root)
 
+    def usable(check, paths: list[Path]) -> list[Path]:
+        """Those that pass a check; the others are rejected."""
 
-def _unusable(root: Path, path: Path) -> str | None:
-    """Why a file of a folder is not a usable photo, by its name and header."""
-    name = str(path)
-    if set("{}<>\n") & set(name) or not name.isprintable():
-        return "{ } < > or a line break in its name, which Snakemake would misread; rename it"
-    try:
-        with Image.open(root / path) as image:
-            image.verify()
-    except Exception:  # Pillow raises nearly anything on damaged data
-        return "not an image"
-    return None
+        def reason(path: Path) -> str | None:
+            try:
+                check(path, max_pixels)
+            except UnreadableImage as error:
+                return str(error)
+            return None
+
+        reasons = dict(zip(paths, ahead(reason, paths), strict=True))
+        rejected.extend((encoded(path), why) for path, why in reasons.items() if why)
+        return [path for path, why in reasons.items() if why is None]
+
+    paths = usable(check_header, files)
+    names = output_names([path.relative_to(root.resolve()) for path in paths])
+    found = dict(zip(paths, names, strict=True))
+    if decode:
+        paths = usable(upright_size, paths)
+    return {found[path]: path for path in paths}, rejected

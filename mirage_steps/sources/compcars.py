@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import log
+from mirage_steps.files.images import find_files
 from mirage_steps.method.boxes import Box, clipped
 from mirage_steps.settings import CompCars
 from mirage_steps.sources import Listing
@@ -31,13 +32,15 @@ def list_images(source: CompCars, out: Path, progress) -> Listing:
         UserError: the folder is not that of CompCars.
     """
     root = check(source)
-    files = sorted(path for path in (root / "image").rglob("*.jpg") if path.is_file())
-    if not files:
+    # `image` itself may be a link.
+    folder = (root / "image").resolve()
+    files, passed_over = find_files(folder)
+    if not any(path.suffix.lower() == ".jpg" for path in files):
         raise UserError(f"source.path {root}: image/ holds no .jpg files; {_REMEDY}")
     entries, rejected = inspect_images(files, source.max_pixels, progress)
     labeled, unlabeled = [], []
     for entry in entries:
-        label = root / "label" / entry.path.relative_to(root / "image").with_suffix(".txt")
+        label = root / "label" / entry.path.relative_to(folder).with_suffix(".txt")
         try:
             viewpoint, box = read_label(label, entry.width, entry.height)
         except ValueError as error:
@@ -47,7 +50,7 @@ def list_images(source: CompCars, out: Path, progress) -> Listing:
     if unlabeled:
         log.warning("%d photos have no usable label; %s", len(unlabeled), unlabeled[0])
     kept, without_box = select_boxes(labeled, source.boxes)
-    return kept, rejected + without_box
+    return kept, rejected + passed_over + without_box
 
 
 def check(source: CompCars) -> Path:

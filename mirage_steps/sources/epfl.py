@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps.errors import UserError
+from mirage_steps.files.names import encoded
 from mirage_steps.method.boxes import Box, clipped
 from mirage_steps.settings import Epfl
 from mirage_steps.sources import Listing
@@ -33,7 +34,8 @@ def list_images(source: Epfl, out: Path, progress) -> Listing:
     """
     truth = read_sequences(check(source))
     files = [path for path in truth if path.is_file()]
-    absent = [(str(p), "listed in tripod-seq.txt but not there") for p in truth if not p.is_file()]
+    gone = [encoded(path) for path in truth if not path.is_file()]
+    absent = [(name, "listed in tripod-seq.txt but not there") for name in gone]
     entries, rejected = inspect_images(files, source.max_pixels, progress)
     labeled = []
     for entry in entries:

@@ -1,13 +1,15 @@
 """A folder of images, searched recursively; shared by the sources with a folder."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb
+from mirage_steps.files.images import UnreadableImage, find_files, upright_size
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.manifest import Entry
+from mirage_steps.files.names import encoded
 from mirage_steps.settings import Folder
 from mirage_steps.sources import Listing
 
@@ -15,18 +17,18 @@ from mirage_steps.sources import Listing
 def list_images(source: Folder, out: Path, progress) -> Listing:
     """Decode every file of a folder once, in sorted order; the images stay where they are.
 
-    Hidden files and folders are skipped. Images are named by their absolute path, which may hold
-    any characters but a line break, and must be UTF-8. A link keeps its own name: two links to one
-    file are two images, and labels find them.
+    Images are named by their absolute path. A link keeps its own name: two links to one file are
+    two images, and labels find them. Linked folders are searched, each once.
 
     Raises:
         UserError: the folder is missing or empty.
     """
     root = check(source)
-    files = find_files(root)
-    if not files:
+    files, passed_over = find_files(root)
+    if not files and not passed_over:
         raise UserError(f"source.path {root}: holds no files")
-    return inspect_images(files, source.max_pixels, progress)
+    entries, rejected = inspect_images(files, source.max_pixels, progress)
+    return entries, rejected + passed_over
 
 
 def check(source: Folder) -> Path:
@@ -36,7 +38,7 @@ def check(source: Folder) -> Path:
 
 def require_folder(path: Path, remedy: str) -> Path:
     """``path`` absolute; raises UserError with the remedy if it is no folder."""
-    root = path.expanduser().resolve()
+    root = Path(os.path.expanduser(path)).resolve()
     if not root.is_dir():
         raise UserError(f"source.path {path}: no such folder; {remedy}")
     return root
@@ -52,19 +54,17 @@ def inspect_images(files: Sequence[Path], max_pixels: int, progress) -> Listing:
     """
 
     def read(path: Path) -> tuple[Path, tuple[int, int] | str]:
-        if printable(path) != str(path):
-            return path, "file name holds a line break or is not UTF-8; rename it"
         try:
-            return path, read_rgb(path, max_pixels).size
+            return path, upright_size(path, max_pixels)
         except (UnreadableImage, OSError) as error:
             return path, str(error)
 
     entries, rejected = [], []
     for path, result in progress(ahead(read, files), total=len(files)):
         if isinstance(result, str):
-            rejected.append((printable(path), result))
+            rejected.append((encoded(path), result))
         else:
-            entries.append(Entry(str(path), path, *result))
+            entries.append(Entry(encoded(path), path, *result))
     return entries, rejected
 
 

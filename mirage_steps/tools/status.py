@@ -7,6 +7,7 @@ finished stage is stale is for ``snakemake -n`` to say.
 """
 
 import json
+import os
 import re
 import statistics
 import time
@@ -78,8 +79,8 @@ def stages(dataset: Dataset) -> dict[str, list[str]]:
             "sheet": ["sheet/sheet"],
             "fid": ["fid"],
         }
-    if dataset.photos and Path(dataset.photos).is_dir():
-        names, _ = photos_of(Path(dataset.photos))
+    if dataset.photos and os.path.isdir(os.path.expanduser(dataset.photos)):
+        names, _ = photos_of(dataset.photos, dataset.novel_views.max_pixels)
         found["novel_views"] = [f"novel_views/{escape(name)}" for name in names]
     return {stage: [f"{one}.run.json" for one in found[stage]] for stage in found if found[stage]}
 
