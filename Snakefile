@@ -1,7 +1,11 @@
 # From a folder of images to fid.txt. One file of rules per phase, in order.
 from snakemake.utils import min_version
 
+from mirage_steps.files.configuration import check_configfiles, configfiles
+
 min_version("9.20")
+# Before Snakemake merges them, which forgets a section that is given twice.
+check_configfiles(configfiles(workflow.overwrite_configfiles))
 
 
 configfile: "config/config.yaml"

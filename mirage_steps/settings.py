@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from mirage_steps.errors import UserError
 from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_rows
@@ -32,6 +33,10 @@ from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_r
 WEIGHTS = "weights/published"
 # Keys that a data set with `use` has itself; all others come from the other data set.
 _OWN_KEYS = ("source", "use", "labels", "photos", "sheet")
+# Control characters, ends of lines and lone surrogates: no file name or prompt is meant with them.
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Whole numbers that YAML takes for text.
+_EXPONENT = re.compile(r"[0-9.]+[eE]\+?[0-9]{1,2}")
 
 
 # By Snakemake, or by one of the shells through which a cluster's submission passes file names.
@@ -39,18 +44,23 @@ _MISREAD = re.compile(r'[{}<>$`"\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 
 
 def _path(text: str) -> str:
-    """A path or name that rules take as a file: the home folder written out."""
+    """A path or name that rules take as a file: normalized, the home folder written out."""
     if _MISREAD.search(text):
         raise ValueError(
             'must not hold any of { } < > $ ` " \\ or a line break, which Snakemake or a shell '
             "misreads"
         )
-    return os.path.expanduser(text)
+    if not text:
+        raise ValueError("is empty")
+    return os.path.normpath(os.path.expanduser(text))
 
 
 FileName = Annotated[str, AfterValidator(_path)]
+# The largest that NumPy's and scikit-learn's generators take.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+# Short enough for a folder's name.
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 
 
 def stated(default: object, paper: object, description: str, **bounds: float) -> object:
@@ -78,6 +88,31 @@ class Settings(BaseModel):
 
     # Keys that do not change the results: an edit makes no output stale.
     untracked: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, values: object) -> object:
+        """Values as YAML's reader gives them, or as they were meant: to YAML, 1e6 is text."""
+        if not isinstance(values, dict):
+            return values
+        meant = {}
+        for key, value in values.items():
+            field = cls.model_fields.get(key)
+            kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+            wrong = ""
+            if isinstance(value, bool) and field and bool not in kinds:
+                wrong = "is a truth value to YAML, as yes, no, on and off are: put text in quotes"
+            elif isinstance(value, int | float) and abs(value) >= 2**63:
+                wrong = "is too large"
+            elif isinstance(value, str) and _CONTROL.search(value):
+                wrong = "must not hold control characters"
+            elif isinstance(value, str) and int in kinds and _EXPONENT.fullmatch(value):
+                value = float(value)
+            if wrong:
+                found = {"key": str(key), "wrong": wrong, "given": _short(value)}
+                raise PydanticCustomError("as_read", "{wrong}", found)
+            meant[key] = value
+        return meant
 
 
 _MAX_PIXELS = Field(
@@ -131,10 +166,12 @@ class StableDiffusion(Settings):
     )
     steps: int = Field(50, ge=1, description="Denoising steps of an image.")
     guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance; 1 is off.")
-    size: int = Field(512, ge=16, multiple_of=8, description="Side of a generated image in pixels.")
-    saved_size: int = Field(256, ge=16, description="Side at which it is kept.")
+    size: int = Field(
+        512, ge=16, le=8192, multiple_of=8, description="Side of a generated image in pixels."
+    )
+    saved_size: int = Field(256, ge=16, le=8192, description="Side at which it is kept.")
     batch_size: int = Field(8, ge=1, description="Images generated at once.")
-    seed: int = Field(0, ge=0, description="Seed of the images' noise.")
+    seed: Seed = Field(0, description="Seed of the images' noise.")
 
 
 class Procedural(Settings):
@@ -149,7 +186,7 @@ class Procedural(Settings):
     placement: float = Field(
         1.0, ge=0, le=1, description="How much scale and position vary: 0 not at all, 1 much."
     )
-    seed: int = Field(0, ge=0, description="Seed of shapes, paints, poses and scenes.")
+    seed: Seed = Field(0, description="Seed of shapes, paints, poses and scenes.")
 
 
 Source = Annotated[
@@ -166,7 +203,10 @@ class Backbone(Settings):
         "facebook/dinov2-base", description="Local folder or hub name of a transformers model."
     )
     resolution: int = Field(
-        224, ge=16, description="Side in pixels of the square input; a multiple of the patch size."
+        224,
+        ge=16,
+        le=8192,
+        description="Side in pixels of the square input; a multiple of the patch size.",
     )
     batch_size: int = Field(32, ge=1, description="Images the backbone sees at once.")
 
@@ -203,9 +243,11 @@ class PoseSpace(Settings):
 class Poses(Settings):
     """K-Means in pose space."""
 
-    k: int = Field(25, ge=2, description="Number of poses (paper: CompCars 25, armchairs 10).")
+    k: int = Field(
+        25, ge=2, le=10_000, description="Number of poses (paper: CompCars 25, armchairs 10)."
+    )
     starts: int = Field(10, ge=1, description="Starts of K-Means, the best of which is kept.")
-    seed: int = Field(0, ge=0, description="Seed of the K-Means starts.")
+    seed: Seed = Field(0, description="Seed of the K-Means starts.")
 
 
 class Training(Settings):
@@ -219,7 +261,7 @@ class Training(Settings):
     preset: Literal["paper", "small"] = stated(
         "paper", "paper", "The paper's U-Net, or a small one that learns on two cores."
     )
-    image_size: int = stated(64, 64, "Side of the images in pixels.", ge=16, multiple_of=8)
+    image_size: int = stated(64, 64, "Side of the images in pixels.", ge=16, le=8192, multiple_of=8)
     iterations: int = Field(
         1_000_000, ge=1, description="Optimizer steps (paper: CompCars 1e6, armchairs 5e5)."
     )
@@ -252,7 +294,7 @@ class Training(Settings):
     accumulation: int = Field(
         1, ge=1, description="Gradient accumulation: micro-batches per process and step."
     )
-    seed: int = Field(0, ge=0, description="Seed of weights, noise, timesteps and data order.")
+    seed: Seed = Field(0, description="Seed of weights, noise, timesteps and data order.")
 
     @model_validator(mode="after")
     def _levels_fit(self) -> "Training":
@@ -273,7 +315,7 @@ class Views(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
-    seed: int = Field(0, ge=0, description="Seed of noises, references and poses.")
+    seed: Seed = Field(0, description="Seed of noises, references and poses.")
 
 
 class Guidance(Settings):
@@ -334,7 +376,7 @@ class Fid(Settings):
     samples: int = Field(
         10_000, ge=2, description="Images of every row; twice as many real ones are needed."
     )
-    seed: int = Field(0, ge=0, description="Seed of the choice of real images.")
+    seed: Seed = Field(0, description="Seed of the choice of real images.")
 
 
 class Embed(Settings):
@@ -391,6 +433,7 @@ class Dataset(Settings):
         "Object categories in the set: clusters of CLS tokens, each with its own poses.k poses "
         "(the paper's future work).",
         ge=1,
+        le=10_000,
     )
     labels: FileName | None = Field(
         None, description="CSV file with image and azimuth_deg; for evaluation only."
@@ -544,9 +587,20 @@ def load(config: Mapping) -> Configuration:
     try:
         return Configuration.model_validate(config)
     except ValidationError as error:
-        names = list(config.get("datasets") or ()) if isinstance(config, Mapping) else []
-        raise UserError("; ".join(_explain(one, names) for one in error.errors())) from None
+        datasets = config.get("datasets") if isinstance(config, Mapping) else None
+        names = list(map(str, datasets)) if isinstance(datasets, Mapping) else []
+        problems = [_explain(one, names) for one in error.errors()]
+        if len(problems) > _MOST_PROBLEMS:
+            problems[_MOST_PROBLEMS:] = [f"and {len(problems) - _MOST_PROBLEMS} more"]
+        raise UserError(printable("; ".join(problems))) from None
 
+
+def printable(text: str) -> str:
+    """A text whose control characters are written as escapes, so that it is one line."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_MOST_PROBLEMS = 10  # told at once
 
 # Keys of former versions, and their present names.
 _RENAMED = {
@@ -566,11 +620,14 @@ def _explain(problem: Mapping, names: list[str]) -> str:
         problem: as pydantic describes it.
         names: of all data sets.
     """
-    path = [str(part) for part in problem["loc"]]
+    path, given = [str(part) for part in problem["loc"]], problem["input"]
     kind = None
     if path[2:3] == ["source"] and path[3:4] and path[3] in _KINDS:
         kind = path.pop(3)  # the tag of the union, not a key of the user's
     where = "config: " + (".".join(path) or "top level")
+    if problem["type"] == "as_read":  # of a key of this section
+        key, shown = problem["ctx"]["key"], problem["ctx"]["given"]
+        return f"config: {'.'.join([*path, key])}: {problem['msg']} (got {shown})"
     if problem["type"] == "extra_forbidden":
         if renamed := _RENAMED.get(".".join(path[-2:])):
             return f"{where} is now called {renamed}"
@@ -587,10 +644,26 @@ def _explain(problem: Mapping, names: list[str]) -> str:
         return f"{where}.kind {wrong}: {', '.join(_KINDS)}"
     if problem["loc"][-1:] == ("[key]",):
         place = where.rpartition(".")[0]
-        return f"{place}: names are ASCII letters, digits, and _ . - after the first"
+        if not isinstance(given, str):
+            return f'{place}: is no text; put it in quotes, as "{_short(given)}"'
+        return f"{place}: names are ASCII letters, digits, and _ . - after the first; at most 100"
     message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (got {problem['input']!r})"
-    return f"{where}: {message[0].lower()}{message[1:]}{given}"
+    message = f"{where}: {message[0].lower()}{message[1:]}"
+    if given is None:
+        return f"{message} (it is empty: give a value or remove the key)"
+    if isinstance(given, dict | BaseModel):
+        return message
+    quotes = "; put it in quotes" if problem["type"] == "string_type" else ""
+    return f"{message} (got {_short(given)}{quotes})"
+
+
+def _short(value: object) -> str:
+    """A value for an error message, its start where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _known_keys(path: list[str], kind: str | None) -> list[str]:

@@ -7,24 +7,31 @@ import shlex
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from mirage_steps.errors import UserError
 from mirage_steps.evaluation_sets import table_rows
+from mirage_steps.files.atomic import identity
 from mirage_steps.files.command import flag, flags
 from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
-from mirage_steps.files.step_code import code_hash, signature, version
+from mirage_steps.files.provenance import NETWORK_KEYS
+from mirage_steps.files.step_code import code_hash, modules, signature, version
 from mirage_steps.networks.fetching import is_complete, is_published, unknown
 from mirage_steps.settings import Settings, differences, load, sections
 from mirage_steps.sources import check_source
 
+
+def refuse(message):
+    """Exit with a one-line error; Snakemake would add a traceback to an exception."""
+    sys.exit(f"error: {message}")
+
+
 try:
     configuration = load(config)
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    refuse(error)
 
 
 pathvars:
@@ -55,11 +62,6 @@ wildcard_constraints:
     shard="|".join(SHARDS),
 
 
-def refuse(message):
-    """Exit with a one-line error; Snakemake would add a traceback to an exception."""
-    sys.exit(f"error: {message}")
-
-
 def dataset(wildcards):
     """Settings of the data set that a rule works on."""
     return configuration.dataset(wildcards.dataset)
@@ -86,8 +88,8 @@ def step(name, /, launcher="python", code=None, **arguments):
     same name. `out` is the folder of the record, `weights` that of the published networks.
 
     The command derives from inputs and outputs, so Snakemake does not compare it. What makes results
-    stale is in `settings`, without the keys that change no result, and in `code`, by default a hash
-    of the step's code.
+    stale is in `settings`, without the keys that change no result, in `networks`, the content of
+    local ones, and in `code`, by default a hash of the step's code.
     """
     known = signature(name)
     classes = {f"settings.{cls.__name__}": key for key, cls in sections().items()}
@@ -122,10 +124,17 @@ def step(name, /, launcher="python", code=None, **arguments):
                 words += spelled(key, given(key, annotation, wildcards, {}), tracked=True)
         return shlex.join(words)
 
+    def networks(wildcards):
+        taken = [one for one in known.flags.items() if one[1] in classes or one[1] == "Source"]
+        sections = [given(key, annotation, wildcards, {}) for key, annotation in taken]
+        values = [getattr(one, key, "none") for one in sections for key in NETWORK_KEYS]
+        return [content(file) for value in values for file in local_files(value)]
+
     hashed = code or code_hash(name)
     return {
         "command": command,
         "settings": tracked,
+        "networks": networks,
         "code": lambda wildcards: f"code of {name}: {call(hashed, wildcards)}",
     }
 
@@ -222,16 +231,29 @@ def shard(wildcards):
     return wildcards.get("shard", "1-of-1")
 
 
+def local_files(network):
+    """Files of a network that is given by a path; none of one that is fetched."""
+    there = Path(network)
+    found = sorted(there.rglob("*.safetensors")) if there.is_dir() else [there]
+    return [str(file) for file in found if file.is_file()]
+
+
+@functools.cache
+def content(file):
+    """What tells a network's file apart: its hash; of a large one its size and time."""
+    found = identity(Path(file))
+    return " ".join(f"{key} {value}" for key, value in found.items() if key != "path")
+
+
 def network(path):
     """Input function: the files of a network, given by a path or fetched by the rule `weights`."""
 
     def files(wildcards):
         part, _, key = path.partition(".")
         value = str(getattr(getattr(dataset(wildcards), part), key, "none"))
-        there = Path(value)
-        if there.exists():
-            found = sorted(there.rglob("*.safetensors")) if there.is_dir() else [there]
-            return [str(file) for file in found if file.is_file()]
+        if Path(value).exists():
+            # Times change with a copy or a clone; the content is among the params.
+            return [ancient(file) for file in local_files(value)]
         item = "inception" if value == "auto" else value
         if item == "none":
             return []
@@ -281,8 +303,7 @@ def source_there(wildcards):
 def source_code(wildcards):
     """Hash of the code that lists or makes a data set's images; other sources do not count."""
     kind = dataset(wildcards).source.kind.replace("-", "_")
-    others = {f"sources.{path.stem}" for path in Path("mirage_steps/sources").glob("*.py")}
-    return code_hash("dataset", without=others) + code_hash(f"sources.{kind}")
+    return code_hash("dataset", without=modules("sources")) + code_hash(f"sources.{kind}")
 
 
 def baseline_there(wildcards):

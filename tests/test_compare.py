@@ -133,6 +133,8 @@ def test_a_folder_without_results_is_an_error_of_one_line(runs, tmp_path):
             compare.main((runs[0], tmp_path / name))
     with pytest.raises(UserError, match="two or more"):
         compare.main(runs[:1])
+    with pytest.raises(UserError, match="one is given twice"):
+        compare.main((*runs, runs[0] / ".." / runs[0].name))
 
 
 def test_command_prints_text_and_json(runs, tmp_path, capsys):

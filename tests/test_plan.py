@@ -162,11 +162,13 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     for name, images, told in (
         ("dem", None, "NAME dem: no such data set; did you mean 'demo'"),
         ("mine", None, "absent: no such folder; "),
-        ("mine", 50, r"datasets.mine.fid.samples 10000: needs 20000 .* set it to at most 25"),
     ):
         with pytest.raises(UserError, match=told):
             plan.main(name, images=images, configfile=(mine,))
     assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="fid.samples 10000: needs 20000 .* set it to at most 25"):
+        plan.main("mine", images=50, configfile=(mine,))
+    assert "features/tokens" in capsys.readouterr().out  # the table comes first
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 10**6, 10**6))
     with pytest.raises(
         UserError, match=r"what is still to be written needs .* only 1.0 MB free; make"

@@ -121,6 +121,25 @@ def test_a_failed_step_shows_the_last_error_of_its_log(folder):
     assert _line(folder, "train") == ("train failed step 7 of 1000 (1%); the loss is not finite")
 
 
+def test_failures_that_the_settings_have_removed_are_not_told(folder):
+    logs = folder / "logs"
+    (logs / "novel_views").mkdir(parents=True)
+    for name in ("masks-old-nobg", "baseline-old", "views-mv-bg-hag.2-of-4", "novel_views/old"):
+        (logs / f"{name}.log").write_text("error: of a set, a shard or a photo that was\n")
+    (logs / "real.log").write_text("error: fid.samples 21: set it to at most 20\n")
+    theirs = {"theirs": settings.Baseline(path="x")}
+    dataset = DATASET.model_copy(update={"baselines": theirs, "photos": "examples/cars"})
+    found = status.look(folder, dataset)["stages"]
+    assert {found[stage]["state"] for stage in ("masks", "baseline", "views")} == {"missing"}
+    assert found["real"]["state"] == "failed"
+    assert status.look(folder, dataset, shards=4)["stages"]["views"]["state"] == "failed"
+    edited = (logs / "real.log").stat().st_mtime + 1
+    real = status.look(folder, dataset, edited=edited)["stages"]["real"]
+    assert (real["state"], real["error"]) == ("missing", "")
+    (logs / "real.log").write_text("at work\n")
+    assert status.look(folder, dataset, edited=edited)["stages"]["real"]["state"] == "started"
+
+
 def test_damaged_files_are_passed_over(folder):
     with open(_train(folder) / "metrics.jsonl", "a") as file:
         file.write('{"step": 9, "lo')

@@ -29,6 +29,6 @@ def require_unchanged(path: Path) -> None:
     """
     if step := changed_since(path):
         raise UserError(
-            f"{path}: is not what the step {step} wrote (its SHA-256 differs); "
-            f"damaged or replaced, make it again: snakemake --forcerun {path}"
+            f"{path}: is not what the step {step} wrote (its SHA-256 differs) "
+            f"but damaged or replaced; make it again: snakemake --forcerun {path}"
         )

@@ -21,7 +21,7 @@ _PACKAGES = (
     "numpy", "pillow", "snakemake",
 )  # fmt: skip
 # Settings that name a network.
-_NETWORKS = ("model", "sam", "inception")
+NETWORK_KEYS = ("model", "sam", "inception")
 
 
 def write_provenance(
@@ -95,7 +95,7 @@ def _outputs(out: Path) -> dict[str, object]:
 def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
     """Identities of a step's networks: markers of downloads, or local files."""
     found: dict[str, object] = {}
-    for key in _NETWORKS:
+    for key in NETWORK_KEYS:
         value = str(settings.get(key, "none"))
         path = Path(value)
         # Written by networks/fetching.py.

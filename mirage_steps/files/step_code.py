@@ -66,9 +66,14 @@ def code_hash(step: str, without: Collection[str] = ()) -> str:
     """
     digest = hashlib.sha256()
     for module in sorted(_modules(step, _IGNORED.union(without))):
-        tree = _without_docstrings(ast.parse(_path(module).read_text()))
+        tree = _without_docstrings(ast.parse(_path(module).read_bytes()))
         digest.update(f"{module}:{ast.dump(tree)}".encode())
     return digest.hexdigest()[:16]
+
+
+def modules(folder: str) -> set[str]:
+    """Names of the modules in a folder of the package, such as ``sources``."""
+    return {f"{folder}.{path.stem}" for path in (_PACKAGE / folder).glob("*.py")}
 
 
 def _path(module: str) -> Path:
@@ -77,7 +82,7 @@ def _path(module: str) -> Path:
 
 @functools.cache
 def _parsed(module: str) -> ast.Module:
-    return ast.parse(_path(module).read_text())
+    return ast.parse(_path(module).read_bytes())
 
 
 def _modules(step: str, ignored: Collection[str]) -> set[str]:

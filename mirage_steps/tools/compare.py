@@ -36,6 +36,8 @@ def main(
     """
     if len(folders) < 2:
         raise UserError("FOLDERS: two or more are needed, such as results/demo results/other")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError(f"FOLDERS {' '.join(map(str, folders))}: one is given twice")
     runs = {str(folder): read_run(folder) for folder in folders}
     found = {
         "runs": list(runs),

@@ -72,11 +72,6 @@ def main(
     weights = Path(configuration.weights)
     if count < 1:
         raise UserError(f"{name}: {count} images; give --images N or a folder that holds some")
-    if not dataset.use and count < 2 * samples:
-        raise UserError(
-            f"datasets.{name}.fid.samples {samples}: needs {2 * samples} real images, there are at "
-            f"most {count}; set it to at most {count // 2}"
-        )
     vit = backbone(dataset.backbone)
     with torch.device("meta"):
         network = UNet(preset(training.preset, training.image_size, dataset.poses.k, 0.0))
@@ -89,6 +84,11 @@ def main(
     work.append(("all", sum(flops for _, flops, _ in work), ""))
     table = [(step, f"{flops / 1e12:,.1f}", runs) for step, flops, runs in work]
     print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")), flush=True)
+    if not dataset.use and count < 2 * samples:
+        raise UserError(
+            f"datasets.{name}.fid.samples {samples}: needs {2 * samples} real images, there are at "
+            f"most {count}; set it to at most {count // 2}"
+        )
     missing: dict[Path, float] = {}
     for pattern, size, note in files[:-1]:
         folder = weights if note == "fetched once" else Path(configuration.results, name)

@@ -21,7 +21,7 @@ from typing import Annotated
 import tyro
 
 from mirage_steps.files.command import run_tool
-from mirage_steps.files.configuration import read_configuration, read_dataset
+from mirage_steps.files.configuration import configfiles, read_configuration, read_dataset
 from mirage_steps.files.lock import STALE
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.records import read_json, read_metrics, read_text
@@ -47,7 +47,13 @@ def main(
     configuration = read_configuration(configfile)
     results = Path(configuration.results)
     names = name or [one for one in configuration.datasets if (results / one).is_dir()]
-    found = {one: look(results / one, read_dataset(configuration, one)) for one in names}
+    edited = max(map(os.path.getmtime, configfiles(configfile)))
+    found = {
+        one: look(
+            results / one, read_dataset(configuration, one), configuration.shards, edited=edited
+        )
+        for one in names
+    }
     text = "\n\n".join(_as_text(*one) for one in found.items())
     print(json.dumps(found, indent=2) if as_json else text or "no data set was begun")
 
@@ -85,31 +91,64 @@ def stages(dataset: Dataset) -> dict[str, list[str]]:
     return {stage: [f"{one}.run.json" for one in found[stage]] for stage in found if found[stage]}
 
 
-def look(folder: Path, dataset: Dataset) -> dict:
-    """Stages, training, poses and distances of a data set, as JSON, from its folder of results."""
+def look(folder: Path, dataset: Dataset, shards: int = 1, edited: float = 0) -> dict:
+    """Stages, training, poses and distances of a data set, as JSON.
+
+    Args:
+        folder: of its results.
+        dataset: its settings.
+        shards: of features and generated images.
+        edited: when the settings were edited, in unix seconds. Failures before may be mended.
+    """
     training = _training(folder / "training/checkpoints", dataset.training.iterations)
-    records = stages(dataset).items()
+    found = {}
+    for stage, paths in stages(dataset).items():
+        # Logs of sets, photos and shards that are no longer asked for do not count.
+        missing = [path for path in paths if not any(folder.glob(path))]
+        patterns = [pattern for path in missing for pattern in _logs(stage, path, shards)]
+        logs = [log for pattern in patterns for log in sorted(folder.glob(f"logs/{pattern}"))]
+        found[stage] = _stage(folder, stage, paths, logs, training, edited)
     return {
-        "stages": {stage: _stage(folder, stage, paths, training) for stage, paths in records},
+        "stages": found,
         "training": training,
         "poses": read_json(folder / "poses/pose_eval.json"),
         "distances": read_json(folder / "metrics.json"),
     }
 
 
-def _stage(folder: Path, name: str, paths: Sequence[str], training: dict | None) -> dict:
+def _logs(stage: str, record: str, shards: int) -> list[str]:
+    """Patterns of the logs of the jobs that make a record, below ``logs``."""
+    *folder, _ = record.split("/")
+    if stage == "novel_views":
+        return [f"{record.removesuffix('.run.json')}.log"]
+    name = f"{stage}-{folder[1]}" if folder[1:] else stage  # of a set: sets/NAME/STAGE.run.json
+    of_shards = [f"{name}.*-of-{shards}.log", f"gather_{name}.log"] if shards > 1 else []
+    return [f"{name}.log", *of_shards]
+
+
+def _stage(
+    folder: Path,
+    name: str,
+    paths: Sequence[str],
+    logs: Sequence[Path],
+    training: dict | None,
+    edited: float,
+) -> dict:
     """State of a stage, records ``done`` of how many, last start, seconds in all, last error."""
     there = [found for path in paths if (found := [*folder.glob(path)])]
     records = [read_json(path) for found in there for path in found]
-    logs = [*folder.glob(f"logs/{name}*.log"), *folder.glob(f"logs/{name}/**/*.log")]
-    errors = re.findall("^error: (.*)$", "\n".join(map(read_text, sorted(logs))), re.MULTILINE)
+    errors, begun = [], name == "train" and training
+    for log in logs:
+        found = re.findall("^error: (.*)$", read_text(log), re.MULTILINE)
+        if not found or log.stat().st_mtime >= edited:
+            errors += found
+            begun = True
     if len(there) == len(paths):
-        state, errors = "done", []
+        state = "done"
     elif name == "train" and training and training["alive"]:
         state = "running"
     else:
         # A step that works or was killed has a log without an error line.
-        begun = logs or name == "train" and training
         state = "failed" if errors else "started" if begun else "missing"
     return {
         "state": state,
