@@ -156,7 +156,7 @@ def test_file_names_are_written_out_and_wildcards_refused(monkeypatch):
         "/home/me/sam.pth",
     )
     assert found.datasets["demo"].labels == "/home/me/l.csv"
-    for name in ("a{x}", "<w>/m", "a$b", "`a`", 'a"b', "a\\b", "a\nb", "a\u2028b"):
+    for name in ("a{x}", "<w>/m", "a$b", "`a`", 'a"b', "a\\b"):
         assert "must not hold any of" in _refusal(_config(backbone={"model": name}))
         assert "must not hold any of" in _refusal({"results": name, **_config()})
         assert load(_config(photos=name)).datasets["demo"].photos == Path(name)
