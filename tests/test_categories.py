@@ -581,7 +581,7 @@ def _drawn(categories: int, frequencies: np.ndarray, count: int) -> np.ndarray:
 
 def test_an_object_has_distinct_poses_of_one_category_as_frequent_as_in_the_data():
     shares = np.array([0.5, 0.3, 0.2])
-    frequencies = np.repeat(shares / 5, 5) * np.tile([3, 0, 1, 0.5, 0.5], 3)
+    frequencies = np.repeat(shares / 5, 5) * np.tile([2, 1, 1, 0.5, 0.5], 3)
     drawn = _drawn(3, frequencies, 2000)
     assert drawn.shape == (2000, 4) and all(len(set(row)) == 4 for row in drawn.tolist())
     assigned = drawn // 5
@@ -600,3 +600,16 @@ def test_with_one_category_poses_are_drawn_as_ever():
         np.random.default_rng([0, number]).choice(9, 4, replace=False) for number in range(20)
     ]
     np.testing.assert_array_equal(_drawn(1, frequencies, 20), expected)
+
+
+def test_a_pose_without_images_is_never_asked_for():
+    frequencies = np.array([0.2, 0.0, 0.2, 0.2, 0.2, 0.2, 0.0])
+    network = SimpleNamespace(config=UNetConfig(16, 7, (32,)))
+    drawn = [
+        views._poses_of_object(network, frequencies, np.random.default_rng(seed))
+        for seed in range(40)
+    ]
+    assert set(np.ravel(drawn)) == {0, 2, 3, 4, 5}
+    frequencies[4:] = 0
+    with pytest.raises(UserError, match="only 3 poses of category 0 have images"):
+        views._poses_of_object(network, frequencies, np.random.default_rng(0))

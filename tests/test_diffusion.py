@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mirage_steps.errors import UserError
 from mirage_steps.method import diffusion
 
 
@@ -122,3 +123,11 @@ def test_pixels_round_trip():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
     np.testing.assert_array_equal(diffusion.to_pixels(diffusion.from_pixels(pixels)), pixels)
     assert diffusion.to_pixels(torch.full((1, 3, 1, 1), 9.0)).max() == 255
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_that_are_not_finite_are_an_error_not_black(value):
+    images = torch.zeros(2, 3, 4, 4)
+    images[1, 0, 0, 0] = value
+    with pytest.raises(UserError, match="makes images that are not finite"):
+        diffusion.to_pixels(images)

@@ -141,6 +141,19 @@ def test_features_are_the_backbones_in_order_and_say_what_they_are(tmp_path, bac
         }
 
 
+def test_equal_images_are_warned_of_and_features_that_are_no_number_refused(
+    tmp_path, backbone, monkeypatch, caplog
+):
+    path, none = _set(tmp_path / "set.h5", np.full((6, SIDE, SIDE, 3), 255, np.uint8)), "none"
+    arguments = {"images": path, "backbone": backbone, "device": "cpu"}
+    embed.main(**arguments, out=tmp_path, embed=settings.Embed(inception=none))
+    assert "all 6 images have the same features" in caplog.text
+    monkeypatch.setattr(Backbone, "feature", lambda self, *_: np.full((4, self.dim), np.nan))
+    with pytest.raises(UserError, match=r"set\.h5, image 0: its backbone features .* not finite"):
+        embed.main(**arguments, out=tmp_path / "out", embed=settings.Embed(inception=none))
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_set_is_read_in_batches(tmp_path, backbone, monkeypatch):
     reads = []
 

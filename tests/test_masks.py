@@ -1,5 +1,6 @@
 """Prompts, masks and masked sets; loading of segment-anything."""
 
+import errno
 import hashlib
 import json
 import pickle
@@ -215,6 +216,42 @@ def test_report_counts_empty_masks(tmp_path, caplog):
     assert "2 of 3 images (67%) have an empty mask" in caplog.text
 
 
+def test_report_warns_of_masks_that_remove_nothing(tmp_path):
+    found = np.ones(4, bool)
+    masks.report(tmp_path / "m.json", "sam", found, np.ones(4), np.array([1.0, 0.99, 0.5, 0.9]))
+    report = json.loads((tmp_path / "m.json").read_text())
+    assert report["images_filled_by_their_mask"] == 2
+    assert [warning[:21] for warning in report["warnings"]] == ["2 of 4 images (50%) a"]
+
+
+class _NoSam(_BoxSam):
+    """Sees no object, or nothing that is a number."""
+
+    def __init__(self, iou: float):
+        self.iou = iou
+
+    def __call__(self, records, multimask_output):
+        answer = {"masks": torch.zeros(1, 1, SIDE, SIDE, dtype=torch.bool)}
+        return [answer | {"iou_predictions": torch.tensor([[self.iou]])} for _ in records]
+
+
+@pytest.mark.parametrize(
+    ("iou", "told"),
+    [(0.5, "all 6 masks are empty"), (np.nan, "image 0: its scores and those of 3 others are not")],
+)
+def test_a_set_without_any_mask_is_an_error(tmp_path, backbone, monkeypatch, iou, told):
+    monkeypatch.setattr(masks, "load_sam", lambda *_: _NoSam(iou))
+    with pytest.raises(UserError, match=told):
+        masks.main(
+            images=_set(tmp_path / "set.h5", _images(6)),
+            estimator=_estimator(tmp_path / ESTIMATOR, -1e9),
+            out=tmp_path / "out",
+            backbone=backbone,
+            device="cpu",
+        )
+    assert not list((tmp_path / "out").iterdir())
+
+
 # --- the step ---------------------------------------------------------------------------------
 
 
@@ -336,6 +373,79 @@ def test_a_file_that_is_no_checkpoint_is_one_line_with_key_and_path(tmp_path, wr
     with pytest.raises(UserError, match=r"masks.sam .*sam.pth: not a checkpoint") as error:
         loading.load_sam(str(path), CPU)
     assert "\n" not in str(error.value)
+
+
+def _tensors(seed: int = 3) -> dict:
+    return _tiny_sam(seed).state_dict()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+        lambda state: {"a": {"b": {f"sam.{name}": value for name, value in state.items()}}},
+        lambda state: {**state, "extra": torch.zeros(1), "pixel_mean": torch.zeros(3)},
+        lambda state: {name: value.bfloat16().float() for name, value in state.items()},
+        None,  # a safetensors file, whatever its name
+    ],
+    ids=["model", "state_dict and module", "deeper", "extra keys", "rounded", "safetensors"],
+)
+def test_weights_in_another_wrapping_are_taken(tmp_path, monkeypatch, wrap):
+    monkeypatch.setitem(loading._ARCHITECTURES, 32, "tiny")
+    monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: _tiny_sam(4))
+    state = _tensors()
+    if wrap is None:
+        save_file(state, tmp_path / "sam.pth")
+    else:
+        torch.save(wrap(state), tmp_path / "sam.pth")
+    loaded = loading.load_sam(str(tmp_path / "sam.pth"), CPU)
+    for key, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=1e-2, atol=1e-2)
+
+
+class _Other:
+    """What a training script may have stored besides."""
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (lambda s: {**s, "mask_decoder.hf_token.weight": s["mask_decoder.iou_token.weight"]},
+         r"its weights \[SAM-HQ\?\]: 1 unknown, as mask_decoder\.hf_token"),
+        (lambda s: {k: v for k, v in s.items() if "image_encoder" not in k}
+         | {"image_encoder.layers.0.x": torch.zeros(1)}, r"unknown image encoder \[MobileSAM\?\]"),
+        (lambda s: s | {"image_encoder.pos_embed": torch.zeros(1, 4, 4, 20)}, "of width 20"),
+        (lambda s: {"model": {"image_encoder.pos_embed": s["image_encoder.pos_embed"]}},
+         r"in model\.: \d+ missing, as image_encoder"),
+        (lambda s: s | {"mask_decoder.iou_token.weight": torch.zeros(1, 9)}, "1 of another shape"),
+        (lambda s: s | {"image_encoder.pos_embed": s["image_encoder.pos_embed"] * torch.nan},
+         r"1 not finite, as image_encoder\.pos_embed"),
+        (lambda s: {"model": s, "ema": s}, r"holds weights 2 times: model\., ema\."),
+        (lambda s: {"generator": s["mask_decoder.iou_token.weight"]}, "holds generator"),
+        (lambda s: list(s.values()), "holds a list"),
+        (lambda s: {"model": s, "args": _Other()}, r"it holds \S*_Other, not only tensors"),
+    ],
+)  # fmt: skip
+def test_another_checkpoint_is_told_by_what_it_holds(tmp_path, monkeypatch, content, told):
+    monkeypatch.setitem(loading._ARCHITECTURES, 32, "tiny")
+    monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: _tiny_sam(4))
+    torch.save(content(_tensors()), tmp_path / "sam.pth")
+    with pytest.raises(UserError, match=told) as error:
+        loading.load_sam(str(tmp_path / "sam.pth"), CPU)
+    for advice in ("weights_only", "delete", "damaged", "trust", "\n"):
+        assert advice not in str(error.value)
+
+
+def test_errors_of_the_system_stay_what_they_are(tmp_path, monkeypatch):
+    torch.save(_tensors(), tmp_path / "sam.pth")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "sam.pth")
+
+    monkeypatch.setattr(loading, "open", refuse, raising=False)
+    with pytest.raises(PermissionError):
+        loading.load_sam(str(tmp_path / "sam.pth"), CPU)
 
 
 def test_a_folder_is_the_stand_in_with_its_weights(tmp_path):

@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import json
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import h5py
@@ -32,10 +34,11 @@ from mirage_steps import (
 )
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv
-from mirage_steps.files.estimator import ESTIMATOR, load_estimator
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
+from mirage_steps.files.h5 import read_names, write_names
 from mirage_steps.files.images import read_rgb
 from mirage_steps.files.manifest import read_manifest
-from mirage_steps.files.tokens import Tokens
+from mirage_steps.files.tokens import Tokens, open_tokens
 from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share
 from mirage_steps.method.foreground import ForegroundModel, TokenBatch, token_moments
 from mirage_steps.method.pca import Pca
@@ -340,6 +343,105 @@ def test_a_set_without_any_object_is_told(done, tmp_path):
         crops.main(
             manifest=done.manifest, windows=tmp_path / "foreground.csv", out=tmp_path / "out"
         )
+
+
+# Results that are not to be trusted
+
+
+def test_tokens_that_are_not_finite_are_refused_by_the_image_s_name(done, tmp_path):
+    """Beyond float16 counts: stored, they would be infinite."""
+    shutil.copytree(done.root / "backbone", tmp_path / "hot")
+    state = load_file(tmp_path / "hot/model.safetensors")
+    state["layernorm.weight"] *= 1e5
+    save_file(state, tmp_path / "hot/model.safetensors")
+    hot = done.backbone.model_copy(update={"model": str(tmp_path / "hot")})
+    told = r"/00\.png: its tokens and those of 4 others are not finite; check backbone\.model .*hot"
+    with pytest.raises(UserError, match=told):
+        features.main(manifest=done.manifest, out=tmp_path / "out", backbone=hot, device="cpu")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def _with_nan(path, target, name: str):
+    """A copy of an HDF5 file with a NaN in its row 2."""
+    shutil.copy(path, target)
+    with h5py.File(target, "r+") as file:
+        row = file[name][2]
+        row.flat[5] = np.nan
+        file[name][2] = row
+    return target
+
+
+def test_stored_values_that_are_not_finite_are_refused_by_name(done, tmp_path):
+    estimator = done.root / "space" / ESTIMATOR
+    whole = _with_nan(done.root / "whole/tokens.h5", tmp_path / "whole.h5", "patch_tokens")
+    with pytest.raises(UserError, match=r"/02\.png: its tokens are not finite; rerun features"):
+        foreground.main(manifest=done.manifest, tokens=whole, out=tmp_path / "out")
+    cropped = _with_nan(done.root / "cropped/tokens.h5", tmp_path / "cropped.h5", "cls_token")
+    with pytest.raises(UserError, match=r"\.png: its tokens are not finite"):
+        pose_space.main(tokens=cropped, estimator=estimator, out=tmp_path / "out")
+    maps = _with_nan(done.root / "space/maps.h5", tmp_path / "maps.h5", "maps")
+    crops_ = done.root / "crops/crops.h5"
+    with pytest.raises(UserError, match=r"\.png: its map is not finite; .*rerun pose_space"):
+        poses.main(maps=maps, crops=crops_, estimator=estimator, out=tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def _at_quantile(done, path, share: float) -> dict:
+    """The foreground step with a stored estimator that finds ``share`` of the objects."""
+    estimator = load_estimator(done.root / "found" / ESTIMATOR)
+    with open_tokens(done.root / "whole/tokens.h5") as tokens:
+        best = [estimator.foreground.scores(batch.tokens).max((1, 2)) for batch in tokens]
+    threshold = float(np.quantile(np.concatenate(best), 1 - share)) + 1e-3
+    model = replace(estimator.foreground, threshold=threshold)
+    save_estimator(path / "stored.safetensors", replace(estimator, foreground=model))
+    tokens, stored = done.root / "whole/tokens.h5", path / "stored.safetensors"
+    foreground.main(manifest=done.manifest, tokens=tokens, out=path / "out", stored=stored)
+    return json.loads((path / "out/foreground.json").read_text())
+
+
+def test_a_foreground_in_few_images_is_warned_of_with_its_share(done, tmp_path, caplog):
+    about = _at_quantile(done, tmp_path, 0.25)
+    found = COUNT - about["images_without_object"]
+    assert 0 < found < COUNT / 2
+    (warning,) = about["warnings"]
+    told = f"an object was found in only {found} of {COUNT} images ({found / COUNT:.0%})"
+    assert told in warning and told in caplog.text
+    sound = json.loads((done.root / "found/foreground.json").read_text())
+    assert not any("found in only" in warning for warning in sound["warnings"])
+
+
+def test_a_foreground_in_no_image_is_an_error(done, tmp_path):
+    with pytest.raises(UserError, match=f"no object was found in any of {COUNT} images"):
+        _at_quantile(done, tmp_path, 0.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fewer_distinct_images_than_poses_are_refused(done, tmp_path, recwarn):
+    """K-Means leaves clusters empty, whose poses the model would be asked for but never see."""
+    with h5py.File(tmp_path / "maps.h5", "w") as out:
+        with h5py.File(done.root / "space/maps.h5") as file:
+            chosen = np.arange(len(file["maps"])) % 3
+            out["maps"], out["valid"] = file["maps"][:][chosen], file["valid"][:][chosen]
+            write_names(out, read_names(file))
+    told = r"poses\.k = 4, but there are only 3 distinct maps.*lower poses\.k to at most 3"
+    with pytest.raises(UserError, match=told):
+        poses.main(
+            maps=tmp_path / "maps.h5",
+            crops=done.root / "crops/crops.h5",
+            estimator=done.root / "space" / ESTIMATOR,
+            out=tmp_path / "out",
+            poses=settings.Poses(k=4, starts=2),
+        )
+    assert not (tmp_path / "out").exists() and not list(recwarn)
+
+
+def test_crops_without_any_foreground_are_an_error(done, tmp_path):
+    estimator = load_estimator(done.root / "space" / ESTIMATOR)
+    blind = replace(estimator, foreground=replace(estimator.foreground, threshold=1e9))
+    save_estimator(tmp_path / ESTIMATOR, blind)
+    tokens, stored = done.root / "cropped/tokens.h5", tmp_path / ESTIMATOR
+    with pytest.raises(UserError, match="no crop of .* shows foreground"):
+        pose_space.main(tokens=tokens, estimator=stored, stored=stored, out=tmp_path / "out")
 
 
 # Crops and maps

@@ -256,6 +256,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, monkeypatch):
     assert checkpoints(tmp_path / "run") == ["step-0000002.pt"]
 
 
+def test_poses_without_images_are_not_trained(data, tmp_path):
+    (tmp_path / "poses.json").write_text('{"k": 6, "categories": 1}')
+    with pytest.raises(UserError, match=r"has images in 4 of 6 poses"):
+        run(data, tmp_path / "run", SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_newest_two_checkpoints_are_kept(data, tmp_path):
     run(data, tmp_path / "run", SETTINGS)
     assert checkpoints(tmp_path / "run") == ["step-0000004.pt", "step-0000006.pt"]

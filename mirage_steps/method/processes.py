@@ -42,8 +42,8 @@ class Processes:
                 if local:
                     raise SystemExit(1)  # the first process says it for all
                 raise UserError(
-                    f"training.processes {count}: each needs a CUDA device of its own, this machine "
-                    f"has {cards}; set it to {cards}"
+                    f"training.processes {count}: each needs a CUDA device of its own, this "
+                    f"machine has {cards}; set it to {cards}"
                 )
             where = torch.device("cuda", local)
             torch.cuda.set_device(where)
