@@ -46,7 +46,7 @@ def main(
     """
     with open_h5(maps, "maps", "valid") as file:
         values, valid, images = file["maps"][:], file["valid"][:], read_names(file)
-    require_finite(images, "map", f"{maps}: rerun pose_space", values)
+    require_finite(images, "map", f"rerun pose_space for {maps}", values)
     with open_h5(crops, "image") as file:
         if read_names(file) != images:
             raise UserError(f"{crops} and {maps} list different images; rerun crops and pose_space")

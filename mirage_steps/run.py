@@ -41,6 +41,11 @@ _LARGEST = 0.75  # share of the foreground in its largest part
 _PSNR = 26.0  # dB
 # Between mean colors in 0..255; two unrelated cars of the demo are 78 apart.
 _COLOR_DRIFT = 80.0
+# Of the views in other poses than the photo's, by the estimator of the run. Thresholds are between
+# held-out cars and photos unlike the training data (docs/novel_views.md).
+_TURNED = 0.2  # share in the pose asked for or next to it, from that by chance (0) to all (1)
+_SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
+_FAR_VIEWS = 0.9  # share that is far from every pose
 _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
 
 
@@ -193,22 +198,42 @@ class Run:
         seconds = {"locate": round(time.perf_counter() - started, 3)}
         with memory_advice("views.batch_size", views.batch_size):
             made = crop_views(self.model, located.crop, located.pose, views, guidance, novel_views)
-        color, *colors = self._mean_colors([located.crop, *made.views])
-        gaps = np.linalg.norm(np.array(colors) - color, axis=1).round(1).tolist()
+        colors, poses, distances = map(
+            np.array, zip(*self._seen([located.crop, *made.views]), strict=True)
+        )
+        gaps = np.linalg.norm(colors[1:] - colors[0], axis=1).round(1).tolist()
         drift = tuple(None if np.isnan(gap) else gap for gap in gaps)
+        own = made.poses.index(located.pose)
+        asked, shown, distances = (  # the photo's own pose first, then those around the circle
+            np.roll(one, -own) for one in (np.array(made.poses), poses[1:], distances[1:])
+        )
         used = {**views.model_dump(), **guidance.model_dump(), **novel_views.model_dump()}
         fields = {**vars(located), **vars(made), "seconds": seconds | made.seconds}
-        fields["warnings"] = (*located.warnings, *_view_warnings(made, drift))
-        return PhotoViews(**fields, color_drift=drift, settings={**self.identity, **used})
+        fields["warnings"] = (
+            *located.warnings,
+            *_view_warnings(made, drift),
+            *_pose_warnings(asked, shown[1:], distances[1:], self.estimator.far),
+        )
+        return PhotoViews(
+            **fields,
+            color_drift=drift,
+            view_poses=tuple(poses[1:].tolist()),
+            settings={**self.identity, **used},
+        )
 
-    def _mean_colors(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """Mean color (3,) of the foreground of each image (S, S, 3); NaN where there is none."""
+    def _seen(self, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int, float]]:
+        """Mean color (3,) of the foreground of each image (S, S, 3), NaN where there is none.
+
+        And its pose, with the distance to it.
+        """
         for pixels in images:
             size, grid = pixels.shape[1::-1], self.backbone.grid
             whole = crop(Image.fromarray(pixels), (0.0, 0.0, *size), self.backbone.resolution)
-            shown = self.estimator.shown(self._tokens(whole)).reshape(grid, grid)
-            mask = Image.fromarray(shown).resize(size, Image.Resampling.NEAREST)
-            yield pixels[np.asarray(mask)].mean(0) if shown.any() else np.full(3, np.nan)
+            found = self.estimator.estimate(self._tokens(whole))
+            shown = found.shown.reshape(grid, grid)
+            mask = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.NEAREST))
+            color = pixels[mask].mean(0) if shown.any() else np.full(3, np.nan)
+            yield color, int(found.poses[0]), float(found.distances[0])
 
 
 def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iterator[PhotoWarning]:
@@ -223,6 +248,34 @@ def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iter
         poses = ", ".join(map(str, other))
         reason = f"the object has another color in {len(other)} views: pose {poses}"
         yield PhotoWarning(reason, "largest difference", max(other.values()), _COLOR_DRIFT)
+
+
+def _pose_warnings(
+    asked: np.ndarray, shown: np.ndarray, distances: np.ndarray, far: float
+) -> Iterator[PhotoWarning]:
+    """What speaks against the views by the poses that the run's estimator sees in them.
+
+    Args:
+        asked: (k,) poses of the category, in circular order; the photo's own is first.
+        shown: (k - 1,) poses seen in the views that were asked to have the others.
+        distances: (k - 1,) to the centroids of these.
+        far: beyond which hardly any training image is from its pose.
+    """
+    k = len(asked)
+    steps = (shown - asked[1:]) % k
+    turned = (np.minimum(steps, k - steps) <= 1) & np.isin(shown, asked)
+    share, chance, poses = float(turned.mean()), 3 / k, len(np.unique(shown))
+    limit = chance + _TURNED * (1 - chance)
+    if share < limit:
+        reason = "few views show the pose asked for or one next to it"
+        yield PhotoWarning(reason, "their share", share, limit)
+    if poses <= _SHOWN * k:
+        reason = f"the views of all {k} poses have nearly the same outline"
+        yield PhotoWarning(reason, "poses shown", poses, _SHOWN * k)
+    share = float((distances > far).mean())
+    if share > _FAR_VIEWS:
+        reason = "the views are far from every pose; 99% of the training images are nearer to one"
+        yield PhotoWarning(reason, "their share", share, _FAR_VIEWS)
 
 
 def crop_views(

@@ -25,8 +25,9 @@ from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import load_estimator, save_estimator
 from mirage_steps.files.photo_views import PhotoViews
 from mirage_steps.files.photos import output_names, photos_of
+from mirage_steps.method import boxes
 from mirage_steps.method.foreground import TokenBatch
-from mirage_steps.run import Run, _view_warnings
+from mirage_steps.run import Run, _pose_warnings, _view_warnings
 from mirage_steps.sources.procedural import _render
 
 CARS = ROOT / "examples/cars"
@@ -154,7 +155,7 @@ def test_the_record_holds_all_but_the_pixels(green, tmp_path):
     assert set(record) == {
         "photo", "size", "box", "box_by", "window", "pose", "category", "poses", "distance",
         "foreground_separation", "reconstruction_psnr_db", "inversion_evaluations", "color_drift",
-        "warnings", "settings", "seconds",
+        "view_poses", "warnings", "settings", "seconds",
     }  # fmt: skip
     assert record["photo"] == "green.png" and record["size"] == [160, 160]
     assert record["pose"] == green.pose and record["poses"] == list(range(5))
@@ -190,6 +191,64 @@ def test_a_poor_reconstruction_and_another_color_are_warned_of(green):
     assert (poor.value, poor.limit) == (25.9, 26.0)
     assert "another color in 2 views: pose 1, 4" in other.reason
     assert (other.value, other.limit) == (93.0, 80.0)
+
+
+def _pose_reasons(asked, shown, distances=(0.0,)) -> list[str]:
+    asked, shown = np.array(asked), np.array(shown)
+    distances = np.resize(distances, len(shown))
+    return [warning.reason for warning in _pose_warnings(asked, shown, distances, 1.0)]
+
+
+def test_views_that_do_not_turn_are_warned_of():
+    circle = np.roll(np.arange(12), -4)  # of a photo in pose 4
+    assert not _pose_reasons(circle, circle[1:])
+    assert not _pose_reasons(circle, (circle[1:] + 1) % 12)
+    # Two next to the photo's pose are right by chance.
+    few, same = _pose_reasons(circle, np.full(11, 4))
+    assert "few views show the pose asked for" in few and "nearly the same outline" in same
+    (few,) = _pose_reasons(circle, (circle[1:] + 6) % 12)
+    assert "few views" in few
+    # The same numbers of another category are no right poses.
+    (few,) = _pose_reasons(circle, circle[1:] + 12)
+    assert "few views" in few
+    # Chance depends on the number of poses.
+    assert len(_pose_reasons(range(4), [0, 0, 0])) == 2
+    assert not _pose_reasons(range(4), [1, 2, 3])
+
+
+def test_views_far_from_every_pose_are_warned_of():
+    circle = np.arange(12)
+    assert not _pose_reasons(circle, circle[1:], np.array([2.0] * 9 + [0.5, 0.5]))
+    (far,) = _pose_reasons(circle, circle[1:], np.array([2.0] * 11))
+    assert "the views are far from every pose" in far
+
+
+def test_the_poses_of_the_views_are_the_estimator_s(run, green):
+    """An object that does not turn is told, and costs no other pass of the backbone."""
+    for view, pose in zip(green.views, green.view_poses, strict=True):
+        tokens = run._tokens(boxes.crop(Image.fromarray(view), (0, 0, 32, 32), 64))
+        assert run.estimator.estimate(tokens).poses[0] == pose
+
+
+def test_a_model_that_does_not_turn_the_object_is_told(run, monkeypatch):
+    original = mirage_steps.run.crop_views
+
+    def stuck(*arguments):
+        made = original(*arguments)
+        return replace(made, views=np.stack([arguments[1]] * len(made.views)))
+
+    monkeypatch.setattr(mirage_steps.run, "crop_views", stuck)
+    told = " ".join(warning.reason for warning in run.novel_views(GREEN, views=FAST).warnings)
+    assert "few views show the pose asked for" in told and "nearly the same outline" in told
+
+
+def test_too_little_memory_names_the_batch(run, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(mirage_steps.run, "crop_views", run_out)
+    with pytest.raises(UserError, match=r"^views\.batch_size 16: .*set a smaller one"):
+        run.novel_views(GREEN, views=FAST)
 
 
 def test_color_drift_compares_the_means_of_the_foreground(run, green):

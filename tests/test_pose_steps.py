@@ -381,7 +381,7 @@ def test_stored_values_that_are_not_finite_are_refused_by_name(done, tmp_path):
         pose_space.main(tokens=cropped, estimator=estimator, out=tmp_path / "out")
     maps = _with_nan(done.root / "space/maps.h5", tmp_path / "maps.h5", "maps")
     crops_ = done.root / "crops/crops.h5"
-    with pytest.raises(UserError, match=r"\.png: its map is not finite; .*rerun pose_space"):
+    with pytest.raises(UserError, match=r"\.png: its map is not finite; rerun pose_space"):
         poses.main(maps=maps, crops=crops_, estimator=estimator, out=tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 

@@ -65,6 +65,7 @@ class PhotoViews(LocatedPhoto, CropViews):
     # Of each view, the Euclidean distance in 0..255 of the mean color of its foreground from that
     # of the crop; None where either shows no foreground.
     color_drift: tuple[float | None, ...]
+    view_poses: tuple[int, ...]  # of each view, the pose that the run's estimator sees in it
     settings: dict[str, object]  # that made the views
 
     def __repr__(self) -> str:

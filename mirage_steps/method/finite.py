@@ -24,4 +24,5 @@ def require_finite(names: Sequence[str], what: str, remedy: str, *arrays: np.nda
         if not rows.all():
             others = f" and those of {count} others" if (count := int((~rows).sum()) - 1) else ""
             name = names[int(rows.argmin())]
-            raise UserError(f"{name}: its {what}{others} are not finite; {remedy}")
+            are = "are" if others or what.endswith("s") else "is"
+            raise UserError(f"{name}: its {what}{others} {are} not finite; {remedy}")
