@@ -139,6 +139,14 @@ def test_a_stored_estimator_is_the_same_to_the_bit(fitted, tmp_path):
         np.testing.assert_array_equal(one, two)
 
 
+def test_an_estimator_that_is_not_finite_is_refused(fitted, tmp_path):
+    (first, *others), path = fitted.poses, tmp_path / ESTIMATOR
+    broken = replace(first, centroids=first.centroids * np.nan)
+    save_estimator(path, replace(fitted, poses=(broken, *others)))
+    with pytest.raises(UserError, match=r"poses\.0\.centroids is not finite"):
+        load_estimator(path)
+
+
 def test_files_that_are_missing_damaged_or_unfinished_are_one_line(fitted, tmp_path):
     path = tmp_path / "poses" / ESTIMATOR
     with pytest.raises(UserError, match="no such file; run snakemake again, its step poses makes"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train_together import train
+from workflow import Project
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.records import read_metrics
@@ -149,6 +150,27 @@ def test_a_batch_that_cannot_be_divided_is_refused(data, tmp_path, changed, mess
     training = Training(preset="small", image_size=32, batch_size=5, **changed)
     with pytest.raises(UserError, match=message):
         main(**data, out=tmp_path, checkpoints=tmp_path / "checkpoints", training=training)
+
+
+def test_slurm_gives_several_processes_their_cards_on_one_node(tmp_path):
+    """By a recording sbatch: torchrun joins the cards of one machine only."""
+    project, fake = Project(tmp_path / "project"), tmp_path / "fake"
+    project.settings(training={"processes": 4})
+    fake.mkdir()
+    for name in ("sbatch", "sacct", "squeue", "scancel", "sinfo", "sacctmgr", "scontrol"):
+        ends = f'printf "%s\\n" "$*" >> {tmp_path}/asked; exit 1' if name == "sbatch" else "exit 0"
+        (fake / name).write_text(f"#!/bin/sh\n{ends}\n")
+        (fake / name).chmod(0o755)
+    for name in ("crops/crops.h5", "poses/poses.csv", "poses/poses.json"):
+        project[name].parent.mkdir(parents=True, exist_ok=True)
+        project[name].touch()
+    project.run(
+        "--profile", "profiles/slurm", "--retries", "0", "--allowed-rules", "train",
+        "--", "results/mini/training/model.safetensors",
+        ok=False, env={**ENVIRONMENT, "PATH": f"{fake}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    asked = (tmp_path / "asked").read_text().split("--wrap")[0].split()
+    assert "--nodes=1" in asked and "--gpus=4" in asked
 
 
 @pytest.mark.slow

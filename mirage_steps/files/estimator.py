@@ -58,7 +58,12 @@ def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
         with safe_open(path, "np") as file:
 
             def loaded(node: dict) -> object:
-                return file.get_tensor(node["array"]) if node.keys() == {"array"} else node
+                if node.keys() != {"array"}:
+                    return node
+                array = file.get_tensor(node["array"])
+                if not np.isfinite(array).all():
+                    raise ValueError(f"{node['array']} is not finite")
+                return array
 
             parts = json.loads(file.metadata()["configuration"], object_hook=loaded)
         estimator = _join(**parts)
