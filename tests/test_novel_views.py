@@ -611,6 +611,7 @@ def test_no_name_of_a_photo_reaches_a_shell_of_a_cluster(tmp_path):
         (fake / name).chmod(0o755)
     # Empty files are taken as they are: only this rule may run.
     words = ("--profile", "profiles/slurm", "--retries", "0", "--allowed-rules", "novel_views")
+    words += ("--slurm-init-seconds-before-status-checks", "1")
     found, rejected = photos_of(folder)
     assert len(found) == len(names) and not rejected
     targets = [f"results/mini/novel_views/{name}.png" for name in found]
