@@ -4,6 +4,7 @@ Writes ``manifest.csv`` (image, width, height, and labels of the source: azimuth
 category, box) and ``rejected.csv`` (image, reason) into the output folder.
 """
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import write_csv
 from mirage_steps.files.command import log, run
 from mirage_steps.files.manifest import write_manifest
+from mirage_steps.files.names import encoded
+from mirage_steps.files.records import read_json
 from mirage_steps.sources import module_of
 
 
@@ -47,6 +50,7 @@ def main(
         weights: Folder of fetched networks, for Stable Diffusion.
         device: auto, cpu or cuda, for Stable Diffusion.
     """
+    _require_same_source(source, out)
     progress = partial(tqdm, unit="image", mininterval=1.0)
     generated = isinstance(source, settings.StableDiffusion)
     options = {"weights": weights, "device": device} if generated else {}
@@ -63,6 +67,19 @@ def main(
         log.warning("rejected %s: %s", name, reason)
     if len(rejected) > 5:
         log.warning("and %d more in %s", len(rejected) - 5, out / "rejected.csv")
+
+
+def _require_same_source(source: settings.Settings, out: Path) -> None:
+    """Refuse to replace the list of another source, to which the other steps' results belong."""
+    before = read_json(out / "dataset.run.json").get("settings")
+    if not isinstance(before, dict) or not (out / "manifest.csv").exists():
+        return
+    # Snakemake removes both files before it makes them again.
+    places = (before.get("path"), getattr(source, "path", None))
+    old, new = (os.path.abspath(path) if path else None for path in places)
+    if (before.get("kind"), old) != (source.kind, new):
+        lists = encoded(old or f"images of the kind {before.get('kind')}")
+        raise UserError(f"{out / 'manifest.csv'}: lists {lists}; give another --out")
 
 
 if __name__ == "__main__":

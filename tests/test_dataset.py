@@ -300,6 +300,23 @@ def test_provenance_does_not_need_every_package(tmp_path, monkeypatch):
     assert record["settings"] == {"k": 4}
 
 
+def test_the_list_of_another_source_is_not_replaced(tmp_path):
+    for name in ("a", "b"):
+        _image(tmp_path / name / "x.png")
+    out = tmp_path / "out"
+    dataset.main(source=Folder(path=tmp_path / "a"), out=out)
+    record = {"settings": {"kind": "folder", "path": str(tmp_path / "a")}}
+    write_json(out / "dataset.run.json", record)
+    dataset.main(source=Folder(path=tmp_path / "a", max_pixels=1000), out=out)
+    for source in (Folder(path=tmp_path / "b"), Procedural(images=1, size=24)):
+        with pytest.raises(
+            UserError, match=rf"manifest.csv: lists {tmp_path}/a; give another --out"
+        ):
+            dataset.main(source=source, out=out)
+    (out / "manifest.csv").unlink()
+    assert len(_list(tmp_path / "b", out)[0]) == 1
+
+
 # Rendered sets
 
 

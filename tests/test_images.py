@@ -318,6 +318,19 @@ def test_what_a_small_header_hides_is_not_decoded(tmp_path):
         read_rgb(tmp_path / "a.tif")
 
 
+def test_a_jpeg_of_too_many_scans_is_not_decoded(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (6000, 6000)).save(content, "JPEG", progressive=True)
+    whole = content.getvalue()
+    (tmp_path / "a.jpg").write_bytes(whole)
+    assert upright_size(tmp_path / "a.jpg") == (6000, 6000)
+    tables = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xc4"]
+    scan = whole[tables[-2] : tables[-1]]
+    (tmp_path / "a.jpg").write_bytes(whole[: tables[-1]] + 2000 * scan + whole[tables[-1] :])
+    with pytest.raises(UnreadableImage, match="a JPEG of 2[0-9]{3} scans"):
+        upright_size(tmp_path / "a.jpg")
+
+
 def test_errors_of_the_system_stay_what_they_are(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied", "a.png")

@@ -17,7 +17,8 @@ import yaml
 from conftest import TARGETS
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from workflow import ENVIRONMENT, ROOT, errors
+from snakemake.target_jobs import parse_target_jobs_cli_args
+from workflow import ENVIRONMENT, ROOT, Project, errors
 
 import mirage_steps
 from mirage_steps import novel_views, settings
@@ -637,6 +638,54 @@ def test_only_a_new_photo_is_done(changed):
     path.write_text(yaml.safe_dump(config))
     (line,) = errors(changed.run("--dry-run", "--", *TARGETS, ok=False))
     assert "datasets.mini.photos nowhere: no such folder" in line
+
+
+SBATCH = """#!/bin/bash
+for word; do case $word in --wrap=*) printf '%s\\0' "${word#--wrap=}" >> wraps;; esac; done
+exit 1
+"""
+
+
+def test_no_name_of_a_photo_reaches_a_shell_of_a_cluster(tmp_path):
+    names = [
+        "cost $9 $(touch ran1)", "back`touch ran2`tick", "a'b\",c", "{name} <results>", "a\nb; c",
+        os.fsdecode(b"\xff"), "%j", "-x", "a\\", "x" * 251, "own.views/pose_00", "Tür (1)",
+    ]  # fmt: skip
+    project = Project(tmp_path / "project")
+    folder = project.folder / "my $(touch ran3) 'photos'"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(GREEN, folder / f"{name}.png")
+    path = project.folder / "mini.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["datasets"]["mini"]["photos"] = folder.name
+    path.write_text(yaml.safe_dump(config))
+    for name in ("training/model.safetensors", "training/config.json", ESTIMATOR):
+        project[name].parent.mkdir(parents=True, exist_ok=True)
+        project[name].touch()
+    fake = project.folder / "fake"
+    fake.mkdir()
+    for name in ("sbatch", "sacct", "squeue", "scancel", "sinfo", "sacctmgr", "scontrol"):
+        (fake / name).write_text(SBATCH if name == "sbatch" else "#!/bin/bash\nexit 0\n")
+        (fake / name).chmod(0o755)
+    # Empty files are taken as they are: only this rule may run.
+    words = ("--profile", "profiles/slurm", "--retries", "0", "--allowed-rules", "novel_views")
+    words += ("--slurm-init-seconds-before-status-checks", "1")
+    found, rejected = photos_of(folder)
+    assert len(found) == len(names) and not rejected
+    targets = [f"results/mini/novel_views/{name}.png" for name in found]
+    environment = {**ENVIRONMENT, "PATH": f"{fake}:{os.environ['PATH']}"}
+    output = project.run(*words, "--", *targets, ok=False, env=environment)
+    assert "Traceback" not in output and "Logging error" not in output, output
+    submitted = set()
+    for wrap in (project.folder / "wraps").read_text().split("\0")[:-1]:
+        command = ["sh", "-c", f"printf '%s\\0' {wrap}"]
+        done = subprocess.run(command, cwd=project.folder, capture_output=True, text=True)
+        given = done.stdout.split("\0")
+        (job,) = parse_target_jobs_cli_args([given[given.index("--target-jobs") + 1]])
+        submitted.add(job.wildcards_dict["name"])
+    assert submitted == set(found)
+    assert not list(project.folder.rglob("ran?"))
 
 
 # The embedded photos

@@ -52,6 +52,7 @@ _KINDS = (
 # Copies that file managers, network disks and archives keep of photos.
 _COPIES = re.compile(r"@eadir|__macosx|[#@$]recycle(\.bin)?|_?thumb(nail)?s?", re.IGNORECASE)
 _RECORD_BYTES = 2**22
+_MOST_SCANS = 500  # of a JPEG of MAX_PIXELS
 
 
 class UnreadableImage(Exception):
@@ -127,6 +128,8 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
             require_size(image.size, max_pixels)
             if image.format == "TIFF":
                 _require_whole(path, image, max_pixels)
+            if image.info.get("progressive"):
+                _require_few_scans(path, image.width * image.height)
             yield image
     except UnreadableImage:
         raise
@@ -152,6 +155,15 @@ def _require_whole(path: Path, image: Image.Image, max_pixels: int) -> None:
     width, height = tags.get(322, 1), tags.get(323, 1)  # of a tile
     if width * height > max(max_pixels, MAX_PIXELS):
         raise UnreadableImage(f"its tiles have {width}x{height} pixels, far more than the image")
+
+
+def _require_few_scans(path: Path, pixels: int) -> None:
+    """Refuse a progressive JPEG that a small file would keep the decoder busy with for hours."""
+    with open(path, "rb") as content:
+        blocks = iter(functools.partial(content.read, 2**20), b"")
+        scans = sum(block.count(b"\xff\xda") for block in blocks)
+    if scans * pixels > _MOST_SCANS * MAX_PIXELS:
+        raise UnreadableImage(f"a JPEG of {scans} scans; save it again with the usual ten")
 
 
 def _kind(path: Path) -> str:
