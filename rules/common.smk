@@ -17,7 +17,7 @@ from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
-from mirage_steps.files.step_code import code_hash, modules, signature, version
+from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import is_complete, is_published, unknown
 from mirage_steps.settings import Settings, differences, load, sections
 from mirage_steps.sources import check_source
@@ -301,9 +301,9 @@ def source_there(wildcards):
 
 
 def source_code(wildcards):
-    """Hash of the code that lists or makes a data set's images; other sources do not count."""
+    """Hash of the code that lists or makes a data set's images, imported by the name of its kind."""
     kind = dataset(wildcards).source.kind.replace("-", "_")
-    return code_hash("dataset", without=modules("sources")) + code_hash(f"sources.{kind}")
+    return code_hash("dataset") + code_hash(f"sources.{kind}")
 
 
 def baseline_there(wildcards):

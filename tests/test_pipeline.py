@@ -89,6 +89,45 @@ def test_k_leaves_features_alone(changed):
     assert not {"dataset", "features", "foreground", "crops", "pose_space"} & planned.keys()
 
 
+def test_weights_count_by_their_content(changed):
+    """A clone gives them new times; a copy of the results may lack Snakemake's records."""
+    weights = changed.folder / "weights"
+    weights.unlink()
+    shutil.copytree(ROOT / "weights", weights, copy_function=shutil.copy)
+    assert changed.planned(*TARGETS) == {}
+    with open(weights / "stand-in-sam-cars/model.safetensors", "ab") as file:
+        file.write(b"0")
+    assert changed.planned(*TARGETS) == {"masks": 3, "embed": 3, "fid": 1, "overview": 1}
+    shutil.rmtree(changed.folder / ".snakemake")
+    for photo in (changed.folder / "my photos").rglob("*.png"):
+        os.utime(photo, (0, 0))
+    assert changed.planned(*TARGETS) == {}
+
+
+def test_hashes_of_the_code_do_not_depend_on_the_folder(changed):
+    (changed.folder / "mirage_steps").unlink()  # as in a folder given by --directory
+    assert changed.planned(*TARGETS) == {}
+
+
+def test_a_model_whose_job_failed_at_once_comes_back_and_leaves_the_rest_valid(changed):
+    """Snakemake deletes the outputs of a job before it starts or submits it."""
+    (changed.folder / "fake").mkdir()
+    fake = changed.folder / "fake/python"
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    fake.chmod(0o755)
+    environment = {**ENVIRONMENT, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    model = changed["training/model.safetensors"]
+    before = model.read_bytes()
+    changed.settings(training={"seed": 1})
+    changed.run("--", "results/mini/training/model.safetensors", ok=False, env=environment)
+    assert not model.exists()
+    changed.settings(training={"seed": 0})
+    changed.run("--", "results/mini/training/model.safetensors")
+    assert "resuming after step 4\n" in changed["logs/train.log"].read_text()
+    assert model.read_bytes() == before
+    assert changed.planned(*TARGETS) == {}
+
+
 def test_labels_rerun_only_the_evaluation(changed):
     image = finished_image(changed)
     (changed.folder / "labels.csv").write_text(f"image,azimuth_deg\n{image},10\n")

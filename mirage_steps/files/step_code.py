@@ -6,7 +6,6 @@ Importing a step would import torch, which takes longer than Snakemake's plannin
 import ast
 import functools
 import hashlib
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,28 +51,22 @@ def version(step: str) -> int:
     raise LookupError(f"{step} has no VERSION")
 
 
-def code_hash(step: str, without: Collection[str] = ()) -> str:
+def code_hash(step: str) -> str:
     """Hash of a step's module and of every module of this package it imports, however deep.
 
     Snakemake does not follow imports of helpers. Comments, docstrings and layout do not count.
 
     Args:
         step: name of the module in ``mirage_steps``, such as ``poses``.
-        without: modules that do not count, nor what only they import.
 
     Returns:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for module in sorted(_modules(step, _IGNORED.union(without))):
+    for module in sorted(_modules(step)):
         tree = _without_docstrings(ast.parse(_path(module).read_bytes()))
         digest.update(f"{module}:{ast.dump(tree)}".encode())
     return digest.hexdigest()[:16]
-
-
-def modules(folder: str) -> set[str]:
-    """Names of the modules in a folder of the package, such as ``sources``."""
-    return {f"{folder}.{path.stem}" for path in (_PACKAGE / folder).glob("*.py")}
 
 
 def _path(module: str) -> Path:
@@ -85,13 +78,13 @@ def _parsed(module: str) -> ast.Module:
     return ast.parse(_path(module).read_bytes())
 
 
-def _modules(step: str, ignored: Collection[str]) -> set[str]:
+def _modules(step: str) -> set[str]:
     """The step and the modules it imports, relative to the package."""
     found: set[str] = set()
     waiting = [step]
     while waiting:
         module = waiting.pop()
-        if module not in found | ignored and _path(module).is_file():
+        if module not in found | _IGNORED and _path(module).is_file():
             found.add(module)
             waiting += _imports(_parsed(module))
     return found
