@@ -29,6 +29,7 @@ from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.sam import load_sam, sam_name
 
 WHITE = 255
+_CHECK = "check backbone.model, masks.sam, and that foreground.png shows the objects"
 _FULL = 0.98  # share of the image beyond which a mask removes no background
 SHOWN, SHOWN_PER_ROW, SHOWN_SIDE = 24, 4, 96  # images in the picture, in a row, least side
 
@@ -78,9 +79,8 @@ def main(
                     scores = model.scores(network.tokens(pixels)[0].cpu().numpy())
                     regions = find_objects(scores, model.threshold)
                     mask, predicted = segment(sam, pixels, regions, masks.sam_batch_size)
-                    numbers = [f"{images}, image {n}" for n in range(rows.start, rows.stop)]
-                    remedy = "check backbone.model and masks.sam"
-                    require_finite(numbers, "scores", remedy, scores, predicted)
+                    names = [f"{images}, image {n}" for n in range(rows.start, rows.stop)]
+                    require_finite(names, "scores", _CHECK, scores, predicted)
                     target["images"][rows] = np.where(mask[..., None], pixels, WHITE)
                     target["mask"][rows] = mask
                     found += [region is not None for region in regions]
@@ -88,10 +88,7 @@ def main(
                     bar.update(len(pixels))
             shares = np.array([one.mean() for one in target["mask"]])
             if not shares.any():
-                raise UserError(
-                    f"{images}: all {count} masks are empty, the set would be white; check "
-                    f"masks.sam {masks.sam}, and that foreground.png shows the objects"
-                )
+                raise UserError(f"{images}: all {count} masks are empty; {_CHECK}")
             first = (source["images"], target["images"], target["mask"])
             tiles.save_image(out / "masks.png", draw(*(dataset[:SHOWN] for dataset in first)))
     report(out / "masks.json", name, np.array(found), np.array(ious), shares)

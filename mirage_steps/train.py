@@ -80,11 +80,7 @@ def main(
         )
     labels = read_labels(poses, crops)
     k, categories = read_pose_counts(poses)
-    if len(found := np.unique(labels)) < k or found[[0, -1]].tolist() != [0, k - 1]:
-        raise UserError(
-            f"{poses}: has images in {len(found)} of {k} poses; the model would never see the "
-            "others: rerun the poses step, with a lower poses.k"
-        )
+    _require_images(labels, k, poses)
     config = preset(training.preset, training.image_size, k, training.dropout, categories)
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(open_h5(crops, "images"))["images"]
@@ -184,6 +180,15 @@ def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:
         with open(path, "rb") as content:
             made_with[name] = hashlib.file_digest(content, "sha256").hexdigest()
     return {"version": VERSION, **made_with}
+
+
+def _require_images(labels: np.ndarray, k: int, poses: Path) -> None:
+    """Refuse poses without images: the model would be asked for what it never saw."""
+    if (found := np.unique(labels)).tolist() != list(range(k)):
+        raise UserError(
+            f"{poses}: has images in {len(found)} of {k} poses, and the model would never see the "
+            "others; rerun the poses step with a lower poses.k"
+        )
 
 
 def _resume(trainer: Trainer, store: Checkpoints) -> None:
