@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -18,6 +17,7 @@ from mirage_steps.files.h5 import write_names
 from mirage_steps.files.image_set import OWN_WHITE, create_image_set, write_preview
 from mirage_steps.files.images import UnreadableImage, find_files, printable, read_rgb
 from mirage_steps.files.loading import ahead
+from mirage_steps.files.terminal import progress
 
 _CHECKED = 72  # images whose border must be white where the background is removed
 _NEARLY_WHITE, _WHITE_SHARE = 240, 0.5
@@ -49,7 +49,7 @@ def main(
     names: list[str] = []
     with (
         create_image_set(out / "images.h5", fid.samples, image_size, **white) as file,
-        tqdm(total=fid.samples, unit="image") as bar,
+        progress(total=fid.samples, unit="image") as bar,
     ):
         for name, result in ahead(lambda index: _read(files[index], image_size), order):
             if isinstance(result, str):

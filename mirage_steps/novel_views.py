@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -18,6 +17,7 @@ from mirage_steps.files.command import log
 from mirage_steps.files.command import run as run_step
 from mirage_steps.files.photo_views import require_free
 from mirage_steps.files.photos import output_names
+from mirage_steps.files.terminal import progress
 from mirage_steps.run import Run
 
 
@@ -56,8 +56,8 @@ def main(
     tool = Run.load(run, backbone=backbone, device=device)
     log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
     done = []
-    progress = tqdm(photos, unit="photo", disable=len(photos) == 1)
-    for photo, stem in zip(progress, stems, strict=True):
+    shown = progress(photos, unit="photo", disable=len(photos) == 1)
+    for photo, stem in zip(shown, stems, strict=True):
         try:
             if photo.is_file():
                 require_free(out, stem, photo)

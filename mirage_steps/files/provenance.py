@@ -1,6 +1,5 @@
 """``STEP.run.json``, the record of a step: settings, inputs, networks, versions, commit, time."""
 
-import json
 import os
 import resource
 import subprocess
@@ -15,6 +14,7 @@ from pydantic import BaseModel
 
 import mirage_steps
 from mirage_steps.files.atomic import identity, write_json
+from mirage_steps.files.records import read_json
 
 _PACKAGES = (
     "torch", "transformers", "diffusers", "segment-anything", "clean-fid", "scikit-learn", "h5py",
@@ -61,7 +61,12 @@ def write_provenance(
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         return
     for record in records:
-        write_json(Path(arguments["out"]) / f"{record}.run.json", content)
+        path = Path(arguments["out"]) / f"{record}.run.json"
+        try:
+            write_json(path, content)
+        except OSError:
+            path.unlink(missing_ok=True)  # a record of an earlier call would be wrong
+            raise
 
 
 def _inputs(value: object) -> object:
@@ -89,7 +94,7 @@ def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
             files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
             found[key] = [identity(file) for file in files]
         elif marker.is_file():
-            found[key] = json.loads(marker.read_text(encoding="utf-8"))
+            found[key] = read_json(marker)
     return found
 
 
