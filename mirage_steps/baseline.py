@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -21,6 +20,7 @@ from mirage_steps.files.image_set import OWN_WHITE, create_image_set, write_prev
 from mirage_steps.files.images import UnreadableImage, find_files, read_rgb
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.names import encoded
+from mirage_steps.files.terminal import progress
 
 _CHECKED = 72  # images whose border must be white where the background is removed
 _NEARLY_WHITE, _WHITE_SHARE = 240, 0.5
@@ -52,7 +52,7 @@ def main(
     names: list[str] = []
     with (
         create_image_set(out / "images.h5", fid.samples, image_size, **white) as file,
-        tqdm(total=fid.samples, unit="image") as bar,
+        progress(total=fid.samples, unit="image") as bar,
     ):
         for name, result in ahead(lambda index: read(files[index]), order):
             if isinstance(result, str):

@@ -30,10 +30,10 @@ def main(*, manifest: Path, windows: Path, out: Path, image_size: int = 64) -> N
     """
     found = read_windows(windows, read_manifest(manifest))
     with create_h5(out / "crops.h5") as file:
-        images = by_image(file, "images", len(found), (image_size, image_size, 3), np.uint8)
+        by_image(file, "images", len(found), (image_size, image_size, 3), np.uint8)
         write_names(file, [entry.image for entry, _ in found])
         for rows, batch in image_batches(found, partial(crop, size=image_size), _BATCH):
-            images[rows] = batch
+            file["images"][rows] = batch
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -19,6 +18,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.manifest import write_manifest
 from mirage_steps.files.names import encoded
 from mirage_steps.files.records import read_json
+from mirage_steps.files.terminal import progress
 from mirage_steps.sources import module_of
 
 
@@ -51,10 +51,11 @@ def main(
         device: auto, cpu or cuda, for Stable Diffusion.
     """
     _require_same_source(source, out)
-    progress = partial(tqdm, unit="image", mininterval=1.0)
     generated = isinstance(source, settings.StableDiffusion)
     options = {"weights": weights, "device": device} if generated else {}
-    entries, rejected = module_of(source).list_images(source, out, progress, **options)
+    entries, rejected = module_of(source).list_images(
+        source, out, partial(progress, unit="image"), **options
+    )
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
     if not entries:
         raise UserError(

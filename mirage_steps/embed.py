@@ -11,11 +11,11 @@ FID depends on the Inception weights and on how images are resized; both are tho
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import choose_device, memory_advice
 from mirage_steps.method.finite import require_finite
 from mirage_steps.networks.backbone import Backbone
@@ -65,7 +65,7 @@ def main(
         )
         for name, (length, _) in extractors.items():
             features.create_dataset(name, (len(pixels), length), np.float32)
-        with tqdm(total=len(pixels), desc="features", unit="image", mininterval=1.0) as bar:
+        with progress(total=len(pixels), desc="features", unit="image") as bar:
             for rows in slices(len(pixels), backbone.batch_size):
                 batch = pixels[rows]
                 for name, (_, extract) in extractors.items():

@@ -64,6 +64,7 @@ def main(
     about = backbone.model_dump(include={"model", "resolution"})
     about |= {"weights": str(weights), "sha256": network.sha256}
     attributes = {"backbone": json.dumps(about), **part.note(rows, len(images))}
+    names = [entry.image for entry, _ in images]
     images = images[rows.start : rows.stop]
     shape = (network.grid**2, network.dim)
     size = len(images) * (shape[0] + 1) * network.dim * 2
@@ -81,17 +82,17 @@ def main(
     advice = memory_advice("backbone.batch_size", backbone.batch_size)
     with create_h5(out / f"{part.name('tokens')}.h5") as file, advice:
         file.attrs.update(attributes)
-        patches = by_image(file, "patch_tokens", len(images), shape, np.float16)
-        cls = by_image(file, "cls_token", len(images), shape[1:], np.float16)
+        by_image(file, "patch_tokens", len(images), shape, np.float16)
+        by_image(file, "cls_token", len(images), shape[1:], np.float16)
         content = [content_box(entry.width, entry.height, window) for entry, window in images]
         file["content"] = np.array(content, np.float32).reshape(-1, 4)
-        names = [entry.image for entry, _ in images]
-        write_names(file, names)
+        own = names[rows.start : rows.stop]
+        write_names(file, own, widest=names)
         for batch_rows, batch in image_batches(images, square, backbone.batch_size):
             tokens = network.half_tokens(batch)
             remedy = f"check backbone.model {backbone.model}; float16 holds at most 65504"
-            require_finite(names[batch_rows], "tokens", remedy, *tokens)
-            patches[batch_rows], cls[batch_rows] = tokens
+            require_finite(own[batch_rows], "tokens", remedy, *tokens)
+            file["patch_tokens"][batch_rows], file["cls_token"][batch_rows] = tokens
     return [part.name("features")]
 
 

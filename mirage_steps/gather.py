@@ -7,14 +7,13 @@ would have written, its record, and for generated images ``images.png``.
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import require_disk, write_json
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
 from mirage_steps.files.image_set import write_preview
 from mirage_steps.files.shards import ROWS, Shard
+from mirage_steps.files.terminal import progress
 
 _ROWS = 256  # copied at once
 
@@ -43,7 +42,7 @@ def join(shards: tuple[Path, ...], path: Path) -> None:
         path: of the new file.
     """
     with create_h5(path) as out:
-        for shard in tqdm(shards, unit="shard"):
+        for shard in progress(shards, unit="shard"):
             with open_h5(shard) as file:
                 about = dict(file.attrs)
                 start, stop, total = map(int, about.pop(ROWS))
@@ -51,8 +50,8 @@ def join(shards: tuple[Path, ...], path: Path) -> None:
                 for name, data in file.items():
                     if name not in out and stop > start:  # empty shards have no chunks
                         shape = (total, *data.shape[1:])
-                        options = {"chunks": data.chunks, "fletcher32": data.fletcher32}
-                        out.create_dataset(name, shape, data.dtype, **options)
+                        chunks = data.chunks if data.chunks and data.chunks[0] == 1 else None
+                        out.create_dataset(name, shape, data.dtype, chunks=chunks)
                     for rows in slices(len(data), _ROWS):
                         out[name][start + rows.start : start + rows.stop] = data[rows]
 

@@ -12,7 +12,6 @@ import torch
 from scipy import ndimage
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -22,6 +21,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, open_h5, slices
 from mirage_steps.files.image_set import create_image_set
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import choose_device, memory_advice
 from mirage_steps.method.finite import require_finite
 from mirage_steps.method.foreground import Region, find_objects
@@ -73,7 +73,7 @@ def main(
             if "pose" in source:
                 target["pose"] = source["pose"][:]
             advice = memory_advice("backbone.batch_size", backbone.batch_size)
-            with tqdm(total=count, desc="masks", unit="image", mininterval=1.0) as bar, advice:
+            with progress(total=count, desc="masks", unit="image") as bar, advice:
                 for rows in slices(count, backbone.batch_size):
                     pixels = source["images"][rows]
                     scores = model.scores(network.tokens(pixels)[0].cpu().numpy())

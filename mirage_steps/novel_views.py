@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import Incomplete, UserError
@@ -21,6 +20,7 @@ from mirage_steps.files.command import run as run_step
 from mirage_steps.files.names import encoded, file_of, output_names
 from mirage_steps.files.photo_views import require_free
 from mirage_steps.files.photos import photo_identity
+from mirage_steps.files.terminal import progress
 from mirage_steps.run import Run
 
 
@@ -63,8 +63,8 @@ def main(
     tool = Run.load(run, backbone=backbone, device=device)
     log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
     done = []
-    progress = tqdm(photos, unit="photo", disable=len(photos) == 1)
-    for photo, stem in zip(progress, stems, strict=True):
+    shown = progress(photos, unit="photo", disable=len(photos) == 1)
+    for photo, stem in zip(shown, stems, strict=True):
         try:
             if os.path.isfile(photo):
                 require_free(out, stem, *photo_identity(photo))

@@ -9,7 +9,6 @@ each photo. (``novel_views`` is for any other photo.)
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -18,6 +17,7 @@ from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels, read_pose_counts
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import choose_device, memory_advice
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.run import crop_views
@@ -60,7 +60,7 @@ def main(
             raise UserError(f"{crops}: crops of {side} pixels, the model makes {config.image_size}")
         photos = file["images"][chosen]
     rows, own, records = [], [], []
-    for photo, index in zip(tqdm(photos, unit="photo"), chosen, strict=True):
+    for photo, index in zip(progress(photos, unit="photo"), chosen, strict=True):
         pose = int(labels[index])
         with memory_advice("views.batch_size", views.batch_size):
             made = crop_views(network, photo, pose, views, guidance, novel_views)

@@ -50,12 +50,12 @@ def main(
         count, patches = found.file["patch_tokens"].shape[:2]
         empty = 0
         with create_h5(out / "maps.h5") as file:
-            maps = by_image(file, "maps", count, (patches, COMPONENTS), np.float32)
-            valid = by_image(file, "valid", count, (patches,), bool)
+            by_image(file, "maps", count, (patches, COMPONENTS), np.float32)
+            by_image(file, "valid", count, (patches,), bool)
             write_names(file, found.images)
             for batch in found:
                 rows = batch.rows
-                maps[rows], valid[rows], shown = model.maps(batch, assigned[rows])
+                file["maps"][rows], file["valid"][rows], shown = model.maps(batch, assigned[rows])
                 empty += int((~shown.any(1)).sum())
         if empty == count:
             raise UserError(

@@ -6,11 +6,11 @@ Writes ``contact_sheet.png`` and ``turntable.gif``, the same objects as an anima
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.files import tiles
 from mirage_steps.files.command import run
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_all_poses
@@ -40,7 +40,7 @@ def main(
     network = load_model(model.parent, where)
     config = network.config
     rows, references = [], []
-    for number in tqdm(range(sheet.objects), unit="object"):
+    for number in progress(range(sheet.objects), unit="object"):
         # Another seed than that of the sets, so that the sheet shows other objects.
         noise = keyed_noise(views.seed + 1, [number], (3, config.image_size, config.image_size))
         poses = config.siblings(number % config.categories * (config.poses // config.categories))

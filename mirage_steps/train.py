@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -32,6 +31,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.lock import Lock
 from mirage_steps.files.records import read_metrics
 from mirage_steps.files.tables import read_labels, read_pose_counts
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
@@ -123,8 +123,8 @@ class Outputs:
 
     def __init__(self, trainer: Trainer, store: Checkpoints, lock: Lock | None, seconds: float):
         self.trainer, self.store, self.lock = trainer, store, lock
-        self.bar = tqdm(
-            total=trainer.training.iterations, initial=trainer.done, unit="step", mininterval=5,
+        self.bar = progress(
+            total=trainer.training.iterations, initial=trainer.done, unit="step",
             disable=not trainer.processes.first,
         )  # fmt: skip
         self.exit_code, self._stop = 143, False

@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
@@ -24,6 +23,7 @@ from mirage_steps.files.h5 import slices
 from mirage_steps.files.image_set import create_image_set, write_preview
 from mirage_steps.files.shards import Shard
 from mirage_steps.files.tables import read_pose_counts
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single, sample_views
@@ -92,7 +92,7 @@ def main(
         file.create_dataset("pose", (len(rows),), np.int16)
         file.create_dataset("object", (len(rows),), np.int32)
         start = 0
-        with tqdm(total=len(rows), unit="image") as bar:
+        with progress(total=len(rows), unit="image") as bar:
             for batch in batches:
                 end = min(start + len(batch[0]), len(rows))
                 for name, values in zip(("images", "pose", "object"), batch, strict=True):

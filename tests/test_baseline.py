@@ -3,7 +3,6 @@
 import os
 import re
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +10,7 @@ from PIL import Image
 from mirage_steps import baseline, settings
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.image_set import OWN_WHITE
 
 COUNT, SIDE = 12, 24
@@ -38,7 +38,7 @@ def _take(
         fid=settings.Fid(samples=samples, seed=seed),
         image_size=image_size,
     )
-    with h5py.File(out / "images.h5") as file:
+    with open_h5(out / "images.h5") as file:
         return file["images"][:], dict(file.attrs)
 
 

@@ -21,6 +21,7 @@ from mirage_steps import embed, fid, settings
 from mirage_steps.errors import UserError
 from mirage_steps.evaluation_sets import evaluation_sets, table_rows
 from mirage_steps.files.command import run
+from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.image_set import OWN_WHITE
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.networks import inception
@@ -127,7 +128,7 @@ def test_features_are_the_backbones_in_order_and_say_what_they_are(tmp_path, bac
         settings.Backbone(model=backbone.model, resolution=32), CPU
     ).tokens(images)
     expected = cls if token == "cls" else patches.mean(1)
-    with h5py.File(tmp_path / "out/features.h5") as file:
+    with open_h5(tmp_path / "out/features.h5") as file:
         np.testing.assert_allclose(file["backbone"][:], expected.numpy(), atol=1e-5)
         assert "inception" not in file
         assert dict(file.attrs) == {
@@ -197,7 +198,7 @@ def test_features_of_another_network_do_not_carry_the_name_of_cleanfids(
             embed=settings.Embed(inception=str(inception_folder / INCEPTION_FILE)),
             device="cpu",
         )
-        with h5py.File(tmp_path / "features.h5") as file:
+        with open_h5(tmp_path / "features.h5") as file:
             assert file["inception"].shape == (3, 2048)
             return file.attrs["inception"]
 

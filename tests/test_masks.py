@@ -27,6 +27,7 @@ from transformers import Dinov2Config, Dinov2Model
 from mirage_steps import masks, settings
 from mirage_steps.errors import UserError
 from mirage_steps.files.estimator import ESTIMATOR, save_estimator
+from mirage_steps.files.h5 import open_h5
 from mirage_steps.method.foreground import ForegroundModel, Region
 from mirage_steps.method.pca import Pca
 from mirage_steps.method.pose_estimator import PoseEstimator
@@ -287,7 +288,7 @@ def test_step_writes_set_report_and_picture(tmp_path, backbone, monkeypatch, thr
         device="cpu",
     )
     report = json.loads((tmp_path / "out/masks.json").read_text())
-    with h5py.File(tmp_path / "out/images.h5") as file:
+    with open_h5(tmp_path / "out/images.h5") as file:
         assert file.attrs["sam"] == report["sam"] == "stand-in-sam"
         assert report["mean_mask_share"] == pytest.approx(file["mask"][:].mean())
         assert "pose" not in file

@@ -2,42 +2,143 @@
 
 import contextlib
 import csv
+import errno
+import functools
 import hashlib
+import io
 import json
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mirage_steps.errors import UserError
+from mirage_steps.files.process import died_here, machine
 
-_HASH_LIMIT = 256 * 2**20
+_HASH_LIMIT = 64 * 2**20
 # Files that this process wrote, for its record.
 WRITTEN: list[Path] = []
+_PARTIAL = ".partial"
+_ABANDONED = 7 * 24 * 3600  # s without a write, of a writer on another machine
+
+# What writing may end with, by no fault of the program; and the remedy, where one is known.
+_FULL = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room in the quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+}
+_OF_THE_DISK = {*_FULL, errno.EIO, errno.EROFS, errno.ESTALE}
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to ``path`` if the block succeeds.
 
-    The temporary name keeps the suffix, since many writers choose the format by it.
+    The temporary name keeps the suffix, since many writers choose the format by it. Several
+    writers of one path do not meet: the last one's file stays. The mode follows the umask.
+
+    Raises:
+        OSError: of the disk, naming ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Always the same name, so that the next run replaces an incomplete file of a killed one.
-    folder = path.parent / f".{path.name}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
+    with _own_folder(path.parent, path) as folder:
         temporary = folder / path.name
         yield temporary
         # Sync before renaming, or a power cut leaves an empty file.
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
+            mode, usual = (os.stat(one).st_mode & 0o666 for one in (written.fileno(), folder))
+        if usual & ~mode:  # safetensors makes files that only their owner may read
+            temporary.chmod(mode | usual)
         os.replace(temporary, path)
         WRITTEN.append(path)
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder and try to write into it.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    with _own_folder(folder, folder) as own, open(own / "probe", "wb") as probe:
+        probe.write(b"0")  # permissions do not tell of full and of read-only disks
+        probe.flush()
+        os.fsync(probe.fileno())
+
+
+@contextlib.contextmanager
+def _own_folder(parent: Path, path: Path) -> Iterator[Path]:
+    """A new folder in ``parent``, deleted at the end; errors in it are those of ``path``."""
+    own = parent / f"{_PARTIAL}-{machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _clear(parent)
+        own.mkdir()
+        yield own
+    except OSError as error:
+        ours = str(error.filename).startswith(str(own))
+        if not ours and (error.filename is not None or error.errno not in _OF_THE_DISK):
+            raise
+        reason = os.strerror(error.errno)
+        if remedy := _FULL.get(error.errno):
+            written = sum(file.stat().st_size for file in own.glob("*"))
+            reason += f"; it needs more than {human_size(written)}; {remedy}"
+        raise OSError(error.errno, reason, str(path)) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
+
+
+@functools.cache  # once a process: a folder may hold thousands of files
+def _clear(parent: Path) -> None:
+    """Delete the temporary folders of writers that were killed."""
+    with contextlib.suppress(OSError):
+        for left in parent.glob(f"{_PARTIAL}-*-*-*"):
+            _, where, pid, _ = left.name.split("-")
+            written = max(one.stat().st_mtime for one in (left, *left.iterdir()))
+            if died_here(where, pid) or time.time() - written > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+class LateErrorFile(io.FileIO):
+    """A new file in which writing never fails; the first error is raised when it is closed.
+
+    For libraries that cannot close a file after an error: HDF5 ends the process with a
+    segmentation fault, torch hides the cause.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def require(self) -> None:
+        """Raise the first error there was, if any."""
+        if self.error:
+            raise self.error
+
+    def write(self, data: object) -> int:
+        """Write all of ``data``, or pretend to, after an error."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and not self.error:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file, or pretend to, after an error."""
+        try:
+            return self.tell() if self.error else super().truncate(size)
+        except OSError as error:
+            self.error = error
+            return self.tell()
+
+    def __exit__(self, *_: object) -> None:
+        super().close()
+        self.require()
 
 
 def write_json(path: Path, content: object) -> None:

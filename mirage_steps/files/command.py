@@ -2,22 +2,22 @@
 
 import contextlib
 import inspect
-import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 from pydantic import BaseModel
 
 from mirage_steps.errors import Incomplete, UserError, first_line
-from mirage_steps.files.integrity import changed_since
-from mirage_steps.files.provenance import write_provenance
-
-log = logging.getLogger("mirage_steps")
+from mirage_steps.files.atomic import require_writable
+from mirage_steps.files.provenance import changed_since, write_provenance
+from mirage_steps.files.terminal import end_bars, start_log
+from mirage_steps.files.terminal import log as log
 
 
 def run(main: Callable[..., Sequence[str] | None]) -> None:
@@ -28,9 +28,7 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
     Errors of the user and of the disk end with one line and exit code 1; anything else is a defect
     and keeps its traceback.
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    start_log()
     # Exit through the `finally` blocks, so that a scheduler's SIGTERM leaves no temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     name = _module_name(main)
@@ -38,7 +36,7 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
     def recorded(**given: Any) -> None:
         _require_folder(Path(given["out"]))
         for value in given.values():
-            # A table may have been edited on purpose; arrays are refused where they are opened.
+            # A table may have been edited on purpose; other files have checksums.
             if isinstance(value, Path) and value.suffix == ".csv" and changed_since(value):
                 log.warning("%s: was changed since its step wrote it", value)
         started = time.time()
@@ -62,6 +60,8 @@ def run_tool(main: Callable[..., None], name: str | None = None) -> None:
         main: its arguments are the flags.
         name: full name of its module, by default the one in which it is defined.
     """
+    # Names of files that are no UTF-8 must not end a command.
+    sys.stdout.reconfigure(errors="backslashreplace")
     with one_line_errors():
         prog = f"python -m {name or _module_name(main)}"
         tyro.cli(main, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
@@ -76,27 +76,41 @@ def _module_name(main: Callable) -> str:
 def one_line_errors() -> Iterator[None]:
     """End with one line and exit code 1 on an error of the user's or the disk's."""
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        _fail(str(error))
+    except BrokenPipeError:
+        # The reader of stdout has gone, such as `head`; the interpreter's last flush must not tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"error: {where}{error.strerror or error}")
+        _fail(f"{where}{error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         from mirage_steps.method.device import out_of_memory  # torch takes a second to import
 
         if not out_of_memory(error):
             raise
-        sys.exit(f"error: out of memory ({first_line(error)}); use a machine or device with more")
+        _fail(f"out of memory ({first_line(error)}); use a machine or device with more")
     except KeyboardInterrupt:
+        end_bars()
         sys.exit(130)
 
 
+def _fail(message: str) -> NoReturn:
+    end_bars()
+    sys.exit(f"error: {message}")
+
+
 def _require_folder(out: Path) -> None:
-    """Refuse an output folder that cannot be created, before any work."""
+    """Refuse an output folder that cannot be written, before any work."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"--out {out}: {there} is a file; give a folder")
+    require_writable(out)
 
 
 def flags(settings: BaseModel, exclude: Collection[str] = ()) -> list[str]:

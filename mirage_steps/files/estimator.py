@@ -10,7 +10,6 @@ from safetensors.numpy import save_file
 
 from mirage_steps.errors import UserError, first_line
 from mirage_steps.files.atomic import atomic
-from mirage_steps.files.integrity import require_unchanged
 from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.foreground import ForegroundModel
 from mirage_steps.method.pca import Pca
@@ -53,7 +52,6 @@ def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
     if not path.is_file():
         step = path.parent.name
         raise UserError(f"{path}: no such file; run snakemake again, its step {step} makes it")
-    require_unchanged(path)
     try:
         with safe_open(path, "np") as file:
 

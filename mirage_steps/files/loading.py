@@ -8,13 +8,13 @@ from itertools import islice
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import slices
 from mirage_steps.files.images import UnreadableImage, read_rgb
 from mirage_steps.files.manifest import Entry
 from mirage_steps.files.names import encoded
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.boxes import Box
 
 # An image and its crop window in pixels, None for the whole image.
@@ -74,8 +74,8 @@ def image_batches(
         UserError: as :func:`read_entry`.
     """
     arrays = ahead(lambda one: np.asarray(prepare(read_entry(one[0]), one[1])), images)
-    with tqdm(total=len(images), unit="image", mininterval=1.0) as progress:
+    with progress(total=len(images), unit="image") as bar:
         for rows in slices(len(images), size):
             batch = np.stack(list(islice(arrays, rows.stop - rows.start)))
             yield rows, batch
-            progress.update(len(batch))
+            bar.update(len(batch))

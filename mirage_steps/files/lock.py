@@ -16,8 +16,9 @@ import uuid
 from pathlib import Path
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.command import log
+from mirage_steps.files.process import died_here, machine
 from mirage_steps.files.records import read_json
+from mirage_steps.files.terminal import log
 
 BEAT = 10.0  # s
 STALE = 60.0  # s without a beat
@@ -35,7 +36,7 @@ class Lock:
 
     def __init__(self, folder: Path, work: str, beat: float = BEAT, stale: float = STALE):
         self.path, self.work, self.beat, self.stale = folder / "lock.json", work, beat, stale
-        about = {"host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "machine": machine()}
         self.owner = {"id": uuid.uuid4().hex, **about}
         self._released = threading.Event()
 
@@ -94,7 +95,8 @@ class Lock:
             first = self.path.stat().st_mtime_ns
             while self.path.stat().st_mtime_ns == first:
                 owner = read_json(self.path)
-                if _died_here(owner) or time.monotonic() - started > self.stale:
+                died = died_here(owner.get("machine"), owner.get("pid"))
+                if died or time.monotonic() - started > self.stale:
                     break
                 time.sleep(min(self.beat, 1.0) / 2)
             else:
@@ -114,26 +116,6 @@ class Lock:
             with contextlib.suppress(OSError):  # a full or vanished disk shows in the work itself
                 if self._is_ours():
                     os.utime(self.path)
-
-
-def _machine() -> str:
-    """This machine since its boot, or the container: where a process number means one process."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _died_here(owner: dict) -> bool:
-    """Whether the owner was a process of this machine that is gone."""
-    if not owner.get("machine") or owner["machine"] != _machine():
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except OSError as error:
-        return isinstance(error, ProcessLookupError)  # and no process of another user
-    return False
 
 
 def _name(owner: dict) -> str:

@@ -1,6 +1,5 @@
 """``STEP.run.json``, the record of a step: settings, files, networks, versions, time."""
 
-import json
 import os
 import resource
 import subprocess
@@ -15,6 +14,7 @@ from pydantic import BaseModel
 
 import mirage_steps
 from mirage_steps.files.atomic import WRITTEN, identity, write_json
+from mirage_steps.files.records import read_json
 
 _PACKAGES = (
     "torch", "transformers", "diffusers", "segment-anything", "clean-fid", "scikit-learn", "h5py",
@@ -62,7 +62,25 @@ def write_provenance(
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         return
     for record in records:
-        write_json(Path(arguments["out"]) / f"{record}.run.json", content)
+        path = Path(arguments["out"]) / f"{record}.run.json"
+        try:
+            write_json(path, content)
+        except OSError:
+            path.unlink(missing_ok=True)  # a record of an earlier call would be wrong
+            raise
+
+
+def changed_since(path: Path) -> bool:
+    """Whether a file is no longer what its step wrote, by the hash in the step's record.
+
+    Records are in the folder of the file, or in the one above, where one step fills several.
+    """
+    records = [*path.parent.glob("*.run.json"), *path.parent.parent.glob("*.run.json")]
+    names = (path.name, f"{path.parent.name}/{path.name}")
+    expected = [
+        read_json(record).get("outputs", {}).get(name) for record in records for name in names
+    ]
+    return any(one and one != identity(path).get("sha256") for one in expected)
 
 
 def _inputs(value: object) -> object:
@@ -104,7 +122,7 @@ def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
             files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
             found[key] = [identity(file) for file in files]
         elif marker.is_file():
-            found[key] = json.loads(marker.read_text(encoding="utf-8"))
+            found[key] = read_json(marker)
     return found
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-from tqdm import tqdm
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import open_h5, read_names, slices
+from mirage_steps.files.terminal import progress
 from mirage_steps.method.finite import require_finite
 from mirage_steps.method.foreground import TokenBatch
 
@@ -30,7 +30,7 @@ class Tokens:
 
     def __iter__(self) -> Iterator[TokenBatch]:
         rows = list(slices(len(self.images), _BATCH))
-        for part in tqdm(rows, desc="tokens", unit="batch", mininterval=1.0):
+        for part in progress(rows, desc="tokens", unit="batch"):
             arrays = [self.file[key][part] for key in ("patch_tokens", "cls_token", "content")]
             remedy = f"rerun features for {self.file.filename}"
             require_finite(self.images[part], "tokens", remedy, *arrays)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from mirage_steps.demo.renderer import cars
-from mirage_steps.files.atomic import atomic, require_disk
+from mirage_steps.files.atomic import require_disk
 from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import create_h5
+from mirage_steps.files.terminal import progress
 
 # Of scene i by i modulo 4: the networks must work on whole images with small cars and on tight
 # crops that the car touches or leaves.
@@ -86,9 +87,9 @@ def main(
         workers: Processes that render.
     """
     require_disk(out, scenes * size * size * 11, "the scenes")
-    with atomic(out / "scenes.h5") as temporary, h5py.File(temporary, "w") as file:
+    with create_h5(out / "scenes.h5") as file:
         done = 0
-        with tqdm(total=scenes, unit="scene") as bar:
+        with progress(total=scenes, unit="scene") as bar:
             for batch in _batches(scenes, seed, size, workers):
                 for name in Scenes.__dataclass_fields__:
                     _append(file, name, getattr(batch, name), scenes, done)

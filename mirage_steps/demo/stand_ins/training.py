@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from pydantic import Field
 from torch import Tensor
-from tqdm import tqdm
 
 from mirage_steps.demo.stand_ins.augment import View, random_view
 from mirage_steps.demo.stand_ins.scenes import Scenes
 from mirage_steps.files.atomic import write_json
 from mirage_steps.files.command import log
+from mirage_steps.files.terminal import progress
 from mirage_steps.settings import Settings
 
 _LOG_EVERY = 200
@@ -52,7 +52,7 @@ def fit(
     optimizers = _optimizers(model, settings)
     schedules = [torch.optim.lr_scheduler.LambdaLR(one, _rate(settings)) for one in optimizers]
     losses: list[float] = []
-    for step in tqdm(range(settings.steps), unit="step", mininterval=2):
+    for step in progress(range(settings.steps), unit="step"):
         rows = torch.randint(len(scenes.image), (settings.batch_size,), generator=rng)
         loss = loss_of(random_view(scenes, rows, size(step), rng), rng)
         model.zero_grad(set_to_none=True)
