@@ -214,8 +214,8 @@ def _entries(folder, count: int) -> list[Entry]:
     entries = []
     for number in range(count):
         path = folder / f"{number}.png"
-        Image.new("RGB", (6, 4), (number, 0, 0)).save(path)
-        entries.append(Entry(path.name, path, 6, 4))
+        Image.new("RGB", (24, 16), (number, 0, 0)).save(path)
+        entries.append(Entry(path.name, path, 24, 16))
     return entries
 
 
@@ -244,7 +244,7 @@ def test_an_image_that_changed_since_the_manifest_is_named(tmp_path, fault):
     elif fault == "damaged":
         path.write_bytes(path.read_bytes()[:40])
     else:
-        Image.new("RGB", (9, 9) if fault == "larger" else (4, 6)).save(path)
+        Image.new("RGB", (25, 25) if fault == "larger" else (16, 24)).save(path)
     with pytest.raises(UserError, match=r"2\.png: was .* delete manifest\.csv") as error:
         list(image_batches([(entry, None) for entry in entries], _prepared, 2))
     assert "\n" not in str(error.value)
