@@ -11,9 +11,8 @@ from snakemake.logging import logger
 
 from mirage_steps.errors import UserError
 from mirage_steps.evaluation_sets import table_rows
-from mirage_steps.files.atomic import identity
 from mirage_steps.files.command import flag, flags
-from mirage_steps.files.atomic import sha256_of
+from mirage_steps.files.atomic import identity, sha256_of
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
