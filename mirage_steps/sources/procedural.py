@@ -7,11 +7,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from mirage_steps.demo.renderer import cars, chairs
 from mirage_steps.demo.renderer.rendering import Rendering
 from mirage_steps.files.manifest import Entry
+from mirage_steps.files.tiles import save_image
 from mirage_steps.settings import Procedural
 from mirage_steps.sources import Listing
 
@@ -22,8 +22,6 @@ def list_images(source: Procedural, out: Path, progress) -> Listing:
     Every image depends on the seed and its own index alone, so the set does not depend on the
     number of processes, and a larger set begins with the smaller one. Nothing is rejected.
     """
-    for folder in ("images", "true_masks"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     # Threads of the parent may hold locks that a forked child would wait for forever.
     workers = len(os.sched_getaffinity(0))  # the job's cores, not the machine's
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -35,9 +33,8 @@ def _make(source: Procedural, out: Path, index: int) -> Entry:
     """Render and save one image and its mask."""
     made = _render(source, index)
     name = f"images/{index:06d}.png"
-    Image.fromarray(made.image).save(out / name)
-    mask = Image.fromarray(np.round(made.mask * 255).astype(np.uint8))
-    mask.save(out / "true_masks" / f"{index:06d}.png")
+    save_image(out / name, made.image)
+    save_image(out / f"true_masks/{index:06d}.png", np.round(made.mask * 255).astype(np.uint8))
     category = ("car", "chair")[index % 2] if source.objects == "cars-and-chairs" else None
     return Entry(name, out / name, source.size, source.size, made.azimuth_deg, category=category)
 

@@ -50,7 +50,8 @@ def kill(rng: random.Random, box: Sandbox, commands: list[Command]) -> Fault:
     send(started[0], number)
     result = box.wait(started)
     what = f"{number.name} after {delay:.2f} s of {command.name}, {'new' if fresh else 'again'}"
-    if number != signal.SIGKILL and (wrong := misbehavior(result)):
+    # The signal itself ends a step that has not begun.
+    if result.code != -number and (wrong := misbehavior(result)):
         return what, wrong
     wrong = box.whole(command) or ("" if fresh else box.lost(command))
     return what, wrong or box.judge(command, box.run(command), refusable=False)

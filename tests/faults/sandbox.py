@@ -113,8 +113,10 @@ class Sandbox:
             place = project.folder / path.relative_to(self.golden)
             if path.is_dir():
                 place.mkdir(parents=True, exist_ok=True)
-            elif "/checkpoints/" not in str(path) and not path.is_symlink():
-                os.link(path, place)  # writers replace files, they never change them
+            elif "/checkpoints/" not in str(path) and path.stat().st_size < 2**20:
+                shutil.copy2(path, place)
+            elif "/checkpoints/" not in str(path):
+                os.link(path, place)  # writers replace files, they do not change them
 
     def own(self, path: Path) -> Path:
         """A file of the copy that may be changed without changing the finished project."""
@@ -155,6 +157,7 @@ class Sandbox:
         os.chdir(self.folder)
         os.dup2(target, 1)
         os.dup2(target, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)
         sys.argv = [command.module, *command.arguments]
         raise Fork(command, limits or {}, patch)  # unwinds the stack of the campaign
 
