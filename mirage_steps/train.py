@@ -24,7 +24,7 @@ import torch
 from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots, tiles
-from mirage_steps.files.atomic import atomic
+from mirage_steps.files.atomic import atomic, located
 from mirage_steps.files.checkpoints import Checkpoints, load_checkpoint
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
@@ -145,7 +145,8 @@ class Outputs:
 
     def log(self, record: dict[str, float]) -> None:
         """Append a line to ``metrics.jsonl``."""
-        with open(self.store.folder / "metrics.jsonl", "a") as file:
+        path = self.store.folder / "metrics.jsonl"
+        with located(path), open(path, "a") as file:
             print(json.dumps({**record, "time": round(time.time(), 1)}), file=file)
         self.bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
 

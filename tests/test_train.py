@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from train_tiny import tiny
 
 from mirage_steps import train
 from mirage_steps.errors import UserError
+from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.records import read_metrics
 from mirage_steps.files.tables import read_labels
 from mirage_steps.method.processes import Processes
@@ -316,7 +316,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(UserError, match="step-0000004.pt: File too large; the checkpoints"):
+        with pytest.raises(UserError, match="step-0000004.pt: File too large; .*; the checkpoints"):
             run(data, tmp_path / "run", SETTINGS)
     folder = tmp_path / "run/checkpoints"
     left = sorted(path.name for path in folder.iterdir())
@@ -338,7 +338,7 @@ def test_damaged_checkpoints_alone_are_named(data, tmp_path):
     run(data, tmp_path / "run", SETTINGS)
     for path in (tmp_path / "run/checkpoints").glob("step-*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"step-0000004.pt: damaged.*; delete .*/step-\*.pt to r"):
+    with pytest.raises(UserError, match=r"step-0000004.pt: damaged.*; .*move .*/step-\*.pt away"):
         run(data, tmp_path / "run", SETTINGS)
     assert checkpoints(tmp_path / "run") == ["step-0000004.pt", "step-0000006.pt"]
 
@@ -361,10 +361,11 @@ def test_sigterm_to_the_whole_job_saves_and_leaves(data, tmp_path):
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
     deadline = time.monotonic() + 60
-    while not checkpoints(tmp_path / "run"):  # bash goes at once, the step finishes what it does
+    # Bash goes at once, the step finishes what it does.
+    while not checkpoints(tmp_path / "run") or metrics.with_name("lock.json").exists():
         assert time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
         time.sleep(0.1)
-    saved = torch.load(metrics.with_name(checkpoints(tmp_path / "run")[0]), weights_only=True)
+    saved = torch.load(metrics.with_name(checkpoints(tmp_path / "run")[-1]), weights_only=True)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert saved["done"] == steps[-1]
     assert "SIGTERM: saving a checkpoint" in (tmp_path / "log.txt").read_text()
@@ -372,7 +373,7 @@ def test_sigterm_to_the_whole_job_saves_and_leaves(data, tmp_path):
 
 
 def test_an_epoch_shows_every_image_once(data):
-    with h5py.File(data["crops"]) as file:
+    with open_h5(data["crops"]) as file:
         labels = read_labels(data["poses"], data["crops"])
         source = Batches(file["images"], labels, SETTINGS)
         batches = [source.batch(step) for step in range(6)]
@@ -385,7 +386,7 @@ def test_an_epoch_shows_every_image_once(data):
 
 
 def test_batches_may_be_larger_than_the_data(data):
-    with h5py.File(data["crops"]) as file:
+    with open_h5(data["crops"]) as file:
         labels = read_labels(data["poses"], data["crops"])
         big = SETTINGS.model_copy(update={"batch_size": 31})
         images, poses = Batches(file["images"], labels, big).batch(2)

@@ -73,21 +73,32 @@ def _own_folder(parent: Path, path: Path) -> Iterator[Path]:
     """A new folder in ``parent``, deleted at the end; errors in it are those of ``path``."""
     own = parent / f"{_PARTIAL}-{machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _clear(parent)
-        own.mkdir()
-        yield own
+        with located(path, own):
+            parent.mkdir(parents=True, exist_ok=True)
+            _clear(parent)
+            own.mkdir()
+            yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def located(path: Path, folder: Path | None = None) -> Iterator[None]:
+    """Name ``path`` in errors of writing, which name no file or one in ``folder``."""
+    try:
+        yield
     except OSError as error:
-        ours = str(error.filename).startswith(str(own))
-        if not ours and (error.filename is not None or error.errno not in _OF_THE_DISK):
+        name = error.filename
+        if name is None and error.errno not in _OF_THE_DISK:
+            raise
+        if name is not None and not (folder and str(name).startswith(str(folder))):
             raise
         reason = os.strerror(error.errno)
         if remedy := _FULL.get(error.errno):
-            written = sum(file.stat().st_size for file in own.glob("*"))
+            files = folder.glob("*") if folder else [path]
+            written = sum(file.stat().st_size for file in files)
             reason += f"; it needs more than {human_size(written)}; {remedy}"
         raise OSError(error.errno, reason, str(path)) from error
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
 
 
 @functools.cache  # once a process: a folder may hold thousands of files

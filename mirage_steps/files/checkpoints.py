@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mirage_steps.errors import UserError, first_line
-from mirage_steps.files.atomic import atomic
+from mirage_steps.files.atomic import LateErrorFile, atomic
 from mirage_steps.files.command import log
 
 _KEPT = 2
@@ -41,14 +41,12 @@ class Checkpoints:
         """
         target = self.path(state["done"])
         try:
-            # Into an open file: given a path, torch hides the cause of an error.
-            with atomic(target) as path, open(path, "wb") as file:
+            with atomic(target) as path, LateErrorFile(path) as file:
                 torch.save({"fingerprint": self.fingerprint, **state}, file)
-        except (OSError, RuntimeError) as error:
-            # Closing its archive, torch replaces the disk's error with its own.
-            reason = getattr(error.__context__ or error, "strerror", None) or first_line(error)
+        except OSError as error:
             raise UserError(
-                f"{target}: {reason}; the checkpoints before it are kept: make room and run again"
+                f"{target}: {error.strerror or error}; the checkpoints before it are kept, the "
+                "next run continues from there"
             ) from None
         for old in self._files()[_KEPT:]:
             old.unlink()
@@ -75,8 +73,8 @@ class Checkpoints:
         else:
             if files:
                 raise UserError(
-                    f"{newest}: damaged, like all checkpoints; delete {self.folder}/step-*.pt to "
-                    "restart"
+                    f"{newest}: damaged, like all checkpoints; restore one, or move "
+                    f"{self.folder}/step-*.pt away to restart"
                 )
             return None
         before, now = state.pop("fingerprint"), self.fingerprint

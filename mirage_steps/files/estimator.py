@@ -5,11 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mirage_steps.errors import UserError, first_line
-from mirage_steps.files.atomic import atomic
+from mirage_steps.files.tensors import read_tensors, write_tensors
 from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.foreground import ForegroundModel
 from mirage_steps.method.pca import Pca
@@ -23,14 +21,13 @@ def save_estimator(path: Path, estimator: PoseEstimator) -> None:
     """Write an estimator, whole or not at all."""
     arrays: dict[str, np.ndarray] = {}
     configuration = json.dumps(_named(asdict(estimator), "", arrays))
-    with atomic(path) as temporary:
-        save_file(arrays, temporary, {"configuration": configuration})
+    write_tensors(path, arrays, configuration)
 
 
 def _named(part: object, name: str, arrays: dict[str, np.ndarray]) -> object:
     """Replace arrays by their names and collect them in ``arrays``."""
     if isinstance(part, np.ndarray):
-        arrays[name] = np.ascontiguousarray(part)
+        arrays[name] = part
         return {"array": name}
     if isinstance(part, tuple):
         return [_named(one, f"{name}.{index}", arrays) for index, one in enumerate(part)]
@@ -48,24 +45,23 @@ def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
 
     Raises:
         UserError: missing, damaged or without that part.
+        OSError: it may not be read.
     """
     if not path.is_file():
         step = path.parent.name
         raise UserError(f"{path}: no such file; run snakemake again, its step {step} makes it")
     try:
-        with safe_open(path, "np") as file:
+        arrays, configuration = read_tensors(path)
 
-            def loaded(node: dict) -> object:
-                if node.keys() != {"array"}:
-                    return node
-                array = file.get_tensor(node["array"])
-                if not np.isfinite(array).all():
-                    raise ValueError(f"{node['array']} is not finite")
-                return array
+        def loaded(node: dict) -> object:
+            if node.keys() != {"array"}:
+                return node
+            if not np.isfinite(arrays[node["array"]]).all():
+                raise ValueError(f"{node['array']} is not finite")
+            return arrays[node["array"]]
 
-            parts = json.loads(file.metadata()["configuration"], object_hook=loaded)
-        estimator = _join(**parts)
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        estimator = _join(**json.loads(configuration, object_hook=loaded))
+    except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path}: damaged ({first_line(error)}); delete it and run snakemake again"
         ) from None

@@ -1,5 +1,6 @@
 """Batches of images, decoded ahead in order, with bounded memory."""
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,8 @@ def read_entry(entry: Entry) -> Image.Image:
     """Decode an image of the manifest.
 
     Raises:
-        UserError: it can no longer be read, or has another size.
+        UserError: it is gone or damaged, or has another size.
+        OSError: it may not be read.
     """
     try:
         image = read_rgb(entry.path, max_pixels=entry.width * entry.height)
@@ -50,10 +52,12 @@ def read_entry(entry: Entry) -> Image.Image:
             return image
         now: object = f"{image.width}x{image.height}"
     except (UnreadableImage, OSError) as error:
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise OSError(error.errno, os.strerror(error.errno), str(entry.path)) from None
         now = error
     raise UserError(
         f"{encoded(entry.path)}: was {entry.width}x{entry.height} when the manifest was made, now: "
-        f"{now}; restore it, or delete manifest.csv to list the images again"
+        f"{now}; restore it, or rerun the dataset step to list the images again"
     )
 
 

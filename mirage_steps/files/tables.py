@@ -71,9 +71,9 @@ def read_pose_counts(poses: Path) -> tuple[int, int]:
     """
     about = poses.with_suffix(".json")
     try:
-        counts = json.loads(about.read_text())
+        counts = json.loads(about.read_text(encoding="utf-8"))
         return counts["k"] * counts["categories"], counts["categories"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (FileNotFoundError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{about}: not readable ({error!r}); rerun the poses step") from None
 
 

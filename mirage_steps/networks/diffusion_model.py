@@ -5,11 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from mirage_steps.errors import UserError, first_line
-from mirage_steps.files.atomic import atomic, write_json
+from mirage_steps.files.atomic import write_json
+from mirage_steps.files.tensors import read_tensors, write_tensors
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 
@@ -17,16 +16,11 @@ def save_model(folder: Path, model: UNet, about: dict) -> None:
     """Write a network; ``about`` goes into config.json, the ``seed`` of its weights among it.
 
     Raises:
-        UserError: the disk is full or gone.
+        OSError: of the disk.
     """
     write_json(folder / "config.json", {"unet": asdict(model.config), **about})
-    path = folder / "model.safetensors"
-    try:
-        with atomic(path) as temporary:
-            weights = {key: value.contiguous() for key, value in model.state_dict().items()}
-            save_file(weights, temporary)
-    except SafetensorError as error:
-        raise UserError(f"{path}: {error}; the checkpoint is kept: run again") from None
+    weights = {key: value.cpu().numpy() for key, value in model.state_dict().items()}
+    write_tensors(folder / "model.safetensors", weights)
 
 
 def load_model(folder: Path, device: torch.device, untrained: bool = False) -> UNet:
@@ -39,19 +33,22 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
 
     Raises:
         UserError: a file is missing, damaged, or of another version.
+        OSError: a file may not be read.
     """
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         model = build(UNetConfig(**config["unet"]), config["seed"])
-        weights = model.state_dict() if untrained else load_file(folder / "model.safetensors")
-        if weights.keys() != model.state_dict().keys():
-            raise UserError(f"{folder}: made by another version; rerun the training")
-        model.load_state_dict(weights)
-    except FileNotFoundError as error:
-        path = error.filename or folder / "model.safetensors"  # safetensors names none
+        if not untrained:
+            path = folder / "model.safetensors"
+            weights = {key: torch.from_numpy(one) for key, one in read_tensors(path)[0].items()}
+            if weights.keys() != model.state_dict().keys():
+                raise UserError(f"{folder}: made by another version; rerun the training")
+            model.load_state_dict(weights)
+    except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the training step first") from None
-    except (KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{folder}: not a trained model ({first_line(error)}); rerun the training"
+            f"{path}: not a trained model ({first_line(error)}); rerun the training"
         ) from None
     return model.to(device).eval().requires_grad_(False)
