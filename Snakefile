@@ -29,6 +29,15 @@ include: "rules/stand_ins.smk"
 include: "rules/docs.smk"
 
 
+# The exit code tells that photos were left out, after everything else was made.
+onsuccess:
+    if UNUSABLE:
+        photo, reason = min(UNUSABLE.items())
+        refuse(
+            f"{len(UNUSABLE)} photos cannot be used, all else is made; the first, {photo}: {reason}"
+        )
+
+
 rule all:
     default_target: True
     input:

@@ -217,7 +217,7 @@ def report(path: Path, sam: str, found: np.ndarray, ious: np.ndarray, shares: np
     reasons = {
         "have no foreground and were prompted with the whole image": missing,
         "have an empty mask and become white": empty,
-        "are all object by their mask, so that no background was removed": full,
+        "are nearly covered by their mask, so no background was removed": full,
     }
     content["warnings"] = [
         f"{number} of {count} images ({number / count:.0%}) {reason}"

@@ -271,7 +271,7 @@ def _pose_warnings(
     k = len(asked)
     steps = (shown - asked[1:]) % k
     turned = (np.minimum(steps, k - steps) <= 1) & np.isin(shown, asked)
-    share, chance, poses = float(turned.mean()), 3 / k, len(np.unique(shown))
+    share, chance, poses = float(turned.mean()), min(1.0, 3 / k), len(np.unique(shown))
     limit = chance + _TURNED * (1 - chance)
     if share < limit:
         reason = "few views show the pose asked for or one next to it"

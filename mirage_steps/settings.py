@@ -98,9 +98,11 @@ class Settings(BaseModel):
             kinds = (field.annotation, *get_args(field.annotation)) if field else ()
             wrong = ""
             if isinstance(value, bool) and field and bool not in kinds:
-                wrong = "is a truth value to YAML, as yes, no, on and off are: put text in quotes"
+                wrong = "is true or false to YAML, like yes, no, on and off; put text in quotes"
             elif isinstance(value, int | float) and abs(value) >= 2**63:
                 wrong = "is too large"
+            elif value == "" and Path in kinds:
+                wrong = "is empty"
             elif isinstance(value, str) and _CONTROL.search(value):
                 wrong = "must not hold control characters"
             elif isinstance(value, str) and int in kinds and _EXPONENT.fullmatch(value):

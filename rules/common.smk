@@ -1,7 +1,8 @@
 # The validated configuration, and what the rules share: how a step's command is derived.
 import functools
 import inspect
-import json
+import os
+
 import re
 import shlex
 import sys
@@ -12,10 +13,12 @@ from snakemake.logging import logger
 from mirage_steps.errors import UserError
 from mirage_steps.evaluation_sets import table_rows
 from mirage_steps.files.command import flag, flags
-from mirage_steps.files.atomic import identity, sha256_of
+from mirage_steps.files.atomic import sha256_of
+from mirage_steps.files.file_cache import CACHE, FileCache
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
+from mirage_steps.files.records import read_json
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import is_complete, is_published, unknown
 from mirage_steps.settings import Settings, differences, load, sections
@@ -44,6 +47,10 @@ RUN = "{params.command} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 TRAINED = [name for name, one in configuration.datasets.items() if one.use is None]
 USING = [name for name, one in configuration.datasets.items() if one.use is not None]
 SETS = {name: one for key in TRAINED for name, one in configuration.dataset(key).sets.items()}
+# Hashes of networks and verdicts on photos, which need not be made at every start.
+FILES = FileCache(Path(configuration.results, CACHE))
+# Photos that were asked for and cannot be shown, with the reason.
+UNUSABLE = {}
 # Features and generated images may be sharded: each job writes its own file.
 SHARD = "" if configuration.shards == 1 else ".{shard}"
 SHARDS = [f"{n}-of-{configuration.shards}" for n in range(1, configuration.shards + 1)]
@@ -239,9 +246,11 @@ def local_files(network):
 
 @functools.cache
 def content(file):
-    """What tells a network's file apart: its hash; of a large one its size and time."""
-    found = identity(Path(file))
-    return " ".join(f"{key} {value}" for key, value in found.items() if key != "path")
+    """The hash of a file, computed once as long as the file does not change."""
+    try:
+        return FILES.get(Path(file), "sha256", sha256_of)
+    except OSError as error:
+        refuse(f"{file}: {error.strerror}")
 
 
 def network(path):
@@ -291,8 +300,8 @@ def source_there(wildcards):
     record = Path(configuration.results, wildcards.dataset, "dataset.run.json")
     try:
         # Once listed, photos may be deleted: the last steps do not need them.
-        listed = json.loads(record.read_text())["settings"].get("path") if record.exists() else None
-        if listed is None or listed != str(getattr(source, "path", None)):
+        listed = read_json(record).get("settings")
+        if not isinstance(listed, dict) or listed.get("path") != str(getattr(source, "path", "")):
             check_source(source)
     except UserError as error:
         refuse(f"datasets.{wildcards.dataset}.{error}")
@@ -309,7 +318,7 @@ def baseline_there(wildcards):
     """Input function: refuse a missing baseline before anything starts."""
     made = Path(configuration.results, wildcards.dataset, "sets", wildcards.set, "images.h5")
     path = dataset(wildcards).baselines[wildcards.set].path
-    if not made.exists() and not path.expanduser().is_dir():
+    if not made.exists() and not os.path.isdir(os.path.expanduser(path)):
         refuse(
             f"datasets.{wildcards.dataset}.baselines.{wildcards.set}.path {path}: no such "
             "folder; set it to the folder with the method's images"
@@ -325,13 +334,20 @@ def photos(name):
         return {}, []
     limit = configuration.dataset(name).novel_views.max_pixels
     try:
-        # A job need not decode the photos of the others.
-        found, rejected = photos_of(folder, limit, decode=workflow.is_main_process)
+        found, unusable, passed_over = photos_of(folder, limit, FILES)
     except UserError as error:
         refuse(f"datasets.{name}.{error}")
-    for photo, reason in rejected if workflow.is_main_process else ():
-        logger.warning(f"datasets.{name}.photos: {photo} is left out: {reason}")
-    return found, rejected
+    if workflow.is_main_process:
+        FILES.save()  # jobs read it
+        UNUSABLE.update(dict(unusable))
+        for photo, reason in unusable[:5]:
+            logger.warning(f"datasets.{name}.photos: {photo} is left out: {reason}")
+        if (count := len(unusable)) > 5 or passed_over:
+            logger.info(
+                f"datasets.{name}.photos: {count} unusable files (overview.txt lists them), "
+                f"{len(passed_over)} passed over, such as hidden ones"
+            )
+    return found, unusable
 
 
 def photo(wildcards):

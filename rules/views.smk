@@ -183,7 +183,7 @@ rule novel_views:
             run=lambda wildcards, input: str(Path(input.model).parents[1]),
             name=lambda wildcards: Path(wildcards.name).name,
         ),
-        photo=lambda wildcards: sha256_of(photo(wildcards)),
+        photo=lambda wildcards: content(photo(wildcards)),
     message:
         "{wildcards.dataset}: novel views of {wildcards.name}"
     shell:

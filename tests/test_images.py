@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from mirage_steps.files.images import UnreadableImage, check_header, read_rgb, upright_size
+from mirage_steps.files.images import UnreadableImage, read_rgb, upright_size
 
 SIZE = (24, 16)
 
@@ -244,7 +244,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
 )
 def test_files_of_known_kinds_are_told_what_they_are(tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
-    for read in (read_rgb, upright_size, check_header):
+    for read in (read_rgb, upright_size):
         with pytest.raises(UnreadableImage, match=reason):
             read(tmp_path / name)
 
@@ -276,7 +276,7 @@ def test_previews_in_raw_files_are_no_photos(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (15, 400), (4000, 3)])
 def test_images_that_show_nothing_are_refused(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "a.png")
-    for read in (read_rgb, upright_size, check_header):
+    for read in (read_rgb, upright_size):
         with pytest.raises(UnreadableImage, match=f"{size[0]}x{size[1]} pixels are too few"):
             read(tmp_path / "a.png")
 

@@ -26,6 +26,7 @@ from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import load_estimator, save_estimator
+from mirage_steps.files.file_cache import FileCache
 from mirage_steps.files.names import decoded
 from mirage_steps.files.photo_views import PhotoViews
 from mirage_steps.files.photos import photos_of
@@ -445,22 +446,37 @@ def test_photos_of_a_folder_have_names_and_the_rest_reasons(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(whole[:-20])
     Image.new("RGB", (8, 8)).save(tmp_path / "small.png")
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
-    found, rejected = photos_of(tmp_path, max_pixels=1000)
+    Image.new("RGB", (20, 20)).save(tmp_path / "a%41.png")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a%2541.png")
+    cache = FileCache(tmp_path / ".files.json")
+    found, rejected, passed_over = photos_of(tmp_path, 1000, cache)
     (hashed,) = [name for name in found if name.startswith("b.jpg=")]
     assert set(found) == {
         "a.jpg", "a.png", "below/a", "c d", "x", "x=2Erun", hashed, "b.png", "b.jpg.png",
-        "d=7B1=7D", "x=2Eviews/pose_00",
+        "d=7B1=7D", "x=2Eviews/pose_00", "a=252541",
     }  # fmt: skip
     assert found["below/a"] == tmp_path / "below/a.jpg" and found[hashed].name == "b.jpg"
     reasons = {Path(name).name: reason for name, reason in rejected}
-    assert set(reasons) == {"notes.txt", ".hidden.jpg", "cut.jpg", "small.png", "large.png"}
+    assert set(reasons) == {"notes.txt", "cut.jpg", "small.png", "large.png", "a%2541.png"}
     assert "truncated" in reasons["cut.jpg"] and "too few" in reasons["small.png"]
-    # Those that are not decoded take part in naming.
-    undecoded, fewer = photos_of(tmp_path, max_pixels=1000, decode=False)
-    assert undecoded.items() - found.items() == {("cut", tmp_path / "cut.jpg")}
-    assert len(fewer) == len(rejected) - 1
+    assert [Path(name).name for name, _ in passed_over] == [".hidden.jpg"]
     with pytest.raises(UserError, match="no such folder"):
-        photos_of(tmp_path / "absent")
+        photos_of(tmp_path / "absent", 1000, cache)
+
+
+def test_a_photo_is_decoded_again_only_if_it_changed(tmp_path, monkeypatch):
+    for name in "ab":
+        shutil.copy(GREEN, tmp_path / f"{name}.png")
+    cache = FileCache(tmp_path / ".files.json")
+    before = photos_of(tmp_path, 10**6, cache)
+    cache.save()
+    decoded = []
+    monkeypatch.setattr("mirage_steps.files.photos.upright_size", lambda p, _: decoded.append(p))
+    again = FileCache(tmp_path / ".files.json")
+    assert photos_of(tmp_path, 10**6, again) == before and not decoded
+    shutil.copy(OCHRE, tmp_path / "b.png")
+    photos_of(tmp_path, 10**6, again)
+    assert [path.name for path in decoded] == ["b.png"]
 
 
 def test_another_photo_of_the_same_name_is_never_written_over(finished, run, tmp_path):
@@ -671,7 +687,7 @@ def test_no_name_of_a_photo_reaches_a_shell_of_a_cluster(tmp_path):
     # Empty files are taken as they are: only this rule may run.
     words = ("--profile", "profiles/slurm", "--retries", "0", "--allowed-rules", "novel_views")
     words += ("--slurm-init-seconds-before-status-checks", "1")
-    found, rejected = photos_of(folder)
+    found, rejected, _ = photos_of(folder, 10**6, FileCache(tmp_path / "none.json"))
     assert len(found) == len(names) and not rejected
     targets = [f"results/mini/novel_views/{name}.png" for name in found]
     environment = {**ENVIRONMENT, "PATH": f"{fake}:{os.environ['PATH']}"}

@@ -133,11 +133,6 @@ def test_failures_that_the_settings_have_removed_are_not_told(folder):
     assert {found[stage]["state"] for stage in ("masks", "baseline", "views")} == {"missing"}
     assert found["real"]["state"] == "failed"
     assert status.look(folder, dataset, shards=4)["stages"]["views"]["state"] == "failed"
-    edited = (logs / "real.log").stat().st_mtime + 1
-    real = status.look(folder, dataset, edited=edited)["stages"]["real"]
-    assert (real["state"], real["error"]) == ("missing", "")
-    (logs / "real.log").write_text("at work\n")
-    assert status.look(folder, dataset, edited=edited)["stages"]["real"]["state"] == "started"
 
 
 def test_damaged_files_are_passed_over(folder):

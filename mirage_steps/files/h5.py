@@ -100,7 +100,7 @@ def _explained(path: Path, error: Exception) -> Exception:
     if "already open for write" in reason:
         return UserError(
             f"{path}: another program has it open for writing; close it there, or, where none has, "
-            "clear the mark that one left: h5clear -s FILE"
+            f"clear the mark that a crash left: h5clear -s {path}"
         )
     damaged = any(word in reason for word in _DAMAGED)
     advice = "; if a step made it, delete it and rerun" if damaged else ""

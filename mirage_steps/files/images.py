@@ -91,16 +91,6 @@ def upright_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         return upright_rgb(image).size
 
 
-def check_header(path: Path, max_pixels: int = MAX_PIXELS) -> None:
-    """Refuse what its first bytes tell to be no usable image; no pixel is decoded.
-
-    Raises:
-        UnreadableImage: with the reason.
-    """
-    with _opened(path, max_pixels):
-        pass
-
-
 def require_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that is too small or too large to be used.
 
@@ -309,9 +299,10 @@ def _own_files(folder: Path, names: set[str]) -> set[str]:
 
 
 def _is_result(folder: Path, names: set[str]) -> bool:
-    """Whether a step wrote its record into a folder."""
-    records = (folder / name for name in names if name.endswith(".run.json"))
-    return any(str(_record(path).get("step")).startswith("mirage_steps.") for path in records)
+    """Whether a step wrote into a folder: its record, and files that the record names."""
+    records = (_record(folder / name) for name in names if name.endswith(".run.json"))
+    outputs = (record.get("outputs") for record in records)
+    return any(isinstance(one, dict) and names & one.keys() for one in outputs)
 
 
 def _record(path: Path) -> dict:

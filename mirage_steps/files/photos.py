@@ -10,10 +10,10 @@ from PIL import Image
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import sha256_of
+from mirage_steps.files.file_cache import FileCache
 from mirage_steps.files.images import (
     MAX_PIXELS,
     UnreadableImage,
-    check_header,
     find_files,
     read_rgb,
     require_size,
@@ -83,18 +83,18 @@ def photo_identity(path: Path) -> tuple[str, str]:
 
 
 def photos_of(
-    folder: Path, max_pixels: int = MAX_PIXELS, decode: bool = True
-) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    folder: Path, max_pixels: int, cache: FileCache
+) -> tuple[dict[str, Path], list[tuple[str, str]], list[tuple[str, str]]]:
     """The photos of a folder, searched recursively, by the names of their outputs.
 
     Args:
         folder: as in the key ``photos``.
         max_pixels: larger photos are not usable.
-        decode: leave out photos that cannot be decoded; otherwise those by their header only, which
-            gives the other photos the same names.
+        cache: of what was found out before; a photo is decoded only if it is new or was changed.
 
     Returns:
-        Images, and (name, reason) of everything else in the folder.
+        Images; (name, reason) of files that are no usable images; and of what is passed over, such
+        as hidden files.
 
     Raises:
         UserError: there is no such folder.
@@ -102,25 +102,24 @@ def photos_of(
     root = Path(os.path.expanduser(folder))
     if not os.path.isdir(root):
         raise UserError(f"photos {folder}: no such folder; set it to the folder with your photos")
-    files, rejected = find_files(root)
+    files, passed_over = find_files(root)
 
-    def usable(check, paths: list[Path]) -> list[Path]:
-        """Those that pass a check; the others are rejected."""
+    def reason(path: Path) -> str:
+        try:
+            upright_size(path, max_pixels)
+        except UnreadableImage as error:
+            return str(error)
+        # A command is given the spelled path.
+        return "" if file_of(encoded(path)) == path else "another file is called as this is spelled"
 
-        def reason(path: Path) -> str | None:
-            try:
-                check(path, max_pixels)
-            except UnreadableImage as error:
-                return str(error)
-            return None
+    def known(path: Path) -> str:
+        try:
+            return cache.get(path, f"photo, {max_pixels} pixels", reason)
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
 
-        reasons = dict(zip(paths, ahead(reason, paths), strict=True))
-        rejected.extend((encoded(path), why) for path, why in reasons.items() if why)
-        return [path for path, why in reasons.items() if why is None]
-
-    paths = usable(check_header, files)
-    names = output_names([path.relative_to(root.resolve()) for path in paths])
-    found = dict(zip(paths, names, strict=True))
-    if decode:
-        paths = usable(upright_size, paths)
-    return {found[path]: path for path in paths}, rejected
+    reasons = dict(zip(files, ahead(known, files), strict=True))
+    usable = [path for path, why in reasons.items() if not why]
+    names = output_names([path.relative_to(root.resolve()) for path in usable])
+    unusable = [(encoded(path), why) for path, why in reasons.items() if why]
+    return dict(zip(names, usable, strict=True)), unusable, passed_over

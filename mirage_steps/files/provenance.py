@@ -77,10 +77,9 @@ def changed_since(path: Path) -> bool:
     """
     records = [*path.parent.glob("*.run.json"), *path.parent.parent.glob("*.run.json")]
     names = (path.name, f"{path.parent.name}/{path.name}")
-    expected = [
-        read_json(record).get("outputs", {}).get(name) for record in records for name in names
-    ]
-    return any(one and one != identity(path).get("sha256") for one in expected)
+    outputs = [found for one in records if isinstance(found := read_json(one).get("outputs"), dict)]
+    expected = {one[name] for one in outputs for name in names if one.get(name)}
+    return bool(expected) and identity(path).get("sha256") not in expected
 
 
 def _inputs(value: object) -> object:

@@ -9,6 +9,7 @@ import torch
 from mirage_steps.errors import UserError, first_line
 from mirage_steps.files.atomic import write_json
 from mirage_steps.files.tensors import read_tensors, write_tensors
+from mirage_steps.method.device import out_of_memory
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 
@@ -48,6 +49,8 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the training step first") from None
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(
             f"{path}: not a trained model ({first_line(error)}); rerun the training"
         ) from None

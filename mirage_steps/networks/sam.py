@@ -89,15 +89,20 @@ def _unwrapped(content: object) -> tuple[str, dict[str, Tensor]]:
     raise ValueError(f"holds {', '.join(map(str, names[:4]))}" + ", ..." * (len(names) > 4))
 
 
-def _sets(content: object, place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Sets of tensors with parts of segment-anything, each with its place in a checkpoint."""
-    if isinstance(content, dict):
-        names = [n for n, value in content.items() if isinstance(n, str) and torch.is_tensor(value)]
-        for prefix in dict.fromkeys(match[1] for match in map(_PART.match, names) if match):
-            own = {n.removeprefix(prefix): content[n] for n in names if n.startswith(prefix)}
-            yield f"{place}{prefix}", own
-        for name, part in content.items():
-            yield from _sets(part, f"{place}{name}.")
+def _sets(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Sets of tensors with parts of segment-anything, each with its place in a checkpoint.
+
+    They are at its top or in a dictionary there, as in ``{"model": ...}``.
+    """
+    inner = content.items() if isinstance(content, dict) else ()
+    for place, part in [("", content), *((f"{name}.", part) for name, part in inner)]:
+        if isinstance(part, dict):
+            names = [
+                n for n, value in part.items() if isinstance(n, str) and torch.is_tensor(value)
+            ]
+            for prefix in dict.fromkeys(match[1] for match in map(_PART.match, names) if match):
+                own = {n.removeprefix(prefix): part[n] for n in names if n.startswith(prefix)}
+                yield f"{place}{prefix}", own
 
 
 def _network(state: dict[str, Tensor]) -> Sam:

@@ -38,10 +38,10 @@ def check(source: Folder) -> Path:
 
 def require_folder(path: Path, remedy: str) -> Path:
     """``path`` absolute; raises UserError with the remedy if it is no folder."""
-    root = Path(os.path.expanduser(path)).resolve()
-    if not root.is_dir():
+    root = os.path.expanduser(path)
+    if not os.path.isdir(root):
         raise UserError(f"source.path {path}: no such folder; {remedy}")
-    return root
+    return Path(root).resolve()
 
 
 def inspect_images(files: Sequence[Path], max_pixels: int, progress) -> Listing:

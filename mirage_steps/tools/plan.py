@@ -22,6 +22,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import human_size, require_disk
 from mirage_steps.files.command import run_tool
 from mirage_steps.files.configuration import read_configuration, read_dataset
+from mirage_steps.files.images import find_files
 from mirage_steps.files.records import read_json
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
@@ -108,9 +109,8 @@ def count_images(source: settings.Source) -> int:
     if hasattr(source, "images"):
         return source.images
     check_source(source)
-    pattern = {"compcars": "image/**/*.jpg", "epfl": "**/tripod_seq_*.jpg"}.get(source.kind, "**/*")
     endings = Image.registered_extensions()
-    return sum(path.suffix.lower() in endings for path in source.path.expanduser().glob(pattern))
+    return sum(path.suffix.lower() in endings for path in find_files(source.path)[0])
 
 
 def backbone(chosen: settings.Backbone) -> Backbone:

@@ -21,7 +21,8 @@ from typing import Annotated
 import tyro
 
 from mirage_steps.files.command import run_tool
-from mirage_steps.files.configuration import configfiles, read_configuration, read_dataset
+from mirage_steps.files.configuration import read_configuration, read_dataset
+from mirage_steps.files.file_cache import CACHE, FileCache
 from mirage_steps.files.lock import STALE
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.records import read_json, read_metrics, read_text
@@ -47,19 +48,19 @@ def main(
     configuration = read_configuration(configfile)
     results = Path(configuration.results)
     names = name or [one for one in configuration.datasets if (results / one).is_dir()]
-    edited = max(map(os.path.getmtime, configfiles(configfile)))
     found = {
-        one: look(
-            results / one, read_dataset(configuration, one), configuration.shards, edited=edited
-        )
+        one: look(results / one, read_dataset(configuration, one), configuration.shards)
         for one in names
     }
     text = "\n\n".join(_as_text(*one) for one in found.items())
     print(json.dumps(found, indent=2) if as_json else text or "no data set was begun")
 
 
-def stages(dataset: Dataset) -> dict[str, list[str]]:
-    """Stages in the order of the pipeline, each with the records it leaves below results/NAME."""
+def stages(dataset: Dataset, results: Path = Path()) -> dict[str, list[str]]:
+    """Stages in the order of the pipeline, each with the records it leaves below results/NAME.
+
+    ``results`` is the folder of all results, with what Snakemake found out about photos.
+    """
     sets = dataset.sets.values()
     compared = {name for one in sets if one.reference for name in (one.name, one.reference)}
     found = {
@@ -86,28 +87,28 @@ def stages(dataset: Dataset) -> dict[str, list[str]]:
             "fid": ["fid"],
         }
     if dataset.photos and os.path.isdir(os.path.expanduser(dataset.photos)):
-        names, _ = photos_of(dataset.photos, dataset.novel_views.max_pixels)
+        cache = FileCache(results / CACHE)
+        names, _, _ = photos_of(dataset.photos, dataset.novel_views.max_pixels, cache)
         found["novel_views"] = [f"novel_views/{escape(name)}" for name in names]
     return {stage: [f"{one}.run.json" for one in found[stage]] for stage in found if found[stage]}
 
 
-def look(folder: Path, dataset: Dataset, shards: int = 1, edited: float = 0) -> dict:
+def look(folder: Path, dataset: Dataset, shards: int = 1) -> dict:
     """Stages, training, poses and distances of a data set, as JSON.
 
     Args:
         folder: of its results.
         dataset: its settings.
         shards: of features and generated images.
-        edited: when the settings were edited, in unix seconds. Failures before may be mended.
     """
     training = _training(folder / "training/checkpoints", dataset.training.iterations)
     found = {}
-    for stage, paths in stages(dataset).items():
+    for stage, paths in stages(dataset, folder.parent).items():
         # Logs of sets, photos and shards that are no longer asked for do not count.
         missing = [path for path in paths if not any(folder.glob(path))]
         patterns = [pattern for path in missing for pattern in _logs(stage, path, shards)]
         logs = [log for pattern in patterns for log in sorted(folder.glob(f"logs/{pattern}"))]
-        found[stage] = _stage(folder, stage, paths, logs, training, edited)
+        found[stage] = _stage(folder, stage, paths, logs, training)
     return {
         "stages": found,
         "training": training,
@@ -127,28 +128,19 @@ def _logs(stage: str, record: str, shards: int) -> list[str]:
 
 
 def _stage(
-    folder: Path,
-    name: str,
-    paths: Sequence[str],
-    logs: Sequence[Path],
-    training: dict | None,
-    edited: float,
+    folder: Path, name: str, paths: Sequence[str], logs: Sequence[Path], training: dict | None
 ) -> dict:
     """State of a stage, records ``done`` of how many, last start, seconds in all, last error."""
     there = [found for path in paths if (found := [*folder.glob(path)])]
     records = [read_json(path) for found in there for path in found]
-    errors, begun = [], name == "train" and training
-    for log in logs:
-        found = re.findall("^error: (.*)$", read_text(log), re.MULTILINE)
-        if not found or log.stat().st_mtime >= edited:
-            errors += found
-            begun = True
+    errors = re.findall("^error: (.*)$", "\n".join(map(read_text, logs)), re.MULTILINE)
     if len(there) == len(paths):
         state = "done"
     elif name == "train" and training and training["alive"]:
         state = "running"
     else:
         # A step that works or was killed has a log without an error line.
+        begun = logs or name == "train" and training
         state = "failed" if errors else "started" if begun else "missing"
     return {
         "state": state,
