@@ -170,11 +170,11 @@ def test_copies_and_results_of_the_pipeline_are_passed_over(tmp_path):
     (photos / "x.gif").touch()
     write_json(photos / "x.json", {"inversion_evaluations": 50})
     write_json(photos / "x.run.json", {"step": "mirage_steps.novel_views"})
-    write_json(photos / "old/photo.run.json", {"mine": 1})
+    write_json(photos / "old/photo.run.json", {"outputs": {"mine": 1}})
     (photos / "old/bad.run.json").write_text("[" * 100_000)
     results = photos / "results/mini"
     dataset.main(source=Procedural(images=1, size=24), out=results)
-    write_json(results / "dataset.run.json", {"step": "mirage_steps.dataset"})
+    write_json(results / "dataset.run.json", {"outputs": {"manifest.csv": None}})
     entries, rejected = _list(photos, tmp_path / "out")
     names = [str(entry.path.relative_to(photos)) for entry in entries]
     kept = ["a.png", "green.png", "green.views/p.png", "old/c.png", "thumbs up/b.png"]
@@ -298,23 +298,6 @@ def test_provenance_does_not_need_every_package(tmp_path, monkeypatch):
     record = json.loads((tmp_path / "poses.run.json").read_text())
     assert record["packages"] == {"numpy": np.__version__, "no-such-package": None}
     assert record["settings"] == {"k": 4}
-
-
-def test_the_list_of_another_source_is_not_replaced(tmp_path):
-    for name in ("a", "b"):
-        _image(tmp_path / name / "x.png")
-    out = tmp_path / "out"
-    dataset.main(source=Folder(path=tmp_path / "a"), out=out)
-    record = {"settings": {"kind": "folder", "path": str(tmp_path / "a")}}
-    write_json(out / "dataset.run.json", record)
-    dataset.main(source=Folder(path=tmp_path / "a", max_pixels=1000), out=out)
-    for source in (Folder(path=tmp_path / "b"), Procedural(images=1, size=24)):
-        with pytest.raises(
-            UserError, match=rf"manifest.csv: lists {tmp_path}/a; give another --out"
-        ):
-            dataset.main(source=source, out=out)
-    (out / "manifest.csv").unlink()
-    assert len(_list(tmp_path / "b", out)[0]) == 1
 
 
 # Rendered sets

@@ -385,12 +385,12 @@ def _tensors(seed: int = 3) -> dict:
     [
         lambda state: {"model": state, "epoch": 3},
         lambda state: {"state_dict": {f"module.{name}": value for name, value in state.items()}},
-        lambda state: {"a": {"b": {f"sam.{name}": value for name, value in state.items()}}},
+        lambda state: {"a": {f"sam.{name}": value for name, value in state.items()}},
         lambda state: {**state, "extra": torch.zeros(1), "pixel_mean": torch.zeros(3)},
         lambda state: {name: value.bfloat16().float() for name, value in state.items()},
         None,  # a safetensors file, whatever its name
     ],
-    ids=["model", "state_dict and module", "deeper", "extra keys", "rounded", "safetensors"],
+    ids=["model", "state_dict and module", "sam.", "extra keys", "rounded", "safetensors"],
 )
 def test_weights_in_another_wrapping_are_taken(tmp_path, monkeypatch, wrap):
     monkeypatch.setitem(loading._ARCHITECTURES, 32, "tiny")

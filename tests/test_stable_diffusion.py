@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mirage_steps.errors import UserError
 from mirage_steps.files import atomic as files
+from mirage_steps.files.process import machine
 from mirage_steps.settings import StableDiffusion
 from mirage_steps.sources import stable_diffusion as module
 from mirage_steps.sources.stable_diffusion import list_images, prompts
@@ -261,8 +262,9 @@ def test_only_missing_images_are_generated_again(model, tmp_path):
     for entry in gone:
         entry.path.unlink()
     # What a killed run leaves behind is no image.
-    (gone[0].path.parent / ".000001.png.partial").mkdir()
-    (gone[0].path.parent / ".000001.png.partial" / "000001.png").write_bytes(b"half")
+    killed = gone[0].path.parent / f".partial-{machine()}-{2**22 + 1}-0"  # of no process
+    killed.mkdir()
+    (killed / "000001.png").write_bytes(b"half")
     seen = []
 
     def progress(iterable, total):

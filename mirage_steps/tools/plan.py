@@ -110,7 +110,10 @@ def count_images(source: settings.Source) -> int:
         return source.images
     check_source(source)
     endings = Image.registered_extensions()
-    return sum(path.suffix.lower() in endings for path in find_files(source.path)[0])
+    folder = source.path / "image" if source.kind == "compcars" else source.path
+    start = "tripod_seq_" if source.kind == "epfl" else ""
+    names = (path.name.lower() for path in find_files(folder)[0])
+    return sum(name.startswith(start) and name.endswith(tuple(endings)) for name in names)
 
 
 def backbone(chosen: settings.Backbone) -> Backbone:
