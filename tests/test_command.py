@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_work(tmp_path, mo
     monkeypatch.setattr(os, "fsync", full)
     assert _run(monkeypatch, "--out", str(out)).startswith(f"error: {out}: No space left on device")
     monkeypatch.setattr(os, "fsync", fsync)
-    assert list(out.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_that_cannot_be_written_leaves_no_older_one(tmp_path, monkeypatch):

@@ -261,8 +261,9 @@ def test_only_missing_images_are_generated_again(model, tmp_path):
     for entry in gone:
         entry.path.unlink()
     # What a killed run leaves behind is no image.
-    (gone[0].path.parent / ".000001.png.partial").mkdir()
-    (gone[0].path.parent / ".000001.png.partial" / "000001.png").write_bytes(b"half")
+    left = gone[0].path.parent / ".partial-elsewhere-1-1"
+    left.mkdir()
+    (left / "000001.png").write_bytes(b"half")
     seen = []
 
     def progress(iterable, total):
@@ -272,6 +273,7 @@ def test_only_missing_images_are_generated_again(model, tmp_path):
             yield item
 
     after_entries, _ = list_images(source, tmp_path, progress, device="cpu")
+    shutil.rmtree(left)
     after = _files(tmp_path)
     assert seen == [5, 0, 2, 3, 1, 4]
     assert after_entries == before_entries
