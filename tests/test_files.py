@@ -1,19 +1,36 @@
 """Files that are whole or absent, tables, HDF5, and reading ahead."""
 
+import contextlib
+import errno
+import fcntl
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mirage_steps.errors import UserError
 from mirage_steps.files import atomic as files
+from mirage_steps.files import tiles
+from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, create_h5, open_h5, read_names, slices, write_names
 from mirage_steps.files.loading import ahead, image_batches
 from mirage_steps.files.manifest import Entry
+from mirage_steps.files.process import machine
+from mirage_steps.files.tensors import read_tensors, write_tensors
+from mirage_steps.method.unet import build, preset
+from mirage_steps.networks.diffusion_model import load_model, save_model
+
+ROOT = Path(__file__).parents[1]
 
 # Whole or absent
 
@@ -60,6 +77,160 @@ def test_json_is_utf_8_and_whole(tmp_path):
     # A file name that is no UTF-8, as Python holds it.
     files.write_json(path, {"path": "\udcff.png"})
     assert json.loads(path.read_bytes()) == {"path": "\udcff.png"}
+
+
+def test_two_writers_of_one_path_do_not_meet(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.atomic(path) as first:
+        first.write_text("first")
+        with files.atomic(path) as second:
+            second.write_text("second")
+            assert first.read_text() == "first"
+        assert path.read_text() == "second"
+    assert path.read_text() == "first" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_killed_writers_left_is_removed_what_others_write_stays(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = {
+        f"{machine()}-{dead.pid}": 0,  # killed here
+        f"{machine()}-{os.getpid()}": 0,  # works here
+        f"other-{dead.pid}": 0,  # works on another machine, or was killed
+        f"another-{dead.pid}": 30 * 24 * 3600,  # that one was killed long ago
+    }
+    for name, age in left.items():
+        folder = tmp_path / f".partial-{name}-1"
+        folder.mkdir()
+        for path in (folder / "a.txt", folder):
+            path.touch()
+            os.utime(path, (time.time() - age,) * 2)
+    files.write_json(tmp_path / "b.json", {})
+    there = [path.name for path in tmp_path.iterdir() if path.name != "b.json"]
+    assert sorted(there) == sorted(f".partial-{name}-1" for name in list(left)[1:3])
+
+
+@contextlib.contextmanager
+def _files_of_at_most(size: int):
+    """A limit of the system, which ends writing in the middle as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def _write_h5(path):
+    with create_h5(path) as out:
+        by_image(out, "images", 200, (16, 16, 3), np.uint8)
+        for rows in slices(200, 8):
+            out["images"][rows] = 7
+        write_names(out, [str(number) for number in range(200)])
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+WRITERS = {
+    "a.csv": lambda path: files.write_csv(path, ("a",), ((n,) for n in range(5000))),
+    "a.json": lambda path: files.write_json(path, list(range(5000))),
+    "a.png": lambda path: tiles.save_image(path, NOISE),
+    "a.gif": lambda path: tiles.turntable(path, NOISE[None, None].repeat(3, 1)),
+    "a.safetensors": lambda path: write_tensors(path, {"a": np.zeros(5000)}),
+    "a.h5": _write_h5,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_one_line_with_path_and_need_and_leaves_nothing(tmp_path, name):
+    path = tmp_path / name
+    for size in (0, 50, 3000, 7000):
+        with _files_of_at_most(size), pytest.raises(OSError) as error:
+            WRITERS[name](path)
+        assert (error.value.filename, error.value.errno) == (str(path), errno.EFBIG)
+        assert "needs more than" in error.value.strerror and "\n" not in error.value.strerror
+        assert list(tmp_path.iterdir()) == []
+    WRITERS[name](path)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    os.umask(now := os.umask(0))
+    return now
+
+
+def test_a_full_disk_ends_the_writing_of_hdf5_soon(tmp_path):
+    """The process must live on, and close the file: HDF5 used to end it at its exit."""
+    done = 0
+    with _files_of_at_most(100_000), pytest.raises(OSError), create_h5(tmp_path / "a.h5") as out:
+        by_image(out, "images", 10_000, (64, 64, 3), np.uint8)
+        for done in range(10_000):
+            out["images"][done] = done % 256
+    assert done < 1000 and list(tmp_path.iterdir()) == []
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,) * 2)\n"
+        "from test_files import Path, _write_h5; _write_h5(Path('b.h5'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+    )
+    assert ended.returncode == 1 and b"needs more than" in ended.stderr.splitlines()[-1]
+
+
+@contextlib.contextmanager
+def _nobody():
+    """Without the rights of root, who may read everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+READERS = {
+    "a.csv": files.read_csv,
+    "a.h5": lambda path: open_h5(path).__enter__(),
+    "a.safetensors": read_tensors,
+    "model.safetensors": lambda path: load_model(path.parent, torch.device("cpu")),
+    "pose_estimator.safetensors": load_estimator,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_may_not_be_read_is_neither_missing_nor_damaged(tmp_path, name):
+    if name == "model.safetensors":
+        model = build(preset("small", 32, 4, 0.0), 0)
+        save_model(tmp_path, model, {"seed": 0})
+    else:
+        _write_h5(tmp_path / name)
+    (tmp_path / name).chmod(0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    with _nobody(), pytest.raises(PermissionError) as error:
+        READERS[name](tmp_path / name)
+    assert (error.value.filename, error.value.strerror) in (
+        (str(tmp_path / name), "Permission denied"),
+        (tmp_path / name, "Permission denied"),
+    )
+
+
+def test_a_damaged_byte_in_tensors_is_noticed(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, {"a": np.arange(20.0), "b": np.ones((2, 3), np.float32)}, '{"c": 1}')
+    arrays, about = read_tensors(path)
+    assert about == '{"c": 1}' and arrays["b"].shape == (2, 3)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            found, text = read_tensors(path)
+        except ValueError:
+            continue
+        assert text in (about, "") and found.keys() == arrays.keys(), place
+        assert all((found[name] == arrays[name]).all() for name in arrays), place
 
 
 # Tables
@@ -161,6 +332,53 @@ def test_hdf5_faults_are_one_line_with_the_file(tmp_path):
     with pytest.raises(ZeroDivisionError), open_h5(tmp_path / "good.h5"):
         _ = 1 / 0
     h5py.File(tmp_path / "good.h5", "r+").close()
+
+
+def test_a_damaged_byte_in_hdf5_is_one_line(tmp_path):
+    path = tmp_path / "a.h5"
+
+    def read() -> list:
+        with open_h5(path, "images", "image") as file:
+            values = [file[name][:].tobytes() for name in ("images", "pose")]
+            return [*values, read_names(file), dict(file.attrs)]
+
+    with create_h5(path) as out:
+        out.attrs.update(sam="vit_h", empty="", columns=3)
+        by_image(out, "images", 20, (4, 4, 3), np.uint8)
+        out["images"][:] = np.arange(20)[:, None, None, None]
+        out["pose"] = np.arange(20)
+        write_names(out, [f"{number} Tür.png" for number in range(20)])
+    good, whole = read(), path.read_bytes()
+    assert good[3] == {"sam": "vit_h", "empty": "", "columns": 3}
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        try:
+            assert read() == good, place
+        except UserError as error:
+            assert str(error).startswith(f"{path}: not a readable HDF5 file ("), place
+    for size in range(0, len(whole), 101):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="not a readable HDF5 file"):
+            read()
+
+
+def test_reading_needs_no_lock(tmp_path):
+    """Some disks have none, and a program that reads the file may hold one."""
+    _write_h5(tmp_path / "a.h5")
+    with open(tmp_path / "a.h5") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with open_h5(tmp_path / "a.h5", "images") as file:
+            assert (file["images"][3] == 7).all()
+
+
+def test_a_file_that_a_program_writes_is_not_to_be_deleted(tmp_path):
+    _write_h5(tmp_path / "a.h5")
+    code = "import h5py, os; file = h5py.File('a.h5', 'r+'); file.flush(); os._exit(0)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    with pytest.raises(UserError, match="another program has it open") as error:
+        with open_h5(tmp_path / "a.h5"):
+            pass
+    assert "delete" not in str(error.value)
 
 
 @pytest.mark.parametrize("count, size", [(0, 4), (1, 4), (4, 4), (9, 4), (10, 1)])

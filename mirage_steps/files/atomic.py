@@ -56,13 +56,13 @@ def atomic(path: Path) -> Iterator[Path]:
         WRITTEN.append(path)
 
 
-def require_writable(folder: Path) -> None:
-    """Make a folder and try to write into it.
+def require_writable(folder: Path, path: Path) -> None:
+    """Try to write into a folder, where ``path`` is to be made.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: it cannot be written, naming ``path``.
     """
-    with _own_folder(folder, folder) as own, open(own / "probe", "wb") as probe:
+    with _own_folder(folder, path) as own, open(own / "probe", "wb") as probe:
         probe.write(b"0")  # permissions do not tell of full and of read-only disks
         probe.flush()
         os.fsync(probe.fileno())

@@ -110,7 +110,7 @@ def _require_folder(out: Path) -> None:
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"--out {out}: {there} is a file; give a folder")
-    require_writable(there)
+    require_writable(there, out)
 
 
 def flags(settings: BaseModel, exclude: Collection[str] = ()) -> list[str]:

@@ -61,14 +61,17 @@ class _LoggedProgress(tqdm):
     """Progress as lines of the log."""
 
     monitor_interval = 0  # no thread
+    _logged = -1  # the count in the last line
 
     def __init__(self, iterable: Iterable | None, **options: Any):
         silent = options | {"file": io.StringIO(), "delay": _LOGGED_EVERY}
         silent |= {"mininterval": _LOGGED_EVERY, "miniters": 1}
-        form = "{desc}{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        name = f"{options.get('desc', 'done')}: "
+        form = name + "{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
         super().__init__(iterable, **silent, bar_format=form)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Log the state; called only after ``delay`` and at the end."""
-        if msg is None:
-            log.info("%s", self)
+        if msg is None and self.n != self._logged:
+            log.info("%s", str(self))
+            self._logged = self.n

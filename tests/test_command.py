@@ -1,0 +1,134 @@
+"""Steps as commands: log, progress, the reader of the output, folders that cannot be written."""
+
+import errno
+import logging
+import os
+import pty
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mirage_steps.files import provenance, terminal
+from mirage_steps.files.command import run
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("Tür 椅子.png", "a b.png")
+
+
+def main(*, out: Path, fail: bool = False) -> None:
+    """Write a file.
+
+    Args:
+        out: Its folder.
+        fail: Fail after the work.
+    """
+    (out / "made.txt").write_text("made")
+
+
+def _run(monkeypatch, *words: str) -> str:
+    """Run the step above; gives its last line."""
+    monkeypatch.setattr(sys, "argv", ["step", *words])
+    monkeypatch.setattr(terminal.logging, "raiseExceptions", True)
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    return str(ended.value.code)
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_work(tmp_path, monkeypatch):
+    line = _run(monkeypatch, "--out", "/proc/none")
+    assert line.startswith("error: /proc/none: ")
+    out, fsync = tmp_path / "out", os.fsync
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert _run(monkeypatch, "--out", str(out)).startswith(f"error: {out}: No space left on device")
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_cannot_be_written_leaves_no_older_one(tmp_path, monkeypatch):
+    record = tmp_path / "test_command.run.json"
+    record.write_text("{}")
+
+    def full(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(provenance, "write_json", full)
+    line = _run(monkeypatch, "--out", str(tmp_path))
+    assert line == f"error: {record}: No space left on device"
+    assert not record.exists() and (tmp_path / "made.txt").exists()
+
+
+# Run by itself with stderr in a file or in a terminal.
+WORK = """
+import time
+from mirage_steps.files.terminal import log, progress, start_log
+start_log()
+for number in progress(range(6), unit="image"):
+    time.sleep(0.3)
+    if number == 3:
+        log.warning("three")
+        log.info("four")
+"""
+
+
+def test_files_get_no_bars_and_warnings_say_so(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WORK], cwd=ROOT, capture_output=True, text=True)
+    first, second = done.stderr.splitlines()
+    assert first == "warning: three" and second.endswith(" four") and "\r" not in done.stderr
+
+
+def test_progress_in_files_is_a_line_every_half_minute(monkeypatch, caplog):
+    monkeypatch.setattr(terminal, "_LOGGED_EVERY", 0.05)
+    caplog.set_level(logging.INFO)
+    with terminal.progress(total=3, unit="image", desc="masks") as bar:
+        for _ in range(3):
+            time.sleep(0.06)
+            bar.update()
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" image [")[0] for line in lines] == [f"masks: {n}/3" for n in (1, 2, 3)]
+
+
+def test_lines_in_a_terminal_do_not_run_into_the_bar():
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = subprocess.Popen([sys.executable, "-c", WORK], cwd=ROOT, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while part := os.read(ours, 4096):
+            text += part
+    except OSError:  # closed by the process
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    lines = text.decode().replace("\r", "\n").split("\n")
+    assert any("image/s" in line for line in lines) and "warning: three" in lines
+
+
+def test_a_reader_that_leaves_ends_a_command_in_silence():
+    command = f"set -o pipefail; {sys.executable} -m mirage_steps.tools.status --help | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_names_that_are_not_ascii_work_without_a_locale(tmp_path):
+    for name in NAMES:
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "photos" / name)
+    (tmp_path / "photos/böse.png").write_bytes(b"no image")
+    command = [sys.executable, "-m", "mirage_steps.dataset", "--out", str(tmp_path / "out")]
+    command += ["folder", "--path", str(tmp_path / "photos")]
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "böse.png: not an image" in done.stderr.decode()
+    table = (tmp_path / "out/manifest.csv").read_text(encoding="utf-8")
+    assert all(name in table for name in NAMES)
