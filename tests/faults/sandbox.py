@@ -259,7 +259,7 @@ def preload(commands: list[Command]) -> None:
 def misbehavior(result: Result) -> str:
     """What no fault may lead to, empty where all is well."""
     if "Traceback (most recent call last)" in result.text or "Fatal Python" in result.text:
-        return f"FORBIDDEN traceback: {last_line(result.text)}"
+        return f"FORBIDDEN traceback: {result.text[-1500:]}"
     if result.code not in (0, 1, 75, 130, 143):
         return f"FORBIDDEN exit code {result.code}: {last_line(result.text)}"
     if result.seconds > SECONDS:
