@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files import plots
 from mirage_steps.files.atomic import write_csv, write_json
 from mirage_steps.files.command import log, run
@@ -97,7 +97,7 @@ def _examples(
     """The first crops of every category in a row, (c, n, S, S, 3) uint8."""
     with open_h5(crops, "images", "image") as file:
         if read_names(file) != images:
-            raise UserError(f"{crops} lists other images than the tokens; rerun crops")
+            raise UserError(f"{crops}: lists other images than the tokens; {rerun('crops')}")
         side = file["images"].shape[1]
         rows = np.full((len(counts), _SHOWN, side, side, 3), 255, np.uint8)
         for category, row in enumerate(rows):

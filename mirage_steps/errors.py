@@ -21,6 +21,11 @@ class Incomplete(UserError):
         self.done = done
 
 
+def rerun(*rules: str) -> str:
+    """What to do, for the end of an error's message: make again what these rules make."""
+    return f"run snakemake with --forcerun {' '.join(rules)}"
+
+
 def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of an exception's message, its representation where it has none.
 

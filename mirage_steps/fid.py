@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
@@ -115,7 +115,9 @@ def main(
         log.info("%s: FD %.3f, KID %.6f", name, rows[-1].frechet, rows[-1].kernel)
     if any(one.networks != rows[0].networks for one in rows):
         found = "; ".join(f"{one.name}: {one.networks}" for one in rows)
-        raise UserError(f"rows of different networks cannot share a table ({found}); rerun embed")
+        raise UserError(
+            f"rows of different networks cannot share a table ({found}); {rerun('embed')}"
+        )
     published = Published(paper_source, dict(paper), differs) if paper else None
     write_json(out / "metrics.json", as_json(dataset, rows, published))
     text = as_text(dataset, rows, published)

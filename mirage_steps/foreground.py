@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files import plots
 from mirage_steps.files.atomic import write_csv, write_json
 from mirage_steps.files.command import log, run
@@ -50,7 +50,7 @@ def main(
     entries = read_manifest(manifest)
     with open_tokens(tokens) as found:
         if found.images != [entry.image for entry in entries]:
-            raise UserError(f"{tokens}: holds other images than the manifest; rerun features")
+            raise UserError(f"{tokens}: holds other images than the manifest; {rerun('features')}")
         if stored is None:
             model, contrasts = fit_foreground(found, foreground)
             estimator = PoseEstimator(found.backbone, model, foreground.margin)

@@ -76,12 +76,16 @@ def _require_one_whole(shards: tuple[Path, ...]) -> str:
             found = about, {name: (data.dtype, data.shape[1:]) for name, data in file.items()}
         first = first or found
         if found != first:
-            raise UserError(f"{shard}: was not made as {shards[0]}; delete both and rerun")
+            raise UserError(
+                f"{shard}: attributes or shapes differ from {shards[0]} (settings changed between "
+                "the jobs); make the older one again: run snakemake with --forcerun and its path"
+            )
         # Another batch size moves the borders, and some shards may be from before its change.
         if start != end or (number == len(shards) and stop != total):
             raise UserError(
                 f"{shard}: has rows {start} to {stop} of {total}, the shards before it end at "
-                f"{end}: batch_size changed in between; delete all shards and rerun"
+                f"{end}: batch_size changed in between; make all shards again: run snakemake with "
+                "--forcerun and their paths"
             )
         end = stop
     return stem

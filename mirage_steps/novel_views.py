@@ -99,7 +99,9 @@ def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str
         raise UserError("no photos; give one or more image files")
     for flag, value in (("--box", box), ("--name", name)):
         if value is not None and len(photos) > 1:
-            raise UserError(f"{flag}: applies to one photo, {len(photos)} are given; give one")
+            raise UserError(
+                f"{flag}: is for a single photo, {len(photos)} are given; call once for each photo"
+            )
     stems = output_names([Path(photo.name) for photo in photos]) if name is None else [name]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise UserError(

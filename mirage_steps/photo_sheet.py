@@ -16,7 +16,7 @@ from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
-from mirage_steps.files.tables import read_labels, read_pose_counts
+from mirage_steps.files.tables import read_labels, require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import choose_device, memory_advice
 from mirage_steps.networks.diffusion_model import load_model
@@ -50,8 +50,7 @@ def main(
     """
     network = load_model(model.parent, choose_device(device))
     config = network.config
-    if read_pose_counts(poses) != (config.poses, config.categories):
-        raise UserError(f"{poses}: has other poses than {model} was trained with; rerun poses")
+    require_pose_counts(poses, config.poses, config.categories)
     labels, table = read_labels(poses, crops), read_csv(poses)
     chosen = np.unique(np.linspace(0, len(labels) - 1, sheet.objects).astype(int)).tolist()
     with open_h5(crops, "images") as file:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files import plots
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
@@ -39,7 +39,7 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
     viewpoints = {entry.image: entry.viewpoint for entry in entries if entry.viewpoint}
     rows = read_csv(poses)
     if not rows or not {"image", "pose"} <= rows[0].keys():
-        raise UserError(f"{poses}: needs the columns image and pose; rerun the poses step")
+        raise UserError(f"{poses}: needs the columns image and pose; {rerun('poses')}")
     assigned = {row["image"]: int(row["pose"]) for row in rows}
     k, categories = read_pose_counts(poses)
     picture = out / "pose_eval.png"
@@ -100,8 +100,8 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
     )
     if not clear:
         raise UserError(
-            f"labels {labels}: no label can be used: {counts or 'it has none'}; a name with its "
-            "folders tells equal file names apart"
+            f"labels {labels}: no label can be used: {counts or 'azimuth_deg is always empty'}; "
+            "write names as in manifest.csv, with folders where several files have the same"
         )
     if counts:
         log.warning("labels %s: %s; these are not used", labels, counts)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files import plots
 from mirage_steps.files.atomic import write_csv, write_json
 from mirage_steps.files.command import log, run
@@ -46,10 +46,12 @@ def main(
     """
     with open_h5(maps, "maps", "valid") as file:
         values, valid, images = file["maps"][:], file["valid"][:], read_names(file)
-    require_finite(images, "map", f"rerun pose_space for {maps}", values)
+    require_finite(images, "map", rerun("pose_space"), values)
     with open_h5(crops, "image") as file:
         if read_names(file) != images:
-            raise UserError(f"{crops} and {maps} list different images; rerun crops and pose_space")
+            raise UserError(
+                f"{crops} and {maps} list different images; {rerun('crops', 'pose_space')}"
+            )
     assigned = read_categories(categories, images)
     model = load_estimator(stored or estimator, "poses" if stored else "pcas")
     if stored is None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files import plots, tiles
 from mirage_steps.files.atomic import atomic, located
 from mirage_steps.files.checkpoints import Checkpoints, load_checkpoint
@@ -87,7 +87,7 @@ def main(
         if images.shape[1] != training.image_size:
             raise UserError(
                 f"{crops}: crops are {images.shape[1]} pixels wide, training.image_size is "
-                f"{training.image_size}; rerun the crops step"
+                f"{training.image_size}; {rerun('crops')}"
             )
         processes = stack.enter_context(Processes.joined(device))
         if processes.count != training.processes:
@@ -95,7 +95,7 @@ def main(
                 f"training.processes {training.processes}, but {processes.count} run; start them "
                 f"by torchrun --nproc-per-node {training.processes} -m mirage_steps.train"
             )
-        remedy = "set a larger one: the batch is divided into so many parts"
+        remedy = "raise it, which splits the batch into smaller micro-batches"
         stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))
         lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
         trainer = Trainer(config, training, processes)
@@ -188,7 +188,7 @@ def _require_images(labels: np.ndarray, k: int, poses: Path) -> None:
     if (found := np.unique(labels)).tolist() != list(range(k)):
         raise UserError(
             f"{poses}: has images in {len(found)} of {k} poses, and the model would never see the "
-            "others; rerun the poses step with a lower poses.k"
+            "others; lower poses.k"
         )
 
 

@@ -22,7 +22,7 @@ from mirage_steps.files.command import run
 from mirage_steps.files.h5 import slices
 from mirage_steps.files.image_set import create_image_set, write_preview
 from mirage_steps.files.shards import Shard
-from mirage_steps.files.tables import read_pose_counts
+from mirage_steps.files.tables import require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
@@ -72,8 +72,7 @@ def main(
     where = choose_device(device)
     network = load_model(model.parent, where, untrained)
     labels = np.array([int(row["pose"]) for row in read_csv(poses)])
-    if read_pose_counts(poses) != (network.config.poses, network.config.categories):
-        raise UserError(f"{poses}: has other poses than {model} was trained with; rerun training")
+    require_pose_counts(poses, network.config.poses, network.config.categories)
     frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
     if sampler == "single":
         rows = own.rows(samples, views.batch_size)

@@ -342,11 +342,10 @@ def photos(name):
         UNUSABLE.update(dict(unusable))
         for photo, reason in unusable[:5]:
             logger.warning(f"datasets.{name}.photos: {photo} is left out: {reason}")
-        if (count := len(unusable)) > 5 or passed_over:
-            logger.info(
-                f"datasets.{name}.photos: {count} unusable files (overview.txt lists them), "
-                f"{len(passed_over)} passed over, such as hidden ones"
-            )
+        if count := len(unusable):
+            logger.warning(f"datasets.{name}.photos: {count} unusable files, all in overview.txt")
+        if count := len(passed_over):
+            logger.info(f"datasets.{name}.photos: {count} hidden files, thumbnails or own results")
     return found, unusable
 
 

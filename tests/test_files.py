@@ -463,6 +463,6 @@ def test_an_image_that_changed_since_the_manifest_is_named(tmp_path, fault):
         path.write_bytes(path.read_bytes()[:40])
     else:
         Image.new("RGB", (25, 25) if fault == "larger" else (16, 24)).save(path)
-    with pytest.raises(UserError, match=r"2\.png: was .* rerun the dataset step") as error:
+    with pytest.raises(UserError, match=r"2\.png: was .* --forcerun dataset") as error:
         list(image_batches([(entry, None) for entry in entries], _prepared, 2))
     assert "\n" not in str(error.value)

@@ -105,7 +105,7 @@ def test_a_killed_owner_of_this_machine_is_replaced_at_once(tmp_path):
 def test_an_owner_that_slept_too_long_stops(tmp_path):
     with Lock(tmp_path, "training", beat=30, stale=60) as sleeper:
         with Lock(tmp_path, "training", **QUICK) as other:
-            with pytest.raises(UserError, match=r"taken over \(process \d+ on"):
+            with pytest.raises(UserError, match=r"taken over by process \d+ on"):
                 sleeper.require()
             other.require()
         with pytest.raises(UserError, match="taken over"):

@@ -35,7 +35,7 @@ def _fail(*_, **__):
     ],
 )
 def test_every_way_to_run_out_names_the_setting(error):
-    for value, remedy in ((64, "set a smaller one"), (1, "use a device with more memory")):
+    for value, remedy in ((64, "lower it"), (1, "use a device with more memory")):
         with pytest.raises(UserError, match=rf"^views\.batch_size {value}: .*; {remedy}$") as told:
             with memory_advice("views.batch_size", value):
                 raise error
@@ -64,7 +64,7 @@ def test_features_and_embed_name_the_batch_of_the_backbone(tmp_path, monkeypatch
         file["images"] = np.zeros((2, 64, 64, 3), np.uint8)
     none = settings.Embed(inception="none")
     monkeypatch.setattr(Backbone, "tokens", _fail)
-    told = r"^backbone\.batch_size 8: .*CUDA out of memory.*set a smaller one"
+    told = r"^backbone\.batch_size 8: .*CUDA out of memory.*lower it"
     with pytest.raises(UserError, match=told):
         features.main(manifest=tmp_path / "manifest.csv", out=tmp_path / "out", backbone=BACKBONE)
     with pytest.raises(UserError, match=told):
@@ -82,7 +82,7 @@ def test_sam_names_its_own_batch():
     images = np.zeros((3, 24, 24, 3), np.uint8)
     sam = type("Sam", (), {"__call__": _fail, "device": torch.device("cpu")})()
     sam.image_encoder = type("Encoder", (), {"img_size": 48})
-    with pytest.raises(UserError, match=r"^masks\.sam_batch_size 2: .*set a smaller one"):
+    with pytest.raises(UserError, match=r"^masks\.sam_batch_size 2: .*lower it"):
         masks.segment(sam, images, [None] * 3, 2)
 
 
@@ -99,7 +99,7 @@ def test_sampling_names_its_batch(data, tmp_path, monkeypatch):
     model = build(preset("small", 32, 4, 0.0), 0)
     save_model(tmp_path, model, {"seed": 0})
     monkeypatch.setattr(UNet, "encode", _fail)
-    told = r"^views\.batch_size 64: .*set a smaller one"
+    told = r"^views\.batch_size 64: .*lower it"
     path = tmp_path / "model.safetensors"
     with pytest.raises(UserError, match=told):
         out, sampler = tmp_path / "out", "multi-view"

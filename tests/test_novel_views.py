@@ -252,7 +252,7 @@ def test_too_little_memory_names_the_batch(run, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(mirage_steps.run, "crop_views", run_out)
-    with pytest.raises(UserError, match=r"^views\.batch_size 16: .*set a smaller one"):
+    with pytest.raises(UserError, match=r"^views\.batch_size 16: .*lower it"):
         run.novel_views(GREEN, views=FAST)
 
 
@@ -372,8 +372,8 @@ def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypa
     two = (GREEN, OCHRE)
     for photos, more, told in (
         ((), {}, "no photos"),
-        (two, {"box": (0, 0, 9, 9)}, "--box: applies to one photo, 2 are given"),
-        (two, {"name": "x"}, "--name: applies to one photo"),
+        (two, {"box": (0, 0, 9, 9)}, "--box: is for a single photo, 2 are given"),
+        (two, {"name": "x"}, "--name: is for a single photo"),
         ((GREEN, GREEN), {}, "outputs of several photos would be called green.png"),
     ):
         with pytest.raises(UserError, match=told):
@@ -486,7 +486,7 @@ def test_another_photo_of_the_same_name_is_never_written_over(finished, run, tmp
     arguments, a, b = _arguments(finished, tmp_path / "out"), *(tmp_path / n for n in "ab")
     novel_views.main((a / "IMG_1.png",), **arguments)
     before = (tmp_path / "out/IMG_1.png").read_bytes()
-    told = f"shows {a}/IMG_1.png; give a name of its own by --name, or another --out"
+    told = f"has the views of {a}/IMG_1.png; give another --out, or a --name"
     with pytest.raises(UserError, match=re.escape(told)):
         novel_views.main((b / "IMG_1.png",), **arguments)
     assert (tmp_path / "out/IMG_1.png").read_bytes() == before
@@ -501,7 +501,7 @@ def test_another_photo_of_the_same_name_is_never_written_over(finished, run, tmp
     shown = [run.novel_views(image, views=FAST) for image in pixels]
     shown[0].save(tmp_path)
     shown[0].save(tmp_path)
-    with pytest.raises(UserError, match="shows another photo"):
+    with pytest.raises(UserError, match="has the views of another photo"):
         shown[1].save(tmp_path)
 
 

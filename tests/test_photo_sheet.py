@@ -96,7 +96,7 @@ def test_photos_of_another_list_or_size_are_refused(arguments):
     poses = arguments["poses"]
     rows = poses.read_text().splitlines(keepends=True)
     poses.write_text("".join(rows[:-1]))
-    with pytest.raises(UserError, match="list different images; rerun the poses step"):
+    with pytest.raises(UserError, match="list different images; run snakemake with --forcerun poses"):
         photo_sheet.main(**arguments)
     poses.write_text("".join(rows))
     with h5py.File(arguments["crops"], "a") as file:

@@ -136,7 +136,7 @@ def test_the_step_trains_with_two_processes_and_goes_on_with_one(data, tmp_path)
 def test_a_mistake_among_several_processes_is_one_line(data, tmp_path):
     done = _train(data, tmp_path / "run", 2, "--iterations", "2", "--image-size", "48")
     assert done.returncode != 0
-    assert "rerun the crops step" in done.stderr
+    assert "--forcerun crops" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -451,7 +451,7 @@ def test_too_little_memory_names_the_batch_size(fake, tmp_path, monkeypatch):
 
     fake()
     monkeypatch.setattr(_Fake, "__call__", run_out)
-    with pytest.raises(UserError, match=r"^source\.batch_size 2: .* set a smaller one"):
+    with pytest.raises(UserError, match=r"^source\.batch_size 2: .* lower it"):
         _generate(_source("m"), tmp_path)
 
 

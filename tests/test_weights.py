@@ -410,7 +410,7 @@ def test_a_folder_put_by_hand_is_taken_if_it_holds_a_model(tmp_path, server, cap
     assert "(it lacks *.safetensors)" in _refused(tmp_path, DINO, KEY)
     (tmp_path / "kept").rename(folder / "model.safetensors")
     assert fetching.resolve(DINO, KEY, tmp_path) == folder and server.asked == []
-    assert "was put there by hand" in caplog.text
+    assert "checking the local copy" in caplog.text
     marker = json.loads((tmp_path / f"{DINO}.json").read_text())
     assert marker["fetched"] is False
     assert marker["bytes"] == {"dinov2-base/config.json": 2, "dinov2-base/model.safetensors": 7}

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.h5 import slices
 from mirage_steps.files.images import UnreadableImage, read_rgb
 from mirage_steps.files.manifest import Entry
@@ -57,7 +57,7 @@ def read_entry(entry: Entry) -> Image.Image:
         now = error
     raise UserError(
         f"{encoded(entry.path)}: was {entry.width}x{entry.height} when the manifest was made, now: "
-        f"{now}; restore it, or rerun the dataset step to list the images again"
+        f"{now}; restore it, or list the images again: {rerun('dataset')}"
     )
 
 

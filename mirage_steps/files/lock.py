@@ -61,8 +61,8 @@ class Lock:
         """Raise a UserError where the lock is lost; to be called before writing."""
         if self._is_lost():
             raise UserError(
-                f"{self.path}: taken over ({_name(read_json(self.path))}) or deleted, since this "
-                f"process did not beat for {self.stale:.0f} s; leaving the folder alone"
+                f"{self.path}: taken over by {_name(read_json(self.path))} or deleted, since this "
+                f"process slept for more than {self.stale:.0f} s; run again after the other ends"
             )
 
     def _is_lost(self) -> bool:
@@ -104,7 +104,7 @@ class Lock:
                 raise UserError(f"{self.path}: {reason}; wait for it or stop it")
         except FileNotFoundError:
             return False
-        log.warning("%s: taken over, its owner is dead (%s)", self.path, _name(owner))
+        log.warning("%s: taken over from %s, which has ended", self.path, _name(owner))
         temporary = self.path.with_name(f".{self.owner['id']}")
         temporary.write_text(json.dumps(self.owner))
         temporary.replace(self.path)

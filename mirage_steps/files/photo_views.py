@@ -152,7 +152,7 @@ def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None
         raise UserError(f"{encoded(found[0])}: exists already; give another --out")
     same = path is not None and record.get("path") == path
     if not same and record.get("sha256") != sha256:
-        of = record.get("path") or "another photo, or was made by an earlier version"
+        of = record.get("path") or "another photo, or of this one by an earlier version"
         raise UserError(
-            f"{encoded(found[0])}: shows {of}; give a name of its own by --name, or another --out"
+            f"{encoded(found[0])}: has the views of {of}; give another --out, or a --name"
         )

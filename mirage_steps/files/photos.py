@@ -110,7 +110,13 @@ def photos_of(
         except UnreadableImage as error:
             return str(error)
         # A command is given the spelled path.
-        return "" if file_of(encoded(path)) == path else "another file is called as this is spelled"
+        return (
+            ""
+            if file_of(encoded(path)) == path
+            else (
+                "its name, written with %XX, is also the name of another file; rename one of them"
+            )
+        )
 
     def known(path: Path) -> str:
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.manifest import BOX, Entry
@@ -31,7 +31,7 @@ def read_windows(
     """
     rows = read_csv(path)
     if [row.get("image") for row in rows] != [entry.image for entry in entries]:
-        raise UserError(f"{path}: lists other images than the manifest; rerun the foreground step")
+        raise UserError(f"{path}: lists other images than the manifest; {rerun('foreground')}")
     found = []
     for entry, row in zip(entries, rows, strict=True):
         if row["found"] == "1":
@@ -59,7 +59,7 @@ def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
         return np.array([found[image] for image in images])
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path}: does not say the category of every image ({error!r}); rerun categories"
+            f"{path}: does not say the category of every image ({error!r}); {rerun('categories')}"
         ) from None
 
 
@@ -74,7 +74,22 @@ def read_pose_counts(poses: Path) -> tuple[int, int]:
         counts = json.loads(about.read_text(encoding="utf-8"))
         return counts["k"] * counts["categories"], counts["categories"]
     except (FileNotFoundError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{about}: not readable ({error!r}); rerun the poses step") from None
+        raise UserError(f"{about}: not readable ({error!r}); {rerun('poses')}") from None
+
+
+def require_pose_counts(poses: Path, count: int, categories: int) -> None:
+    """Refuse ``poses.csv`` where the model was trained with another number of poses or categories.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    found = read_pose_counts(poses)
+    if found != (count, categories):
+        raise UserError(
+            f"{poses}: {found[0]} poses in {found[1]} categories, the model was trained with "
+            f"{count} in {categories}; set poses.k and categories back, or train again: run "
+            "snakemake with --forcerun train"
+        )
 
 
 def read_labels(poses: Path, crops: Path) -> np.ndarray:
@@ -86,5 +101,5 @@ def read_labels(poses: Path, crops: Path) -> np.ndarray:
     rows = read_csv(poses)
     with open_h5(crops, "image") as file:
         if [row.get("image") for row in rows] != read_names(file):
-            raise UserError(f"{poses} and {crops} list different images; rerun the poses step")
+            raise UserError(f"{poses} and {crops} list different images; {rerun('poses')}")
     return np.array([int(row["pose"]) for row in rows])

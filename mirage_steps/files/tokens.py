@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.h5 import open_h5, read_names, slices
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.finite import require_finite
@@ -32,7 +32,7 @@ class Tokens:
         rows = list(slices(len(self.images), _BATCH))
         for part in progress(rows, desc="tokens", unit="batch"):
             arrays = [self.file[key][part] for key in ("patch_tokens", "cls_token", "content")]
-            remedy = f"rerun features for {self.file.filename}"
+            remedy = rerun("features")
             require_finite(self.images[part], "tokens", remedy, *arrays)
             yield TokenBatch(part, *arrays)
 
@@ -46,5 +46,5 @@ def open_tokens(path: Path) -> Iterator[Tokens]:
     """
     with open_h5(path, "patch_tokens", "cls_token", "content", "image") as file:
         if "backbone" not in file.attrs:
-            raise UserError(f"{path}: does not say which backbone made it; rerun features")
+            raise UserError(f"{path}: does not say which backbone made it; {rerun('features')}")
         yield Tokens(file, read_names(file), json.loads(file.attrs["backbone"]))

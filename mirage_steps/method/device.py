@@ -52,9 +52,8 @@ def memory_advice(key: str, value: object, remedy: str | None = None) -> Iterato
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        smaller = "use a device with more memory" if value == 1 else "set a smaller one"
-        reason = first_line(error, 100)
-        problem = f"{key} {value}: too much for the memory ({reason})"
+        smaller = "use a device with more memory" if value == 1 else "lower it"
+        problem = f"{key} {value}: out of memory ({first_line(error, 100)})"
         raise UserError(f"{problem}; {remedy or smaller}") from None
 
 

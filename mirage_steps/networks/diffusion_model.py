@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mirage_steps.errors import UserError, first_line
+from mirage_steps.errors import UserError, first_line, rerun
 from mirage_steps.files.atomic import write_json
 from mirage_steps.files.tensors import read_tensors, write_tensors
 from mirage_steps.method.device import out_of_memory
@@ -44,7 +44,7 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
             path = folder / "model.safetensors"
             weights = {key: torch.from_numpy(one) for key, one in read_tensors(path)[0].items()}
             if weights.keys() != model.state_dict().keys():
-                raise UserError(f"{folder}: made by another version; rerun the training")
+                raise UserError(f"{folder}: made by another version; {rerun('train')}")
             model.load_state_dict(weights)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the training step first") from None
@@ -52,6 +52,6 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
         if out_of_memory(error):
             raise
         raise UserError(
-            f"{path}: not a trained model ({first_line(error)}); rerun the training"
+            f"{path}: not a trained model ({first_line(error)}); {rerun('train')}"
         ) from None
     return model.to(device).eval().requires_grad_(False)

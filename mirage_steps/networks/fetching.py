@@ -160,7 +160,7 @@ def _obtain(name: str, key: str, path: Path, old: dict[str, object]) -> dict[str
             os.replace(path, part)
             in_place = False
         if in_place and not fetched:
-            log.warning("%s: %s was put there by hand", setting, path)
+            log.info("%s: checking the local copy %s", setting, path)
         elif in_place:
             url = str(old.get("url", url))
         elif file:

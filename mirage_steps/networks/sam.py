@@ -54,7 +54,10 @@ def load_sam(sam: str, device: torch.device, weights: Path = Path(WEIGHTS)) -> S
     except Exception as error:  # torch.load raises nearly anything on damaged files
         if out_of_memory(error) or is_of_system(error):
             raise
-        raise UserError(f"masks.sam {path}: not a {what} ({first_line(error)})") from None
+        raise UserError(
+            f"masks.sam {path}: not a {what} ({first_line(error)}); give one of ViT-B, ViT-L "
+            "or ViT-H"
+        ) from None
     return model.to(device).eval().requires_grad_(False)
 
 

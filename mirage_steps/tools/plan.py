@@ -127,11 +127,15 @@ def backbone(chosen: settings.Backbone) -> Backbone:
     dim, layers = config.get("hidden_size", dim), config.get("num_hidden_layers", layers)
     patch = config.get("patch_size", 14)
     hidden = config.get("intermediate_size", config.get("mlp_ratio", 4) * dim)
-    if not dim or chosen.resolution % patch:
+    if not dim:
         raise UserError(
-            f"backbone.model {chosen.model}: is neither the folder of a vision transformer nor "
-            f"one of {', '.join(_DINOV2)}; or backbone.resolution {chosen.resolution} is no "
-            f"multiple of its patch size {patch}"
+            f"backbone.model {chosen.model}: not the folder of a vision transformer and not one of "
+            f"{', '.join(_DINOV2)}; give a folder with config.json"
+        )
+    if chosen.resolution % patch:
+        raise UserError(
+            f"backbone.resolution {chosen.resolution}: not a multiple of the patch size {patch}; "
+            f"use {max(round(chosen.resolution / patch), 1) * patch}"
         )
     patches = (chosen.resolution // patch) ** 2
     # Queries, keys, values and output; both layers of the MLP; both products of attention.
