@@ -89,7 +89,7 @@ def test_sam_names_its_own_batch():
 def test_training_names_the_accumulation(data, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "step", _fail)
     small = settings.Training(preset="small", image_size=32, batch_size=4)
-    told = r"^training\.accumulation 1: .*set a larger one"
+    told = r"^training\.accumulation 1: .*; raise it, which splits the batch"
     with pytest.raises(UserError, match=told):
         train.main(**data, out=tmp_path / "out", checkpoints=tmp_path / "c", training=small)
     assert not (tmp_path / "c/lock.json").exists()

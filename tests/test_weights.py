@@ -397,6 +397,7 @@ def test_without_the_hub_one_line_says_what_to_put_where(tmp_path, server, monke
 
 
 def test_a_folder_put_by_hand_is_taken_if_it_holds_a_model(tmp_path, server, caplog):
+    caplog.set_level("INFO", logger="mirage_steps")
     folder = tmp_path / DINO
     (folder / ".cache").mkdir(parents=True)
     (folder / ".cache/tree.json").touch()
