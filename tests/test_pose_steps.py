@@ -374,9 +374,7 @@ def _with_nan(path, target, name: str):
 def test_stored_values_that_are_not_finite_are_refused_by_name(done, tmp_path):
     estimator = done.root / "space" / ESTIMATOR
     whole = _with_nan(done.root / "whole/tokens.h5", tmp_path / "whole.h5", "patch_tokens")
-    with pytest.raises(
-        UserError, match=r"/02\.png: its tokens are not finite; .*--forcerun features"
-    ):
+    with pytest.raises(UserError, match=r"/02\.png: its tokens are not finite; .*features"):
         foreground.main(manifest=done.manifest, tokens=whole, out=tmp_path / "out")
     cropped = _with_nan(done.root / "cropped/tokens.h5", tmp_path / "cropped.h5", "cls_token")
     with pytest.raises(UserError, match=r"\.png: its tokens are not finite"):

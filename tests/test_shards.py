@@ -116,9 +116,7 @@ def pieces(tmp_path) -> tuple[Path, ...]:
 def test_shards_that_do_not_fit_are_refused(pieces, tmp_path):
     with h5py.File(pieces[1], "a") as file:
         file.attrs["model"] = "another"
-    with pytest.raises(
-        UserError, match=r"tokens.2-of-2.h5: attributes or shapes differ from .*1-of-2.h5"
-    ):
+    with pytest.raises(UserError, match=r"tokens.2-of-2.h5: attributes or shapes differ"):
         gather.main(shards=pieces, out=tmp_path)
     assert not (tmp_path / "tokens.h5").exists()
 

@@ -448,9 +448,7 @@ def test_a_model_with_tensors_of_other_names_is_refused(data, tmp_path):
     weights = run(data, tmp_path / "run", SETTINGS)
     weights["down.0.block.norm1.weight"] = weights.pop("encoder.8x8_block0.norm1.weight")
     save_file(weights, tmp_path / "run/model.safetensors")
-    with pytest.raises(
-        UserError, match="run: made by another version; run snakemake with --forcerun train"
-    ):
+    with pytest.raises(UserError, match="run: made by another version; .*--forcerun train"):
         load_model(tmp_path / "run", torch.device("cpu"))
 
 
