@@ -113,9 +113,9 @@ def test_valid_files_are_read_as_snakemake_reads_them(path):
     [
         ({"poses": {"seed": 2**32}}, "poses.seed: input should be less than 4294967296"),
         ({"source": {"kind": "procedural", "seed": 2**32}}, "source.seed: input should be less"),
-        ({"poses": {"k": True}}, "poses.k: is a truth value to YAML, as yes, no,"),
-        ({"masks": {"sam": False}}, "masks.sam: is a truth value to YAML"),
-        ({"novel_views": {"phase_cutoff": False}}, "novel_views.phase_cutoff: is a truth value"),
+        ({"poses": {"k": True}}, "poses.k: is true or false to YAML, like yes, no,"),
+        ({"masks": {"sam": False}}, "masks.sam: is true or false to YAML"),
+        ({"novel_views": {"phase_cutoff": False}}, "novel_views.phase_cutoff: is true or false"),
         ({"use": 2024}, "use: input should be a valid string (got 2024; put it in quotes)"),
         ({"training": None}, "training: input should be a valid dictionary or instance of Training "
          "(it is empty: give a value or remove the key)"),

@@ -465,17 +465,21 @@ def test_photos_of_a_folder_have_names_and_the_rest_reasons(tmp_path):
 
 
 def test_a_photo_is_decoded_again_only_if_it_changed(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
     for name in "ab":
-        shutil.copy(GREEN, tmp_path / f"{name}.png")
+        shutil.copy(GREEN, photos / f"{name}.png")
     cache = FileCache(tmp_path / ".files.json")
-    before = photos_of(tmp_path, 10**6, cache)
+    before = photos_of(photos, 10**6, cache)
     cache.save()
     decoded = []
-    monkeypatch.setattr("mirage_steps.files.photos.upright_size", lambda p, _: decoded.append(p))
+    monkeypatch.setattr(
+        "mirage_steps.files.photos.upright_size", lambda path, _: decoded.append(path)
+    )
     again = FileCache(tmp_path / ".files.json")
-    assert photos_of(tmp_path, 10**6, again) == before and not decoded
-    shutil.copy(OCHRE, tmp_path / "b.png")
-    photos_of(tmp_path, 10**6, again)
+    assert photos_of(photos, 10**6, again) == before and not decoded
+    shutil.copy(OCHRE, photos / "b.png")
+    photos_of(photos, 10**6, again)
     assert [path.name for path in decoded] == ["b.png"]
 
 

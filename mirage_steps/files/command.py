@@ -50,7 +50,12 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
     recorded.__signature__ = inspect.signature(main)
     recorded.__annotations__ = dict(main.__annotations__)
     recorded.__doc__ = main.__doc__
-    run_tool(recorded, name)
+    try:
+        run_tool(recorded, name)
+    finally:
+        # All is written: a signal while the interpreter ends would only print a traceback.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def run_tool(main: Callable[..., None], name: str | None = None) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from sandbox import CORES, ROOT, RUN, SECONDS, Command, Sandbox, last_line, misbehavior, run_process
 
 Fault = tuple[str, str]
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PCX", "JPEG2000")
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "PCX", "JPEG2000")
 _LETTERS = (
     "a", "Z", "7", " ", "  ", "\n", "\r", "\t", "'", '"', "`", "$", "$(touch PWNED)", "{x}", "<y>",
     "%", "%41", "=", "&", ";", "|", "*", "?", "[z]", "\\", "!", "#", "~", "-", "--out", ",", ".",
