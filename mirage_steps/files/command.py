@@ -1,5 +1,6 @@
 """Commands from functions: flags, log, one-line errors, provenance."""
 
+import atexit
 import contextlib
 import inspect
 import os
@@ -50,12 +51,14 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
     recorded.__signature__ = inspect.signature(main)
     recorded.__annotations__ = dict(main.__annotations__)
     recorded.__doc__ = main.__doc__
-    try:
-        run_tool(recorded, name)
-    finally:
-        # All is written: a signal while the interpreter ends would only print a traceback.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+    atexit.register(_ignore_signals)
+    run_tool(recorded, name)
+
+
+def _ignore_signals() -> None:
+    """When all is written, a signal would only print a traceback of what the libraries clean up."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run_tool(main: Callable[..., None], name: str | None = None) -> None:
