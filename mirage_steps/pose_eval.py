@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.errors import UserError, rerun
+from mirage_steps.errors import UserError
 from mirage_steps.files import plots
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.names import decoded, encoded
-from mirage_steps.files.tables import read_pose_counts
+from mirage_steps.files.tables import read_pose_counts, read_poses
 from mirage_steps.method.pose_scores import score_azimuths, score_labels
 
 
@@ -37,10 +37,7 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
     if labels is not None:
         truth |= match_labels(labels, [entry.image for entry in entries])
     viewpoints = {entry.image: entry.viewpoint for entry in entries if entry.viewpoint}
-    rows = read_csv(poses)
-    if not rows or not {"image", "pose"} <= rows[0].keys():
-        raise UserError(f"{poses}: needs the columns image and pose; {rerun('poses')}")
-    assigned = {row["image"]: int(row["pose"]) for row in rows}
+    assigned = dict(zip(*read_poses(poses), strict=True))
     k, categories = read_pose_counts(poses)
     picture = out / "pose_eval.png"
     scores: dict = {"images": 0}

@@ -17,12 +17,11 @@ import torch
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import slices
 from mirage_steps.files.image_set import create_image_set, write_preview
 from mirage_steps.files.shards import Shard
-from mirage_steps.files.tables import require_pose_counts
+from mirage_steps.files.tables import read_poses, require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
@@ -71,7 +70,7 @@ def main(
         raise UserError(f"--gamma {gamma}: single images attend to themselves; leave it at 1")
     where = choose_device(device)
     network = load_model(model.parent, where, untrained)
-    labels = np.array([int(row["pose"]) for row in read_csv(poses)])
+    _, labels = read_poses(poses)
     require_pose_counts(poses, network.config.poses, network.config.categories)
     frequencies = np.bincount(labels, minlength=network.config.poses) / len(labels)
     if sampler == "single":

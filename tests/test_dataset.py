@@ -489,7 +489,7 @@ def test_labels_come_before_the_manifest_s_own_azimuths(tmp_path):
 def test_a_table_without_poses_is_refused(tmp_path):
     write_manifest(tmp_path / "manifest.csv", [Entry("a.png", tmp_path / "a.png", 4, 4, 1.0)])
     write_csv(tmp_path / "poses.csv", ("image", "pose"), [])
-    with pytest.raises(UserError, match=r"poses\.csv: needs the columns"):
+    with pytest.raises(UserError, match=r"poses\.csv: not a table of poses .*it is empty"):
         evaluate(
             manifest=tmp_path / "manifest.csv", poses=tmp_path / "poses.csv", out=tmp_path / "out"
         )

@@ -38,6 +38,7 @@ from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimat
 from mirage_steps.files.h5 import read_names, write_names
 from mirage_steps.files.images import read_rgb
 from mirage_steps.files.manifest import read_manifest
+from mirage_steps.files.tables import read_poses
 from mirage_steps.files.tokens import Tokens, open_tokens
 from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share
 from mirage_steps.method.foreground import ForegroundModel, TokenBatch, token_moments
@@ -642,3 +643,11 @@ def test_weights_that_are_not_in_the_file_are_not_drawn_at_random(tmp_path):
     assert 0 < len(kept) < len(state)
     save_file(kept, weights, metadata={"format": "pt"})
     assert "weights missing, as encoder.layer.1." in _refused(tmp_path / "b")
+
+
+@pytest.mark.parametrize("pose", ["q", "", "-1", "4"])
+def test_a_damaged_pose_is_one_line(tmp_path, pose):
+    (tmp_path / "poses.csv").write_text(f"image,pose\na.png,0\nb.png,{pose}\n")
+    (tmp_path / "poses.json").write_text('{"k": 4, "categories": 1}')
+    with pytest.raises(UserError, match=r"poses\.csv: not a table of poses .*--forcerun poses"):
+        read_poses(tmp_path / "poses.csv")

@@ -92,14 +92,33 @@ def require_pose_counts(poses: Path, count: int, categories: int) -> None:
         )
 
 
+def read_poses(poses: Path) -> tuple[list[str], np.ndarray]:
+    """Names of the images in ``poses.csv`` and their poses (n,) int64, in the order of the file.
+
+    Raises:
+        UserError: a column is missing, or a pose is none of those that poses.json counts.
+    """
+    rows = read_csv(poses)
+    try:
+        images, labels = [row["image"] for row in rows], [int(row["pose"]) for row in rows]
+        if not rows:
+            raise ValueError("it is empty")
+        count, _ = read_pose_counts(poses)
+        if wrong := [label for label in labels if not 0 <= label < count]:
+            raise ValueError(f"pose {wrong[0]} of {count}")
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{poses}: not a table of poses ({error!r}); {rerun('poses')}") from None
+    return images, np.array(labels, np.int64)
+
+
 def read_labels(poses: Path, crops: Path) -> np.ndarray:
     """Pose of every crop, (n,) int64, in the order of ``crops.h5``.
 
     Raises:
         UserError: the two list different images.
     """
-    rows = read_csv(poses)
+    images, labels = read_poses(poses)
     with open_h5(crops, "image") as file:
-        if [row.get("image") for row in rows] != read_names(file):
+        if images != read_names(file):
             raise UserError(f"{poses} and {crops} list different images; {rerun('poses')}")
-    return np.array([int(row["pose"]) for row in rows])
+    return labels
