@@ -35,7 +35,15 @@ def read_windows(
     found = []
     for entry, row in zip(entries, rows, strict=True):
         if row["found"] == "1":
-            box, window = (tuple(float(row[key]) for key in keys) for keys in (BOX, WINDOW))
+            try:
+                box, window = (tuple(float(row[key]) for key in keys) for keys in (BOX, WINDOW))
+                if not all(
+                    one[0] < one[2] < 1e6 and one[1] < one[3] < 1e6 for one in (box, window)
+                ):
+                    raise ValueError(f"{box} or {window} is no box")
+            except (KeyError, ValueError, TypeError) as error:
+                where = f"{path}, image {entry.image}"
+                raise UserError(f"{where}: damaged ({error}); {rerun('foreground')}") from None
             found.append((entry, centered(window, box) if centered_on_box else window))
     if not found:
         raise UserError(
