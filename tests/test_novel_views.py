@@ -27,6 +27,7 @@ from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import load_estimator, save_estimator
 from mirage_steps.files.file_cache import FileCache
+from mirage_steps.files.images import UnreadableImage
 from mirage_steps.files.names import decoded
 from mirage_steps.files.photo_views import PhotoViews
 from mirage_steps.files.photos import photos_of
@@ -481,6 +482,22 @@ def test_a_photo_is_decoded_again_only_if_it_changed(tmp_path, monkeypatch):
     shutil.copy(OCHRE, photos / "b.png")
     photos_of(photos, 10**6, again)
     assert [path.name for path in decoded] == ["b.png"]
+
+
+def test_a_reason_against_a_photo_is_not_kept(tmp_path, monkeypatch):
+    """Another permission or library may mend it, which changes neither size nor time."""
+    (tmp_path / "photos").mkdir()
+    shutil.copy(GREEN, tmp_path / "photos/a.png")
+
+    def refused(path: Path, _: int) -> None:
+        raise UnreadableImage("cannot be read: Permission denied")
+
+    cache = FileCache(tmp_path / ".files.json")
+    with monkeypatch.context() as context:
+        context.setattr("mirage_steps.files.photos.upright_size", refused)
+        found, (unusable,), _ = photos_of(tmp_path / "photos", 10**6, cache)
+    assert not found and unusable[1] == "cannot be read: Permission denied"
+    assert list(photos_of(tmp_path / "photos", 10**6, cache)[0]) == ["a"]
 
 
 def test_another_photo_of_the_same_name_is_never_written_over(finished, run, tmp_path):

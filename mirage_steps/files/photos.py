@@ -106,25 +106,19 @@ def photos_of(
 
     def reason(path: Path) -> str:
         try:
-            upright_size(path, max_pixels)
+            # Errors are not kept: another permission or library may have mended them.
+            cache.get(
+                path, f"size, at most {max_pixels}", lambda one: upright_size(one, max_pixels)
+            )
         except UnreadableImage as error:
             return str(error)
-        # A command is given the spelled path.
-        return (
-            ""
-            if file_of(encoded(path)) == path
-            else (
-                "its name, written with %XX, is also the name of another file; rename one of them"
-            )
-        )
-
-    def known(path: Path) -> str:
-        try:
-            return cache.get(path, f"photo, {max_pixels} pixels", reason)
         except OSError as error:
             return f"cannot be read: {error.strerror}"
+        if file_of(encoded(path)) != path:  # what a command would be given
+            return "its name, written with %XX, is also that of another file; rename one of them"
+        return ""
 
-    reasons = dict(zip(files, ahead(known, files), strict=True))
+    reasons = dict(zip(files, ahead(reason, files), strict=True))
     usable = [path for path, why in reasons.items() if not why]
     names = output_names([path.relative_to(root.resolve()) for path in usable])
     unusable = [(encoded(path), why) for path, why in reasons.items() if why]

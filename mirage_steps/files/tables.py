@@ -1,6 +1,7 @@
 """Tables that steps exchange: crop windows, categories and poses of the images."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,7 @@ def read_windows(
     for entry, row in zip(entries, rows, strict=True):
         if row["found"] == "1":
             try:
-                box, window = (tuple(float(row[key]) for key in keys) for keys in (BOX, WINDOW))
-                if not all(
-                    one[0] < one[2] < 1e6 and one[1] < one[3] < 1e6 for one in (box, window)
-                ):
-                    raise ValueError(f"{box} or {window} is no box")
+                box, window = _box(row, BOX), _box(row, WINDOW)
             except (KeyError, ValueError, TypeError) as error:
                 where = f"{path}, image {entry.image}"
                 raise UserError(f"{where}: damaged ({error}); {rerun('foreground')}") from None
@@ -51,6 +48,14 @@ def read_windows(
             "foreground.threshold: zero or another foreground.rule"
         )
     return found
+
+
+def _box(row: dict[str, str], keys: Sequence[str]) -> Box:
+    """A box in pixels; raises ValueError where it is none."""
+    x0, y0, x1, y1 = (float(row[key]) for key in keys)
+    if not (x0 < x1 < 1e6 and y0 < y1 < 1e6):
+        raise ValueError(f"{(x0, y0, x1, y1)} is no box")
+    return x0, y0, x1, y1
 
 
 def read_categories(path: Path | None, images: list[str]) -> np.ndarray:

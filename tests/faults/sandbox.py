@@ -53,8 +53,11 @@ class Command:
 
     @property
     def record(self) -> Path:
-        """The record of the step."""
-        return self.out / f"{self.name}.run.json"
+        """The record of the step; that of novel views has the photo's name."""
+        name = self.name
+        if "--name" in self.arguments:
+            name = self.arguments[self.arguments.index("--name") + 1]
+        return self.out / f"{name}.run.json"
 
     @property
     def inputs(self) -> list[Path]:
@@ -99,7 +102,7 @@ class Sandbox:
 
     Args:
         golden: the finished project.
-        folder: of the copy; made anew.
+        folder: of the copy; deleted first.
     """
 
     golden: Path
@@ -133,8 +136,7 @@ class Sandbox:
 
     def outputs(self, command: Command) -> list[Path]:
         """Files of the finished project that a step made, but for records."""
-        record = self.golden / command.record
-        names = [] if not record.exists() else json.loads(record.read_text()).get("outputs", {})
+        names = json.loads((self.golden / command.record).read_text())["outputs"]
         found = [command.out / name for name in names]
         return [path for path in found if not _VOLATILE.search(str(path))]
 
