@@ -23,6 +23,7 @@ def test_it_trains_measures_and_keeps_what_is_done(tmp_path):
         file.create_dataset("image", data=names, dtype=h5py.string_dtype())
     rows = [f"{name},{number % 4},0" for number, name in enumerate(names)]
     (tmp_path / "run/poses/poses.csv").write_text("\n".join(["image,pose,distance", *rows]) + "\n")
+    (tmp_path / "run/poses/poses.json").write_text('{"k": 4, "categories": 1}')
     command = [
         sys.executable, "benchmarks/training.py", "--run", tmp_path / "run", "--out",
         tmp_path / "out", "--variants", "middle", "--seeds", "3", "--samples", "4", "--minutes",
