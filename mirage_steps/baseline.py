@@ -4,7 +4,6 @@ Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``image`` (n,) names; ``ima
 of them; and ``rejected.csv`` (image, reason).
 """
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mirage_steps.files.h5 import write_names
 from mirage_steps.files.image_set import OWN_WHITE, create_image_set, write_preview
 from mirage_steps.files.images import UnreadableImage, find_files, read_rgb
 from mirage_steps.files.loading import ahead
-from mirage_steps.files.names import encoded
+from mirage_steps.files.names import encoded, not_a
 from mirage_steps.files.terminal import progress
 
 _CHECKED = 72  # images whose border must be white where the background is removed
@@ -43,8 +42,8 @@ def main(
         image_size: Side of an image in the set, in pixels.
     """
     where = f"baselines.{out.name}.path {baseline.path}"
-    if not os.path.isdir(os.path.expanduser(baseline.path)):
-        raise UserError(f"{where}: no such folder; set it to the folder with the method's images")
+    if wrong := not_a("folder", baseline.path):
+        raise UserError(f"{where}: {wrong}; set it to the folder with the method's images")
     files, rejected = find_files(baseline.path)
     order = np.random.default_rng(fid.seed).permutation(len(files))
     white = {"sam": OWN_WHITE} if baseline.background == "removed" else {}

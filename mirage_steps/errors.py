@@ -3,9 +3,18 @@
 import errno
 import re
 
+# Control characters, ends of lines and lone surrogates.
+CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class UserError(Exception):
-    """An error that the user can fix, in one line: where, what is wrong, what to do."""
+    """An error that the user can fix, in one line: where, what is wrong, what to do.
+
+    Whatever the message quotes is made printable.
+    """
+
+    def __init__(self, message: object):
+        super().__init__(printable(str(message)))
 
 
 class Incomplete(UserError):
@@ -19,6 +28,11 @@ class Incomplete(UserError):
     def __init__(self, message: str, done: list[str]):
         super().__init__(message)
         self.done = done
+
+
+def printable(text: str) -> str:
+    """A text whose control characters are written as escapes, so that it is one line."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def rerun(*rules: str) -> str:

@@ -19,6 +19,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import identity
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.images import MAX_PIXELS
+from mirage_steps.files.names import not_a
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews, PhotoWarning
 from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.method import inversion
@@ -78,8 +79,8 @@ class Run:
             UserError: something is missing, damaged, or of another run.
         """
         folder = Path(folder).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"run {folder}: no such folder; give one such as results/demo")
+        if wrong := not_a("folder", folder):
+            raise UserError(f"run {folder}: {wrong}; give one such as results/demo")
         where = choose_device(device)
         model = load_model(folder / "training", where)
         path = folder / "poses" / ESTIMATOR

@@ -26,15 +26,13 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import CONTROL, UserError
 from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_rows
 
 # Folder into which published networks are fetched.
 WEIGHTS = "weights/published"
 # Keys that a data set with `use` has itself; all others come from the other data set.
 _OWN_KEYS = ("source", "use", "labels", "photos", "sheet")
-# Control characters, ends of lines and lone surrogates: no file name or prompt is meant with them.
-_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # Whole numbers that YAML takes for text.
 _EXPONENT = re.compile(r"[0-9.]+[eE]\+?[0-9]{1,2}")
 # By Snakemake, or by one of the shells through which a cluster's submission passes file names.
@@ -103,7 +101,7 @@ class Settings(BaseModel):
                 wrong = "is too large"
             elif value == "" and Path in kinds:
                 wrong = "is empty"
-            elif isinstance(value, str) and _CONTROL.search(value):
+            elif isinstance(value, str) and CONTROL.search(value):
                 wrong = "must not hold control characters"
             elif isinstance(value, str) and int in kinds and _EXPONENT.fullmatch(value):
                 value = float(value)
@@ -591,12 +589,7 @@ def load(config: Mapping) -> Configuration:
         problems = [_explain(one, names) for one in error.errors()]
         if len(problems) > _MOST_PROBLEMS:
             problems[_MOST_PROBLEMS:] = [f"and {len(problems) - _MOST_PROBLEMS} more"]
-        raise UserError(printable("; ".join(problems))) from None
-
-
-def printable(text: str) -> str:
-    """A text whose control characters are written as escapes, so that it is one line."""
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+        raise UserError("; ".join(problems)) from None
 
 
 _MOST_PROBLEMS = 10  # told at once

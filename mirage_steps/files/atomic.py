@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mirage_steps.errors import UserError
+from mirage_steps.files.names import not_a
 from mirage_steps.files.process import died_here, machine
 
 _HASH_LIMIT = 64 * 2**20
@@ -172,13 +173,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a UTF-8 CSV file as dictionaries.
 
     Raises:
-        UserError: the file is missing or not text.
+        UserError: the file is missing, no regular file or not text.
     """
+    if wrong := not_a("file", path):
+        raise UserError(f"{path}: {wrong}")
     try:
         with open(path, newline="", encoding="utf-8-sig") as lines:
             return list(csv.DictReader(lines))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable UTF-8 CSV file ({error})") from None
 

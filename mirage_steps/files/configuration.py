@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError, first_line
-from mirage_steps.settings import Configuration, Dataset, printable
+from mirage_steps.errors import UserError, first_line, printable
+from mirage_steps.settings import Configuration, Dataset
 
 # As the Snakefile has them.
 CONFIGFILES = ("config/config.yaml", "config/paper.yaml")
@@ -83,20 +83,20 @@ def read_configfile(path: Path) -> dict:
         hint = "run this in the project's folder"
         if str(path) not in CONFIGFILES:
             hint = "--configfile takes every word up to the next flag, so put -- before targets"
-        raise UserError(printable(f"{path}: no such file; {hint}")) from None
+        raise UserError(f"{path}: no such file; {hint}") from None
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         reason = f"line {line}: byte {content[error.start]:#x} is not UTF-8; save it as UTF-8"
-        raise UserError(printable(f"{path}: {reason}")) from None
+        raise UserError(f"{path}: {reason}") from None
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         reason = line + " ".join(filter(None, (error.context, error.problem)))
         hint = "; indent with spaces, not tabs" if "'\\t'" in reason else ""
-        raise UserError(printable(f"{path}: {reason}{hint}")) from None
+        raise UserError(f"{path}: {reason}{hint}") from None
     except RecursionError:
-        raise UserError(printable(f"{path}: is nested too deeply")) from None
+        raise UserError(f"{path}: is nested too deeply") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(printable(f"{path}: {first_line(error)}")) from None
+        raise UserError(f"{path}: {first_line(error)}") from None
     return found
 
 

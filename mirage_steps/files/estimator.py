@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps.errors import UserError, first_line
+from mirage_steps.files.names import not_a
 from mirage_steps.files.tensors import read_tensors, write_tensors
 from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.foreground import ForegroundModel
@@ -47,9 +48,10 @@ def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
         UserError: missing, damaged or without that part.
         OSError: it may not be read.
     """
-    if not path.is_file():
+    if wrong := not_a("file", path):
         step = path.parent.name
-        raise UserError(f"{path}: no such file; run snakemake again, its step {step} makes it")
+        hint = f"; run snakemake again, its step {step} makes it" if not path.exists() else ""
+        raise UserError(f"{path}: {wrong}{hint}")
     try:
         arrays, configuration = read_tensors(path)
 

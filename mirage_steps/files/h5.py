@@ -12,6 +12,7 @@ import numpy as np
 
 from mirage_steps.errors import UserError, first_line
 from mirage_steps.files.atomic import LateErrorFile, atomic, require_disk
+from mirage_steps.files.names import not_a
 
 # What HDF5 says of a file that is damaged for certain.
 _DAMAGED = ("signature", "truncated", "checksum", "filter returned failure", "bad ", "unknown ")
@@ -75,6 +76,8 @@ def open_h5(path: Path, *needed: str) -> Iterator[h5py.File]:
         UserError: missing, damaged, or without a dataset in ``needed``.
         OSError: of the disk, naming ``path``.
     """
+    if wrong := not_a("file", path):
+        raise UserError(f"{path}: {wrong}")
     try:
         # Files are whole and never change: they need no lock, which not every disk has.
         with _File(path, "r", locking=False) as file:
@@ -92,8 +95,6 @@ def open_h5(path: Path, *needed: str) -> Iterator[h5py.File]:
 
 def _explained(path: Path, error: Exception) -> Exception:
     """What an error of HDF5 means to the user."""
-    if isinstance(error, FileNotFoundError):
-        return UserError(f"{path}: no such file")
     if number := getattr(error, "errno", None):
         return OSError(number, os.strerror(number), str(path))
     reason = first_line(error).partition("(")[2].rstrip("')") or first_line(error)

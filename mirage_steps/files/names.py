@@ -3,10 +3,12 @@
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 # Control characters, line and paragraph separators, bytes that are no UTF-8, and a percent sign
 # that would be decoded.
@@ -41,6 +43,27 @@ def file_of(name: Path | str) -> Path:
     path = os.path.expanduser(name)
     spelled = decoded(path)
     return Path(path if os.path.exists(path) or not os.path.exists(spelled) else spelled)
+
+
+def not_a(kind: Literal["file", "folder"], path: Path | str) -> str:
+    """Why a path is no file or no folder that can be read, for messages; empty if it is one.
+
+    Never waits, as opening a FIFO or reading a device may.
+    """
+    path = os.path.expanduser(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return "is a link to nothing" if os.path.islink(path) else f"no such {kind}"
+    except OSError as error:  # such as a loop of links, a name too long, a folder that is closed
+        return os.strerror(error.errno)
+    except ValueError as error:  # a zero byte
+        return str(error)
+    if stat.S_ISDIR(mode):
+        return "is a folder" if kind == "file" else ""
+    if not stat.S_ISREG(mode):
+        return "is not a regular file" if kind == "file" else "is not a folder"
+    return "is a file" if kind == "folder" else ""
 
 
 def output_names(photos: Sequence[Path]) -> list[str]:

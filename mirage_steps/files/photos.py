@@ -21,7 +21,7 @@ from mirage_steps.files.images import (
     upright_size,
 )
 from mirage_steps.files.loading import ahead
-from mirage_steps.files.names import encoded, file_of, output_names
+from mirage_steps.files.names import encoded, file_of, not_a, output_names
 
 Photo = Path | str | Image.Image | np.ndarray
 
@@ -48,10 +48,9 @@ def open_photo(photo: Photo, max_pixels: int = MAX_PIXELS) -> OpenPhoto:
     """
     path = file_of(photo) if isinstance(photo, (Path, str)) else None
     where = "the photo" if path is None else encoded(path)
-    if path and not os.path.isfile(path):
-        folder = os.path.isdir(path)
-        why = "is a folder; give the photos in it" if folder else "no such file"
-        raise UserError(f"{where}: {why}")
+    if path and (why := not_a("file", path)):
+        hint = "; give the photos in it" if why == "is a folder" else ""
+        raise UserError(f"{where}: {why}{hint}")
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
             raise UserError(
@@ -100,8 +99,8 @@ def photos_of(
         UserError: there is no such folder.
     """
     root = Path(os.path.expanduser(folder))
-    if not os.path.isdir(root):
-        raise UserError(f"photos {folder}: no such folder; set it to the folder with your photos")
+    if wrong := not_a("folder", root):
+        raise UserError(f"photos {folder}: {wrong}; set it to the folder with your photos")
     files, passed_over = find_files(root)
 
     def reason(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import require_disk, sha256_of, write_json
 from mirage_steps.files.command import log
+from mirage_steps.files.names import not_a
 from mirage_steps.files.records import read_json
 
 # Pinned revisions; of other repositories the branch main is fetched.
@@ -77,7 +78,7 @@ def is_published(name: str, key: str) -> bool:
     if name in FILES or key not in _HUB_KEYS or not _HUB_NAME.fullmatch(name):
         return name in FILES
     # A name that begins with an existing folder is a mistyped path.
-    return not Path(name.partition("/")[0]).is_dir()
+    return not os.path.isdir(name.partition("/")[0])
 
 
 def place(name: str, weights: Path) -> Path:
@@ -106,11 +107,24 @@ def _agrees(recorded: object, found: dict[str, object]) -> bool:
     return isinstance(recorded, dict) and bool(recorded) and recorded.items() <= found.items()
 
 
-def unknown(name: str, key: str) -> str:
-    """The error message for a setting that is neither a path nor published weights."""
+def is_local(name: str) -> bool:
+    """Whether a network is given by a path: of a file or folder that is there."""
+    return os.path.isfile(name) or os.path.isdir(name)
+
+
+def require_known(name: str, key: str) -> None:
+    """Refuse a network that is neither a path nor published weights.
+
+    Raises:
+        UserError: with what else the key may be.
+    """
+    if is_local(name) or is_published(name, key):
+        return
     values = [file.setting.split()[1] for file in FILES.values() if file.setting.startswith(key)]
     choices = f"none of {', '.join(values)}" if values else "no owner/name of the Hugging Face hub"
-    return f"{key} {name}: no such file or folder, and {choices}"
+    # Whatever is neither a file nor a folder, such as a loop of links, says so.
+    wrong = not_a("file", name).replace("no such file", "no such file or folder")
+    raise UserError(f"{key} {name}: {wrong}, and {choices}")
 
 
 def resolve(name: str, key: str, weights: Path) -> Path:
@@ -128,10 +142,9 @@ def resolve(name: str, key: str, weights: Path) -> Path:
     Raises:
         UserError: no such thing, it cannot be fetched, or what is in its place is something else.
     """
+    require_known(name, key)
     if not is_published(name, key):
-        if Path(name).exists():
-            return Path(name)
-        raise UserError(unknown(name, key))
+        return Path(name)
     path = place(name, weights)
     if not is_complete(name, weights):
         from huggingface_hub.utils import WeakFileLock  # takes 0.2 seconds

@@ -9,7 +9,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.images import UnreadableImage, find_files, upright_size
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.manifest import Entry
-from mirage_steps.files.names import encoded
+from mirage_steps.files.names import encoded, not_a
 from mirage_steps.settings import Folder
 from mirage_steps.sources import Listing
 
@@ -38,10 +38,9 @@ def check(source: Folder) -> Path:
 
 def require_folder(path: Path, remedy: str) -> Path:
     """``path`` absolute; raises UserError with the remedy if it is no folder."""
-    root = os.path.expanduser(path)
-    if not os.path.isdir(root):
-        raise UserError(f"source.path {path}: no such folder; {remedy}")
-    return Path(root).resolve()
+    if wrong := not_a("folder", path):
+        raise UserError(f"source.path {path}: {wrong}; {remedy}")
+    return Path(os.path.expanduser(path)).resolve()
 
 
 def inspect_images(files: Sequence[Path], max_pixels: int, progress) -> Listing:

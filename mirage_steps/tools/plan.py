@@ -26,7 +26,7 @@ from mirage_steps.files.images import find_files
 from mirage_steps.files.records import read_json
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
-from mirage_steps.networks.fetching import FILES, is_complete, place
+from mirage_steps.networks.fetching import FILES, is_complete, is_local, place
 from mirage_steps.settings import Configuration, Dataset
 from mirage_steps.sources import check_source
 
@@ -184,7 +184,7 @@ def artifacts(
         names = (dataset.masks.sam, inception.replace("auto", "inception"))
         fetched |= {name: FILES[name].size for name in names if name in FILES}
     for name, size in fetched.items():
-        if not Path(name).exists() and not is_complete(name, weights):
+        if not is_local(name) and not is_complete(name, weights):
             yield str(place(name, Path())), size, "fetched once"
     tokens = count * (vit.patches + 1) * vit.dim * 2
     yield "features/tokens*.h5", tokens, ""
