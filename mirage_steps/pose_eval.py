@@ -4,19 +4,18 @@ No other step reads these labels. Writes ``pose_eval.json`` and ``pose_eval.png`
 known.
 """
 
-import math
-import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots
-from mirage_steps.files.atomic import read_csv, write_json
+from mirage_steps.files.atomic import write_json
 from mirage_steps.files.command import log, run
+from mirage_steps.files.labels import read_azimuths
 from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.names import decoded, encoded
 from mirage_steps.files.tables import read_pose_counts, read_poses
@@ -73,7 +72,7 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
     if that names one image only. Images with several azimuths have none.
 
     Raises:
-        UserError: a column is missing, a value is no number, or no label matches.
+        UserError: the table cannot be used, or no label matches.
     """
     by_name = defaultdict(list)
     for image in images:
@@ -81,10 +80,10 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
         by_name[path[-1]].append((image, path))
     found: dict[str, set[float]] = defaultdict(set)
     unused: dict[str, list[str]] = defaultdict(list)
-    for label, azimuth in _read_labels(labels):
+    for label, azimuth in read_azimuths(labels):
         matches = _named(label, by_name)
         if len(matches) == 1:
-            found[matches[0]].add(azimuth % 360)
+            found[matches[0]].add(azimuth)
         else:
             why = "name several images" if matches else "name no image of the data set"
             unused[why].append(label)
@@ -97,35 +96,12 @@ def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
     )
     if not clear:
         raise UserError(
-            f"labels {labels}: no label can be used: {counts or 'azimuth_deg is always empty'}; "
+            f"labels {labels}: no label can be used: {counts}; "
             "write names as in manifest.csv, with folders where several files have the same"
         )
     if counts:
         log.warning("labels %s: %s; these are not used", labels, counts)
     return clear
-
-
-def _read_labels(labels: Path) -> Iterator[tuple[str, float]]:
-    """Name and azimuth of every row that has one."""
-    rows = read_csv(labels)
-    header = list(rows[0]) if rows else []
-    if not {"image", "azimuth_deg"} <= set(header):
-        sign = re.search(r"[;\t]", f"{header[0]}") if header else None
-        found = {";": "semicolons", "\t": "tabs"}[sign[0]] if sign else ""
-        between = f" with commas between them, not {found}" if found else ""
-        raise UserError(f"labels {labels}: needs the columns image and azimuth_deg{between}")
-    for number, row in enumerate(rows, 2):
-        if not row["azimuth_deg"]:
-            continue
-        try:
-            azimuth = float(row["azimuth_deg"])
-        except ValueError:
-            azimuth = math.nan
-        if not math.isfinite(azimuth):
-            raise UserError(
-                f"labels {labels}, line {number}: azimuth_deg {row['azimuth_deg']!r}: not a number"
-            )
-        yield row["image"] or "", azimuth
 
 
 def _named(label: str, by_name: Mapping[str, list[tuple[str, list[str]]]]) -> list[str]:

@@ -18,11 +18,17 @@ from mirage_steps.files.file_cache import CACHE, FileCache
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
-from mirage_steps.files.records import read_json
 from mirage_steps.files.step_code import code_hash, signature, version
-from mirage_steps.networks.fetching import is_complete, is_published, unknown
+from mirage_steps.networks.fetching import is_complete, is_local, require_known
 from mirage_steps.settings import Settings, differences, load, sections
-from mirage_steps.sources import check_source
+from mirage_steps.sources.checks import (
+    check_baselines,
+    check_images,
+    check_labels,
+    check_resolution,
+    errors_of,
+    networks_of,
+)
 
 
 def refuse(message):
@@ -169,6 +175,36 @@ def spelled(key, value, tracked=False):
 # --- inputs -----------------------------------------------------------------------------------
 
 
+def require(wildcards, check, *arguments):
+    """Input files, none: end with one line, before anything starts, where a check refuses."""
+    try:
+        with errors_of(wildcards.dataset):
+            check(*arguments)
+    except UserError as error:
+        refuse(error)
+    return []
+
+
+def results(wildcards):
+    """Folder of a data set's outputs."""
+    return Path(configuration.results, wildcards.dataset)
+
+
+def source_there(wildcards):
+    """Input function: refuse a missing source."""
+    return require(wildcards, check_images, dataset(wildcards), results(wildcards))
+
+
+def baselines_there(wildcards):
+    """Input function: refuse a missing baseline."""
+    return require(wildcards, check_baselines, dataset(wildcards), results(wildcards))
+
+
+def labels(wildcards):
+    """Input function: the table of true azimuths, if any, which is refused if it cannot be used."""
+    return require(wildcards, check_labels, dataset(wildcards)) or dataset(wildcards).labels or []
+
+
 def stored_estimator(stage):
     """Input function: what this stage fitted on the data set whose model this one uses, if any."""
 
@@ -239,9 +275,9 @@ def shard(wildcards):
 
 def local_files(network):
     """Files of a network that is given by a path; none of one that is fetched."""
-    there = Path(network)
-    found = sorted(there.rglob("*.safetensors")) if there.is_dir() else [there]
-    return [str(file) for file in found if file.is_file()]
+    folder = os.path.isdir(network)
+    found = sorted(Path(network).rglob("*.safetensors")) if folder else [network]
+    return [str(file) for file in found if os.path.isfile(file)]
 
 
 @functools.cache
@@ -259,14 +295,15 @@ def network(path):
     def files(wildcards):
         part, _, key = path.partition(".")
         value = str(getattr(getattr(dataset(wildcards), part), key, "none"))
-        if Path(value).exists():
+        if path == "backbone.model":
+            require(wildcards, check_resolution, dataset(wildcards).backbone)
+        if is_local(value):
             # Times change with a copy or a clone; the content is among the params.
             return [ancient(file) for file in local_files(value)]
         item = "inception" if value == "auto" else value
         if item == "none":
             return []
-        if not is_published(item, path):
-            refuse(f"datasets.{wildcards.dataset}.{unknown(item, path)}")
+        require(wildcards, require_known, item, path)
         # A repeated download is identical: outputs stay valid.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
@@ -276,12 +313,7 @@ def network(path):
 def network_setting(wildcards):
     """The config key that names a network, for error messages."""
     for one in configuration.datasets.values():
-        named = {
-            "source.model": getattr(one.source, "model", None),
-            "backbone.model": one.backbone.model,
-            "masks.sam": one.masks.sam,
-        }
-        for key, value in named.items():
+        for key, value in networks_of(one).items():
             if value == wildcards.network:
                 return key
     return "embed.inception"
@@ -294,36 +326,10 @@ def network_state(wildcards):
     return "gone" if fetched and not is_complete(wildcards.network, weights) else "there"
 
 
-def source_there(wildcards):
-    """Input function: refuse a missing source before anything starts."""
-    source = dataset(wildcards).source
-    record = Path(configuration.results, wildcards.dataset, "dataset.run.json")
-    try:
-        # Once listed, photos may be deleted: the last steps do not need them.
-        listed = read_json(record).get("settings")
-        if not isinstance(listed, dict) or listed.get("path") != str(getattr(source, "path", "")):
-            check_source(source)
-    except UserError as error:
-        refuse(f"datasets.{wildcards.dataset}.{error}")
-    return []
-
-
 def source_code(wildcards):
     """Hash of the code that lists or makes a data set's images, imported by the name of its kind."""
     kind = dataset(wildcards).source.kind.replace("-", "_")
     return code_hash("dataset") + code_hash(f"sources.{kind}")
-
-
-def baseline_there(wildcards):
-    """Input function: refuse a missing baseline before anything starts."""
-    made = Path(configuration.results, wildcards.dataset, "sets", wildcards.set, "images.h5")
-    path = dataset(wildcards).baselines[wildcards.set].path
-    if not made.exists() and not os.path.isdir(os.path.expanduser(path)):
-        refuse(
-            f"datasets.{wildcards.dataset}.baselines.{wildcards.set}.path {path}: no such "
-            "folder; set it to the folder with the method's images"
-        )
-    return []
 
 
 @functools.cache

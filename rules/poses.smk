@@ -218,7 +218,7 @@ rule pose_eval:
         manifest=rules.dataset.output.manifest,
         poses=rules.poses.output.poses,
         counts=rules.poses.output.counts,
-        labels=lambda wildcards: dataset(wildcards).labels or [],
+        labels=labels,
     output:
         scores="<results>/{dataset}/poses/pose_eval.json",
         picture="<results>/{dataset}/poses/pose_eval.png",

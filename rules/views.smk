@@ -65,7 +65,7 @@ rule views:
 # Images of another method, given in a folder.
 rule baseline:
     input:
-        there=baseline_there,
+        there=baselines_there,
     output:
         images="<results>/{dataset}/sets/{set}/images.h5",
         picture="<results>/{dataset}/sets/{set}/images.png",

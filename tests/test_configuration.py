@@ -243,11 +243,11 @@ def project(tmp_path_factory) -> Project:
     return Project(tmp_path_factory.mktemp("configuration") / "project")
 
 
-def _snakemake(project: Project, *words: str) -> str:
+def _snakemake(project: Project, *words: str, target: str = "manifest.csv") -> str:
     """What a dry run says that ends with one error line."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", *words]
     done = subprocess.run(
-        [*command, "--", "results/mini/manifest.csv"], cwd=project.folder, env=ENVIRONMENT,
+        [*command, "--", f"results/mini/{target}"], cwd=project.folder, env=ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stdout, done.stdout
@@ -268,6 +268,13 @@ def test_snakemake_says_it_in_one_line(project):
     )
     assert "line 1: byte 0xfc is not UTF-8" in _hostile(project, "Latin-1")
     assert "absent.yaml: no such file" in _snakemake(project, "--configfile", "absent.yaml")
+
+
+def test_labels_that_cannot_be_used_end_snakemake_before_anything_starts(project):
+    path = project.folder / "my.yaml"
+    path.write_text(MINI + "    labels: /nope\n")
+    told = _snakemake(project, "--configfile", path.name, target="poses/pose_eval.json")
+    assert told == "error: datasets.mini.labels /nope: no such file"
 
 
 @pytest.mark.slow

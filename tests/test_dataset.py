@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mirage_steps import dataset
 from mirage_steps.errors import UserError
 from mirage_steps.files import provenance
 from mirage_steps.files.atomic import read_csv, write_csv, write_json
+from mirage_steps.files.labels import read_azimuths
 from mirage_steps.files.loading import read_entry
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
 from mirage_steps.pose_eval import main as evaluate
@@ -420,6 +422,24 @@ def test_images_without_a_value_have_no_label(tmp_path):
 def test_an_azimuth_that_is_not_a_number_is_named_with_its_line(tmp_path, value):
     with pytest.raises(UserError, match=r"line 3: azimuth_deg .*: not a number"):
         _labels(tmp_path, ("b.jpg", 1), ("one/a.jpg", value))
+
+
+def test_tables_of_labels_that_cannot_be_meant_are_refused(tmp_path):
+    labels, head = tmp_path / "labels.csv", "image,azimuth_deg\n"
+    for text, told in (
+        (head + "b.jpg,12,5\n", r"line 2: has more cells than the .*; write decimals as 12\.5"),
+        (head + "b.jpg,1\nb.jpg,36000\n", "line 3: azimuth_deg '36000': is more than ten turns"),
+        ("image,azimuth_deg,image\nb.jpg,1,c\n", "has the column image twice"),
+        (head + "b.jpg,\n", "azimuth_deg is always empty"),
+    ):
+        labels.write_text(text)
+        with pytest.raises(UserError, match=told):
+            read_azimuths(labels)
+    labels.unlink()
+    os.mkfifo(labels)
+    for path in (labels, Path("/dev/zero")):
+        with pytest.raises(UserError, match=": is not a regular file$"):
+            read_azimuths(path)
 
 
 @pytest.mark.parametrize("header", [("image", "azimuth"), ("file", "azimuth_deg"), ("a", "b")])

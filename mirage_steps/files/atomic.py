@@ -173,15 +173,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """Rows of a UTF-8 CSV file as dictionaries.
 
     Raises:
-        UserError: the file is missing, no regular file or not text.
+        UserError: the file is missing, no regular file, not text, or has a column twice.
     """
     if wrong := not_a("file", path):
         raise UserError(f"{path}: {wrong}")
     try:
         with open(path, newline="", encoding="utf-8-sig") as lines:
-            return list(csv.DictReader(lines))
+            reader = csv.DictReader(lines)
+            rows, names = list(reader), reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a readable UTF-8 CSV file ({error})") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}: has the column {twice[0]} twice")
+    return rows
 
 
 def require_disk(folder: Path, size: int, what: str) -> None:

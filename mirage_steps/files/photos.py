@@ -81,6 +81,13 @@ def photo_identity(path: Path) -> tuple[str, str]:
         raise UserError(f"{encoded(path)}: cannot be used: {error.strerror}") from None
 
 
+def photos_folder(folder: Path) -> Path:
+    """The folder of the key ``photos``; raises UserError if it is not there."""
+    if wrong := not_a("folder", folder):
+        raise UserError(f"photos {folder}: {wrong}; set it to the folder with your photos")
+    return Path(os.path.expanduser(folder))
+
+
 def photos_of(
     folder: Path, max_pixels: int, cache: FileCache
 ) -> tuple[dict[str, Path], list[tuple[str, str]], list[tuple[str, str]]]:
@@ -98,9 +105,7 @@ def photos_of(
     Raises:
         UserError: there is no such folder.
     """
-    root = Path(os.path.expanduser(folder))
-    if wrong := not_a("folder", root):
-        raise UserError(f"photos {folder}: {wrong}; set it to the folder with your photos")
+    root = photos_folder(folder)
     files, passed_over = find_files(root)
 
     def reason(path: Path) -> str:

@@ -28,7 +28,7 @@ from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
 from mirage_steps.networks.fetching import FILES, is_complete, is_local, place
 from mirage_steps.settings import Configuration, Dataset
-from mirage_steps.sources import check_source
+from mirage_steps.sources.checks import check_dataset, errors_of, require_samples
 
 # DINOv2 as published: width and layers.
 _DINOV2 = {
@@ -68,6 +68,8 @@ def main(
     """
     configuration = read_configuration(configfile)
     dataset = read_dataset(configuration, name)
+    with errors_of(name):
+        check_dataset(dataset, Path(configuration.results, name), images is None)
     count = count_images(dataset.source) if images is None else images
     samples, training = dataset.fid.samples, dataset.training
     weights = Path(configuration.weights)
@@ -85,11 +87,8 @@ def main(
     work.append(("all", sum(flops for _, flops, _ in work), ""))
     table = [(step, f"{flops / 1e12:,.1f}", runs) for step, flops, runs in work]
     print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")), flush=True)
-    if not dataset.use and count < 2 * samples:
-        raise UserError(
-            f"datasets.{name}.fid.samples {samples}: needs {2 * samples} real images, there are at "
-            f"most {count}; set it to at most {count // 2}"
-        )
+    with errors_of(name):
+        require_samples(count, 0 if dataset.use else samples)
     missing: dict[Path, float] = {}
     for pattern, size, note in files[:-1]:
         folder = weights if note == "fetched once" else Path(configuration.results, name)
@@ -101,14 +100,9 @@ def main(
 
 
 def count_images(source: settings.Source) -> int:
-    """Number of images by the names of the files; none is opened.
-
-    Raises:
-        UserError: the folder is missing.
-    """
+    """Number of images by the names of the files; none is opened."""
     if hasattr(source, "images"):
         return source.images
-    check_source(source)
     endings = Image.registered_extensions()
     folder = source.path / "image" if source.kind == "compcars" else source.path
     start = "tripod_seq_" if source.kind == "epfl" else ""
@@ -120,7 +114,7 @@ def backbone(chosen: settings.Backbone) -> Backbone:
     """Tokens and operations of the vision transformer, by its configuration.
 
     Raises:
-        UserError: its shape is not known, or does not fit the resolution.
+        UserError: its shape is not known.
     """
     config = read_json(Path(chosen.model, "config.json"))
     dim, layers = _DINOV2.get(chosen.model, (0, 0))
@@ -131,11 +125,6 @@ def backbone(chosen: settings.Backbone) -> Backbone:
         raise UserError(
             f"backbone.model {chosen.model}: not the folder of a vision transformer and not one of "
             f"{', '.join(_DINOV2)}; give a folder with config.json"
-        )
-    if chosen.resolution % patch:
-        raise UserError(
-            f"backbone.resolution {chosen.resolution}: not a multiple of the patch size {patch}; "
-            f"use {max(round(chosen.resolution / patch), 1) * patch}"
         )
     patches = (chosen.resolution // patch) ** 2
     # Queries, keys, values and output; both layers of the MLP; both products of attention.

@@ -1,0 +1,111 @@
+"""What the settings of a data set name is there and fits: before a run, and for its plan."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from mirage_steps.errors import UserError
+from mirage_steps.files.labels import read_azimuths
+from mirage_steps.files.names import not_a
+from mirage_steps.files.photos import photos_folder
+from mirage_steps.files.records import read_json
+from mirage_steps.networks.fetching import require_known
+from mirage_steps.settings import Backbone, Dataset
+from mirage_steps.sources import check_source
+
+# Each raises UserError, naming the key.
+
+
+@contextlib.contextmanager
+def errors_of(name: str) -> Iterator[None]:
+    """Name the data set in the errors of the checks within."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"datasets.{name}.{error}") from None
+
+
+def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
+    """Refuse what a run of all rules would refuse.
+
+    Args:
+        dataset: to be run.
+        results: its folder.
+        images: whether the source's must be there.
+    """
+    if images:
+        check_images(dataset, results)
+    for key, network in networks_of(dataset).items():
+        require_known(network, key)
+    check_resolution(dataset.backbone)
+    if dataset.photos is not None:
+        photos_folder(dataset.photos)
+    if dataset.use is None:
+        check_labels(dataset)
+        check_baselines(dataset, results)
+
+
+def check_images(dataset: Dataset, results: Path) -> None:
+    """Refuse a missing source, and one of too few images; none is read."""
+    source, samples = dataset.source, dataset.fid.samples
+    record = read_json(results / "dataset.run.json").get("settings")
+    listed = record.get("path") if isinstance(record, dict) else None
+    # Once listed, photos may be deleted: the last steps do not need them.
+    if record is None or listed != str(getattr(source, "path", "")):
+        check_source(source)
+    made = getattr(source, "images", None)
+    if made is not None and dataset.use is None:
+        require_samples(made, samples)
+
+
+def require_samples(images: int, samples: int) -> None:
+    """Refuse more samples than there can be real images for."""
+    if images < 2 * samples:
+        raise UserError(
+            f"fid.samples {samples}: needs {2 * samples} real images, there are at most {images}; "
+            f"set it to at most {images // 2}"
+        )
+
+
+def check_resolution(backbone: Backbone) -> None:
+    """Refuse a resolution that is no multiple of the backbone's patches, where they are known."""
+    published = 14 if backbone.model.startswith("facebook/dinov2-") else None
+    patch = read_json(Path(backbone.model, "config.json")).get("patch_size", published)
+    if isinstance(patch, int) and patch > 0 and backbone.resolution % patch:
+        raise UserError(
+            f"backbone.resolution {backbone.resolution}: not a multiple of the patch size {patch}; "
+            f"use {max(round(backbone.resolution / patch), 1) * patch}"
+        )
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Refuse a table of true azimuths that cannot be used."""
+    if dataset.labels is not None:
+        try:
+            read_azimuths(Path(dataset.labels))
+        except UserError as error:
+            raise UserError(f"labels {error}") from None
+        except OSError as error:
+            raise UserError(f"labels {dataset.labels}: {error.strerror}") from None
+
+
+def check_baselines(dataset: Dataset, results: Path) -> None:
+    """Refuse a missing folder of a baseline whose set is not made yet."""
+    for name, baseline in dataset.baselines.items():
+        if (results / "sets" / name / "images.h5").is_file():
+            continue
+        if wrong := not_a("folder", baseline.path):
+            raise UserError(
+                f"baselines.{name}.path {baseline.path}: {wrong}; set it to the folder with the "
+                "method's images"
+            )
+
+
+def networks_of(dataset: Dataset) -> dict[str, str]:
+    """The networks of a data set, each a path or the name of published weights, by their key."""
+    found = {"source.model": getattr(dataset.source, "model", None)}
+    found["backbone.model"] = dataset.backbone.model
+    if dataset.use is None:
+        found["masks.sam"] = dataset.masks.sam
+        found["embed.inception"] = dataset.embed.inception.replace("auto", "inception")
+    return {key: network for key, network in found.items() if network not in (None, "none")}
