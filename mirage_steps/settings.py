@@ -8,6 +8,7 @@ Other defaults are our choice, because the paper is silent.
 """
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    Strict,
     ValidationError,
     model_validator,
 )
@@ -97,8 +99,10 @@ class Settings(BaseModel):
             wrong = ""
             if isinstance(value, bool) and field and bool not in kinds:
                 wrong = "is true or false to YAML, like yes, no, on and off; put text in quotes"
+            elif isinstance(value, float) and not math.isfinite(value):
+                wrong = "must be finite"
             elif isinstance(value, int | float) and abs(value) >= 2**63:
-                wrong = "is too large"
+                wrong = "is too large" if value > 0 else "is too small"
             elif value == "" and Path in kinds:
                 wrong = "is empty"
             elif isinstance(value, str) and CONTROL.search(value):
@@ -401,6 +405,9 @@ class Baseline(Settings):
     max_pixels: int = _MAX_PIXELS
 
 
+_Number = Annotated[float, Strict()]  # not YAML's true and false
+
+
 class Paper(Settings):
     """The paper's figures for a data set; only shown next to measured ones."""
 
@@ -408,8 +415,8 @@ class Paper(Settings):
     iterations: int = Field(description="Training steps.")
     kind: str = Field(description="Kind of source that holds or makes the paper's data set.")
     category: str | None = Field(None, description="Category in the prompts of Stable Diffusion.")
-    fid: dict[str, float] = Field(description="FID of rows of the table.")
-    fid_of_others: dict[str, float] = Field(
+    fid: dict[str, _Number] = Field(description="FID of rows of the table.")
+    fid_of_others: dict[str, _Number] = Field(
         {}, description="FID of other methods, without background, by the name of the baseline."
     )
     source: str = Field(description="Where in the paper, such as Table 1.")
@@ -631,6 +638,8 @@ def _explain(problem: Mapping, names: list[str]) -> str:
         others = [name for name in names if name not in path]
         meant = difflib.get_close_matches(path[1], others, n=1) if path[2:] == ["source"] else []
         return f"{where} is required" + (f"; did you mean {meant[0]!r}?" if meant else "")
+    if problem["type"] == "path_type":
+        return f"{where}: must be the text of a path (got {_short(given)}; put it in quotes)"
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         wrong = "is required" if problem["type"] == "union_tag_not_found" else "is unknown"
         return f"{where}.kind {wrong}: {', '.join(_KINDS)}"

@@ -1,6 +1,7 @@
 """Files of the configuration: whatever they hold, there is a configuration or one line."""
 
 import copy
+import os
 import random
 import re
 import subprocess
@@ -58,6 +59,10 @@ HOSTILE = {
     "cut off": ("datasets: {mini: [", "line 1: .*expected the node content"),
     "empty": ("# all of it a comment\n", "has no keys at its top level"),
     "a number": ("5", "has no keys at its top level"),
+    "base 60": ("shards: 1:30", "line 1: shards: 1:30 is 90 to YAML; write 90 if that is meant"),
+    "base 60 with a point": ("a: {b: -1:30.5}", "line 1: a.b: -1:30.5 is -90.5 to YAML"),
+    "base 8": ("shards: 010", "line 1: shards: 010 is 8 to YAML"),
+    "base 2": ("shards: [0b11]", "line 1: shards: 0b11 is 3 to YAML"),
     "two documents": ("a: 1\n---\nb: 2", "expected a single document"),
     "a program": ("__use_yte__: true\nresults: ?1/0", "__use_yte__"),
     "a Python object": ("results: !!python/name:os.system", r"line 1: results: .* is no python/n"),
@@ -81,8 +86,18 @@ def test_hostile_files_are_one_line(tmp_path, name):
 def test_a_missing_file_and_a_folder_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"absent.yaml: no such file; .* put -- before targets$"):
         read_configuration([tmp_path / "absent.yaml"])
-    with pytest.raises(IsADirectoryError):  # which the commands print in one line
+    with pytest.raises(UserError, match="is a folder"):
         read_configuration([tmp_path])
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    for path, told in (
+        (tmp_path / "fifo", "is not a regular file"),
+        (Path("/dev/zero"), "is not a regular file"),
+        (tmp_path / "loop", "Too many levels of symbolic links"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(UserError, match=f"{path}: {told}; "):
+            read_configuration([path])
 
 
 def test_files_of_another_folder(tmp_path, monkeypatch):
@@ -114,6 +129,10 @@ def test_valid_files_are_read_as_snakemake_reads_them(path):
         ({"poses": {"seed": 2**32}}, "poses.seed: input should be less than 4294967296"),
         ({"source": {"kind": "procedural", "seed": 2**32}}, "source.seed: input should be less"),
         ({"poses": {"k": True}}, "poses.k: is true or false to YAML, like yes, no,"),
+        ({"guidance": {"gamma": float("inf")}}, "guidance.gamma: must be finite (got inf)"),
+        ({"guidance": {"gamma": -1e30}}, "guidance.gamma: is too small (got -1e+30)"),
+        ({"photos": 5}, "photos: must be the text of a path (got 5; put it in quotes)"),
+        ({"paper": {"fid": {"mv": True}}}, "paper.fid.mv: input should be a valid number"),
         ({"masks": {"sam": False}}, "masks.sam: is true or false to YAML"),
         ({"novel_views": {"phase_cutoff": False}}, "novel_views.phase_cutoff: is true or false"),
         ({"use": 2024}, "use: input should be a valid string (got 2024; put it in quotes)"),

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError, first_line, printable
+from mirage_steps.files.names import not_a
 from mirage_steps.settings import Configuration, Dataset
 
 # As the Snakefile has them.
@@ -18,6 +20,8 @@ CONFIGFILES = ("config/config.yaml", "config/paper.yaml")
 
 _MOST_BYTES = 2**18  # what PyYAML reads in seconds
 _MOST_VALUES = 50_000  # with all aliases written out
+# Numbers to the base 60, 8 and 2 in YAML 1.1, which mean others or are text in YAML 1.2.
+_ODD_NUMBER = re.compile(r"[-+]?(.*:.*|0[0-9b_]+)")
 _TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
@@ -66,9 +70,14 @@ def read_configfile(path: Path) -> dict:
     """The mapping in a YAML or JSON file, without duplicate keys.
 
     Raises:
-        UserError: the file is missing or no configuration.
+        UserError: the file is missing, no regular file or no configuration.
         OSError: it cannot be read.
     """
+    if wrong := not_a("file", path):
+        hint = "run this in the project's folder"
+        if str(path) not in CONFIGFILES:
+            hint = "--configfile takes every word up to the next flag, so put -- before targets"
+        raise UserError(f"{path}: {wrong}; {hint}")
     try:
         with open(path, "rb") as file:
             content = file.read(_MOST_BYTES + 1)
@@ -79,11 +88,6 @@ def read_configfile(path: Path) -> dict:
             raise ValueError("has no keys at its top level; config/photos.yaml is a template")
         if "__use_yte__" in found:
             raise ValueError("__use_yte__: templates, which run code, are not supported; remove it")
-    except FileNotFoundError:
-        hint = "run this in the project's folder"
-        if str(path) not in CONFIGFILES:
-            hint = "--configfile takes every word up to the next flag, so put -- before targets"
-        raise UserError(f"{path}: no such file; {hint}") from None
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         reason = f"line {line}: byte {content[error.start]:#x} is not UTF-8; save it as UTF-8"
@@ -150,10 +154,13 @@ def _count(
         children = list(_keys(node, path))
     else:
         try:
-            loader.construct_object(node)
+            value = loader.construct_object(node)
         except Exception:  # PyYAML raises many types, such as for the date 2024-99-99
             kind = node.tag.removeprefix("tag:yaml.org,2002:")
             raise ValueError(f"{where}: {node.value[:80]!r} is no {kind}") from None
+        if isinstance(value, int | float) and _ODD_NUMBER.fullmatch(node.value):
+            hint = f"write {value} if that is meant, or put text in quotes"
+            raise ValueError(f"{where}: {node.value[:80]} is {value} to YAML; {hint}")
     total = 1 + sum(_count(loader, child, below, counts) for below, child in children)
     if total > _MOST_VALUES:
         raise ValueError(f"{where}: more than {_MOST_VALUES} values, with aliases written out")
