@@ -658,6 +658,21 @@ def _explain(problem: Mapping, names: list[str]) -> str:
     return f"{message} (got {_short(given)}{quotes})"
 
 
+def explain_flag(problem: Mapping) -> str:
+    """A validation error of a section that was given as flags, as one line.
+
+    Args:
+        problem: as pydantic describes it.
+    """
+    found = problem.get("ctx", {})
+    key, shown = found.get("key", ".".join(map(str, problem["loc"]))), found.get("given", "")
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:  # of several together
+        return message
+    flag = f"--{key.replace('_', '-')} {shown or problem['input']}"
+    return f"{flag}: {message[0].lower()}{message[1:]}"
+
+
 def _short(value: object) -> str:
     """A value for an error message, its start where it is long."""
     try:

@@ -66,6 +66,8 @@ def main(
         Name of the record.
     """
     own = Shard.parse(shard)
+    if gamma < 0:
+        raise UserError(f"--gamma {gamma}: must be at least 0")
     if gamma != 1 and sampler == "single":
         raise UserError(f"--gamma {gamma}: single images attend to themselves; leave it at 1")
     where = choose_device(device)

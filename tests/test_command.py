@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from mirage_steps.files import provenance, terminal
 from mirage_steps.files.command import run
+from mirage_steps.settings import Guidance, Views
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("Tür 椅子.png", "a b.png")
@@ -30,12 +32,12 @@ def main(*, out: Path, fail: bool = False) -> None:
     (out / "made.txt").write_text("made")
 
 
-def _run(monkeypatch, *words: str) -> str:
+def _run(monkeypatch, *words: str, step: Callable = main) -> str:
     """Run the step above; gives its last line."""
     monkeypatch.setattr(sys, "argv", ["step", *words])
     monkeypatch.setattr(terminal.logging, "raiseExceptions", True)
     with pytest.raises(SystemExit) as ended:
-        run(main)
+        run(step)
     return str(ended.value.code)
 
 
@@ -117,6 +119,48 @@ def test_a_reader_that_leaves_ends_a_command_in_silence():
     command = f"set -o pipefail; {sys.executable} -m mirage_steps.tools.status --help | true"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_full_stdout_is_named():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "mirage_steps.tools.status"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: stdout: No space left on device\n")
+
+
+def values(
+    *,
+    out: Path,
+    labels: Path | None = None,
+    guidance: Guidance = Guidance(),
+    views: Views = Views(),
+    share: float = 1.0,
+    count: int | None = None,
+) -> None:
+    """Take values."""
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--gamma inf", "--gamma inf: must be finite"),
+        ("--gamma=-1e30", "--gamma -1e+30: is too small"),
+        ("--gamma=-1", "--gamma -1.0: input should be greater than or equal to 0"),
+        ("--gamma x", "--gamma: could not convert string to float: 'x'"),
+        (f"--seed {10**30}", f"--seed {10**30}: is too large"),
+        ("--batch-size 0", "--batch-size 0: input should be greater than or equal to 1"),
+        ("--steps 0 --seed=-1", "--steps 0: input should be greater than or equal to 1; --seed -1"),
+        ("--precision half", "--precision half: give one of auto, float32, bfloat16"),
+        ("--share nan", "--share nan: must be finite"),
+        (f"--count {10**30}", f"--count {10**30}: is too large"),
+        ("--count x", "--count: no type matching {None}|INT"),
+        ("--labels /dev/zero", "--labels /dev/zero: is not a regular file"),
+    ],
+)
+def test_wrong_values_of_flags_are_one_line_with_the_flag(tmp_path, monkeypatch, words, told):
+    line = _run(monkeypatch, "--out", str(tmp_path), *words.split(), step=values)
+    assert line.startswith(f"error: {told}") and "\n" not in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_that_are_not_ascii_work_without_a_locale(tmp_path):

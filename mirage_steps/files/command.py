@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import inspect
+import math
 import os
 import signal
 import sys
@@ -12,13 +13,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import tyro
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
+
+# Private, but tyro has no other way to one line; its version is pinned.
+from tyro._errors import InstantiationFailure, InvalidChoice, ParseErrorEvent, on_parse_error
 
 from mirage_steps.errors import Incomplete, UserError, first_line
 from mirage_steps.files.atomic import require_writable
+from mirage_steps.files.names import not_a
 from mirage_steps.files.provenance import changed_since, write_provenance
 from mirage_steps.files.terminal import end_bars, start_log
 from mirage_steps.files.terminal import log as log
+from mirage_steps.settings import explain_flag
 
 
 def run(main: Callable[..., Sequence[str] | None]) -> None:
@@ -36,7 +42,8 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
 
     def recorded(**given: Any) -> None:
         _require_folder(Path(given["out"]))
-        for value in given.values():
+        for key, value in given.items():
+            _require_usable(f"--{key.replace('_', '-')}", value)
             # A table may have been edited on purpose; other files have checksums.
             if isinstance(value, Path) and value.suffix == ".csv" and changed_since(value):
                 log.warning("%s: was changed since its step wrote it", value)
@@ -68,11 +75,26 @@ def run_tool(main: Callable[..., None], name: str | None = None) -> None:
         main: its arguments are the flags.
         name: full name of its module, by default the one in which it is defined.
     """
-    # Names of files that are no UTF-8 must not end a command.
-    sys.stdout.reconfigure(errors="backslashreplace")
-    with one_line_errors():
+    # Names of files that are no UTF-8 must not end a command. What is printed waits for the last
+    # flush, whose errors name stdout.
+    sys.stdout.reconfigure(errors="backslashreplace", write_through=False)
+    with one_line_errors(), on_parse_error(_refuse_value):
         prog = f"python -m {name or _module_name(main)}"
         tyro.cli(main, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _refuse_value(event: ParseErrorEvent) -> None:
+    """One line for a wrong value of a flag; other errors of the command line are tyro's."""
+    if isinstance(event, InvalidChoice):
+        name, choices = event.argument.lowered.name_or_flags[0], ", ".join(event.choices)
+        raise UserError(f"{name} {event.value}: give one of {choices}")
+    if isinstance(event, InstantiationFailure):
+        cause = sys.exception().__context__
+        if isinstance(cause, ValidationError):
+            raise UserError("; ".join(map(explain_flag, cause.errors())))
+        lowered = event.argument and event.argument.lowered
+        name = (*lowered.name_or_flags, lowered.metavar)[0] if lowered else "command line"
+        raise UserError(f"{name}: {event.message.splitlines()[0]}")
 
 
 def _module_name(main: Callable) -> str:
@@ -87,7 +109,7 @@ def one_line_errors() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            _flush_stdout()
     except UserError as error:
         _fail(str(error))
     except BrokenPipeError:
@@ -108,9 +130,28 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
+def _flush_stdout() -> None:
+    """Write what was printed; an error, such as of a full disk, names stdout."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "stdout"
+        raise
+
+
 def _fail(message: str) -> NoReturn:
     end_bars()
     sys.exit(f"error: {message}")
+
+
+def _require_usable(flag: str, value: Any) -> None:
+    """Refuse a number that is not finite or huge, and a path at which reading might never end."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag} {value}: must be finite")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{flag} {value}: is too large")
+    if isinstance(value, Path) and not_a("file", value) == "is not a regular file":
+        raise UserError(f"{flag} {value}: is not a regular file")
 
 
 def _require_folder(out: Path) -> None:

@@ -86,7 +86,7 @@ def main(
     work = list(operations(dataset, count, vit, network))
     work.append(("all", sum(flops for _, flops, _ in work), ""))
     table = [(step, f"{flops / 1e12:,.1f}", runs) for step, flops, runs in work]
-    print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")), flush=True)
+    print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")))
     with errors_of(name):
         require_samples(count, 0 if dataset.use else samples)
     missing: dict[Path, float] = {}
