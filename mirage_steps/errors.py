@@ -1,7 +1,9 @@
 """The one error a user may see without a traceback, and exceptions in one line."""
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 # Control characters, ends of lines and lone surrogates.
 CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -38,6 +40,15 @@ def printable(text: str) -> str:
 def rerun(*rules: str) -> str:
     """What to do, for the end of an error's message: make again what these rules make."""
     return f"run snakemake with --forcerun {' '.join(rules)}"
+
+
+@contextlib.contextmanager
+def parsing(where: str, wrong: str, *rules: str) -> Iterator[None]:
+    """One line if the block cannot parse the file at ``where``, which ``rules`` make again."""
+    try:
+        yield
+    except (FileNotFoundError, LookupError, ValueError, TypeError) as error:
+        raise UserError(f"{where}: {wrong} ({error!r}); {rerun(*rules)}") from None
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

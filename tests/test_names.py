@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mirage_steps.files.names import decoded, encoded, file_of, output_names
+from mirage_steps.files.names import decoded, encoded, file_of, not_a, output_names
 
 PLAIN = ["a.png", "/photos/Tür 椅子 (1).v2.png", "it's 100%.png", "a\xa0b\u202fc\u3000d.png", "%2x"]
 PIECES = ["a", ".", "%", "%0A", "2", "5", "\n", "\r", "\x1b", "\x85", "\u2028", "\udcff", "é", "椅"]
@@ -76,3 +76,24 @@ def test_names_of_outputs_are_distinct_and_usual_ones_stay():
         }
         folders = {str(folder) for name in names for folder in Path(name).parents}
         assert len(taken) == 4 * len(names) and not taken & folders
+
+
+def test_what_is_no_file_and_no_folder_is_called_what_it_is(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    for path, no_file, no_folder in (
+        (file, "", "is a file"),
+        (tmp_path, "is a folder", ""),
+        (tmp_path / "absent", "no such file", "no such folder"),
+        (tmp_path / "fifo", "is not a regular file", "is not a folder"),
+        (Path("/dev/null"), "is not a regular file", "is not a folder"),
+        (tmp_path / "gone", "is a link to nothing", "is a link to nothing"),
+        (tmp_path / "loop", *2 * ["Too many levels of symbolic links"]),
+        (file / "below", *2 * ["Not a directory"]),
+        (tmp_path / ("x" * 300), *2 * ["File name too long"]),
+        ("a\0b", *2 * ["embedded null byte"]),
+    ):
+        assert (not_a("file", path), not_a("folder", path)) == (no_file, no_folder)

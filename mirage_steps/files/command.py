@@ -157,8 +157,8 @@ def _require_usable(flag: str, value: Any) -> None:
 def _require_folder(out: Path) -> None:
     """Refuse an output folder that cannot be written, before any work."""
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"--out {out}: {there} is a file; give a folder")
+    if wrong := not_a("folder", there):
+        raise UserError(f"--out {out}: {there} {wrong}; give a folder")
     require_writable(there, out)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, parsing
 from mirage_steps.files.atomic import read_csv, write_csv
 from mirage_steps.files.names import decoded
 from mirage_steps.method.boxes import Box
@@ -57,7 +57,7 @@ def read_manifest(path: Path) -> list[Entry]:
     rows = read_csv(path)
     if not rows:
         raise UserError(f"{path}: lists no images; see rejected.csv in its folder for the reasons")
-    try:
+    with parsing(f"{path}", "not a manifest", "dataset"):
         return [
             Entry(
                 row["image"],
@@ -71,7 +71,3 @@ def read_manifest(path: Path) -> list[Entry]:
             )
             for row in rows
         ]
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a manifest ({error!r}); make it with the dataset step"
-        ) from None

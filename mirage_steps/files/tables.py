@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.errors import UserError, rerun
+from mirage_steps.errors import UserError, parsing, rerun
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.manifest import BOX, Entry
@@ -36,11 +36,8 @@ def read_windows(
     found = []
     for entry, row in zip(entries, rows, strict=True):
         if row["found"] == "1":
-            try:
+            with parsing(f"{path}, image {entry.image}", "damaged", "foreground"):
                 box, window = _box(row, BOX), _box(row, WINDOW)
-            except (KeyError, ValueError, TypeError) as error:
-                where = f"{path}, image {entry.image}"
-                raise UserError(f"{where}: damaged ({error}); {rerun('foreground')}") from None
             found.append((entry, centered(window, box) if centered_on_box else window))
     if not found:
         raise UserError(
@@ -67,13 +64,9 @@ def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
     if path is None:
         return np.zeros(len(images), np.int64)
     rows = read_csv(path)
-    try:
+    with parsing(f"{path}", "does not say the category of every image", "categories"):
         found = {row["image"]: int(row["category"]) for row in rows}
         return np.array([found[image] for image in images])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: does not say the category of every image ({error!r}); {rerun('categories')}"
-        ) from None
 
 
 def read_pose_counts(poses: Path) -> tuple[int, int]:
@@ -83,11 +76,9 @@ def read_pose_counts(poses: Path) -> tuple[int, int]:
         UserError: poses.json is missing or not what the poses step writes.
     """
     about = poses.with_suffix(".json")
-    try:
+    with parsing(f"{about}", "not readable", "poses"):
         counts = json.loads(about.read_text(encoding="utf-8"))
         return counts["k"] * counts["categories"], counts["categories"]
-    except (FileNotFoundError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{about}: not readable ({error!r}); {rerun('poses')}") from None
 
 
 def require_pose_counts(poses: Path, count: int, categories: int) -> None:
@@ -112,15 +103,13 @@ def read_poses(poses: Path) -> tuple[list[str], np.ndarray]:
         UserError: a column is missing, or a pose is none of those that poses.json counts.
     """
     rows = read_csv(poses)
-    try:
+    with parsing(f"{poses}", "not a table of poses", "poses"):
         images, labels = [row["image"] for row in rows], [int(row["pose"]) for row in rows]
         if not rows:
             raise ValueError("it is empty")
         count, _ = read_pose_counts(poses)
         if wrong := [label for label in labels if not 0 <= label < count]:
             raise ValueError(f"pose {wrong[0]} of {count}")
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{poses}: not a table of poses ({error!r}); {rerun('poses')}") from None
     return images, np.array(labels, np.int64)
 
 
