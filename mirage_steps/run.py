@@ -6,6 +6,7 @@ Unreliable results carry a :class:`PhotoWarning`.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimato
 from mirage_steps.method.unet import UNet
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
-from mirage_steps.networks.fetching import is_published
+from mirage_steps.networks.fetching import REVISIONS, place
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, Views
 
@@ -351,13 +352,13 @@ def _load_backbone(
     folder: Path, recorded: dict, given: Path | str | None, device: torch.device
 ) -> Backbone:
     """The vision transformer of a run's estimator, or the same one from a given folder."""
-    name = str(recorded["model"] if given is None else given)
-    found = _find(folder, Path(name))
-    if found is None and (given is not None or not is_published(name, "backbone.model")):
+    name, weights = str(recorded["model"] if given is None else given), Path(recorded["weights"])
+    found = _find(folder, Path(name)) or _find(folder, place(name, weights))
+    # Any other owner/name may as well be the path of a folder that is elsewhere.
+    if found is None and (given is not None or name not in REVISIONS):
         raise UserError(
             f"backbone.model {name}: not here, nor above {folder}; give its folder by --backbone"
         )
-    weights = Path(recorded["weights"])
     backbone = Backbone.load(
         BackboneSettings(model=str(found or name), resolution=recorded["resolution"]),
         device,
@@ -373,6 +374,7 @@ def _load_backbone(
 
 def _find(folder: Path, path: Path) -> Path | None:
     """A path relative to the folder in which Snakemake ran: here, or above the run."""
-    bases = (Path.cwd(), *folder.resolve().parents)
-    places = (base / path.expanduser() for base in bases)
-    return next((place for place in places if place.exists()), None)
+    # Of a linked results folder, those above the link and those above what it links to.
+    bases = (Path.cwd(), *folder.absolute().parents, *folder.resolve().parents)
+    places = (base / os.path.expanduser(path) for base in bases)
+    return next(filter(os.path.exists, places), None)

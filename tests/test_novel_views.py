@@ -598,6 +598,35 @@ def test_another_backbone_is_refused(bare, tmp_path):
         Run.load(bare, backbone=tmp_path / "absent")
 
 
+def test_the_backbone_is_looked_for_here_and_above_the_run_alone(bare, tmp_path, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project, elsewhere, tmp_path / "disk"):
+        folder.mkdir()
+    bare.rename(tmp_path / "disk/demo")
+    (project / "results").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(elsewhere)
+
+    def no_network(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("mirage_steps.networks.fetching._obtain", no_network)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"cars: not here, nor above .*; give its folder by --backbone$"
+        ):
+            Run.load(project / "results/demo")
+    assert not list(elsewhere.iterdir())
+    (project / "weights").symlink_to(ROOT / "weights")
+    assert Run.load(project / "results/demo").backbone.dim == 128
+    # As a network that was fetched.
+    (project / "weights").unlink()
+    (project / "weights/published/weights").mkdir(parents=True)
+    name = "stand-in-dinov2-cars"
+    (project / "weights/published/weights" / name).symlink_to(ROOT / "weights" / name)
+    assert Run.load(project / "results/demo").backbone.name == name
+    assert not list(elsewhere.iterdir())
+
+
 # In Python
 
 
