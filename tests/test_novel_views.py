@@ -1,5 +1,6 @@
 """A photo from all sides with what a run stored: the class, the command and the rule."""
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import mirage_steps
 from mirage_steps import novel_views, settings
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import Incomplete, UserError
+from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import load_estimator, save_estimator
 from mirage_steps.files.file_cache import FileCache
@@ -154,6 +156,34 @@ def test_everything_is_written(green, tmp_path):
     # The frame stands around the photo's own column.
     assert columns.min() // (picture.shape[1] // 5) == green.poses.index(green.pose)
     assert green._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("failing", ["turntable", "save_image"])
+def test_a_failed_write_leaves_all_files_of_the_run_before(green, tmp_path, monkeypatch, failing):
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    other = replace(green, views=green.views[::-1], distance=7.0)
+    with monkeypatch.context() as context:
+        context.setattr(tiles, failing, full)
+        with pytest.raises(OSError, match="No space left") as error:
+            green.save(tmp_path)
+        assert error.value.filename == str(tmp_path / "green.json") and not content()
+    green.save(tmp_path)
+    (tmp_path / "green.run.json").write_text("{}")
+    before = content()
+    with monkeypatch.context() as context:
+        context.setattr(tiles, failing, full)
+        with pytest.raises(OSError, match="No space left"):
+            other.save(tmp_path)
+        assert content() == before
+    other.save(tmp_path)
+    changed = {path.name for path, value in content().items() if value != before[path]}
+    assert {"green.json", "green.gif", "green.png", "pose_00.png"} <= changed
+    assert not (tmp_path / "green.run.json").exists()
 
 
 def test_the_record_holds_all_but_the_pixels(green, tmp_path):
