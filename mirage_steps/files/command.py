@@ -4,10 +4,12 @@ import atexit
 import contextlib
 import inspect
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +18,8 @@ from pydantic import BaseModel
 
 from mirage_steps.errors import Incomplete, UserError, first_line
 from mirage_steps.files.atomic import require_writable
+from mirage_steps.files.names import printable
+from mirage_steps.files.process import end_imports
 from mirage_steps.files.provenance import changed_since, write_provenance
 from mirage_steps.files.terminal import end_bars, start_log
 from mirage_steps.files.terminal import log as log
@@ -71,8 +75,17 @@ def run_tool(main: Callable[..., None], name: str | None = None) -> None:
     # Names of files that are no UTF-8 must not end a command.
     sys.stdout.reconfigure(errors="backslashreplace")
     with one_line_errors():
+        end_imports()
+        _require_values(sys.argv[1:])
         prog = f"python -m {name or _module_name(main)}"
         tyro.cli(main, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _require_values(words: Sequence[str]) -> None:
+    """Refuse empty values of flags: an empty path would mean the current folder."""
+    for before, word in pairwise(["", *words]):
+        if found := re.fullmatch(r"(--[\w-]+)=", word or f"{before}="):
+            raise UserError(f"{found[1]}: its value is empty; give one, or leave the flag out")
 
 
 def _module_name(main: Callable) -> str:
@@ -110,7 +123,7 @@ def one_line_errors() -> Iterator[None]:
 
 def _fail(message: str) -> NoReturn:
     end_bars()
-    sys.exit(f"error: {message}")
+    sys.exit(f"error: {printable(message)}")
 
 
 def _require_folder(out: Path) -> None:
