@@ -146,7 +146,7 @@ class Run:
         """The object in a photo, and who found it."""
         square = letterbox(image, self.backbone.resolution, self.backbone.fill)
         where = self._tokens(square, content_box(*image.size)), [image.size]
-        given = None if box is None else _on_photo(box, image.size)
+        given = None if box is None else on_photo(box, image.size)
         (found,) = self.estimator.locate(*where, [given])
         if found.box is not None:
             return found, "foreground" if box is None else "user"
@@ -302,6 +302,7 @@ def crop_views(
         pose: of the crop.
         views, guidance, novel_views: as in :meth:`Run.novel_views`.
     """
+    require_steps(views)
     device = next(model.parameters()).device
     image, own = from_pixels(pixels[None]).to(device), torch.tensor([pose], device=device)
     timesteps, iterations = ddim_timesteps(views.steps), novel_views.inversion_iterations
@@ -335,7 +336,16 @@ def crop_views(
     )
 
 
-def _on_photo(box: Box, size: tuple[int, int]) -> Box:
+def require_steps(views: Views) -> None:
+    """Refuse an inversion of one step, which is undone whatever the model is."""
+    if views.steps < 2:
+        raise UserError(
+            f"views.steps {views.steps}: too few to judge the reconstruction of a photo; use at "
+            "least 2, better 50"
+        )
+
+
+def on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
     # Not numbers, not four, or None outside the photo.
     with contextlib.suppress(IndexError, TypeError, ValueError):

@@ -363,6 +363,8 @@ def bad(tmp_path_factory) -> dict[str, Path]:
     (folder / "text.jpg").write_text("no image")
     (folder / "empty.jpg").touch()
     (folder / "a folder.jpg").mkdir()
+    (folder / "endless.jpg").symlink_to("/proc/kmsg")  # a regular file in which reading waits
+    os.mkfifo(folder / "pipe.jpg")
     Image.new("RGB", (1, 1)).save(folder / "one.png")
     Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
     whole = GREEN.read_bytes()
@@ -375,12 +377,14 @@ def bad(tmp_path_factory) -> dict[str, Path]:
         "20000x20000 has more than": folder / "huge.png",
         "torn.png: cannot be used": folder / "torn.png",
         "no such file": folder / "absent.jpg",
+        "endless.jpg: cannot be used: empty file": folder / "endless.jpg",
+        "not a regular file": folder / "pipe.jpg",
     }
 
 
 def test_bad_photos_get_a_line_each_and_the_good_one_is_done(finished, bad, tmp_path, caplog):
     photos = (*bad.values(), GREEN)
-    with pytest.raises(Incomplete, match="1 of 8 photos were done") as error:
+    with pytest.raises(Incomplete, match="1 of 10 photos were done") as error:
         novel_views.main(photos, **_arguments(finished, tmp_path / "out"))
     assert error.value.done == ["green"]
     for told, path in bad.items():
@@ -400,18 +404,46 @@ def test_a_single_bad_photo_is_an_error_and_leaves_nothing(finished, bad, tmp_pa
 
 def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypatch):
     arguments = _arguments(finished, tmp_path / "out")
-    two = (GREEN, OCHRE)
+    two, other = (GREEN, OCHRE), tmp_path / "below/green.png"
+    other.parent.mkdir()
+    shutil.copy(GREEN, other)
     for photos, more, told in (
         ((), {}, "no photos"),
         (two, {"box": (0, 0, 9, 9)}, "--box: is for a single photo, 2 are given"),
         (two, {"name": "x"}, "--name: is for a single photo"),
-        ((GREEN, GREEN), {}, "outputs of several photos would be called green.png"),
+        ((GREEN, other), {}, f"^{other}: its outputs .* as those of {GREEN}; give the two in"),
+        ((GREEN,), {"name": "a/b"}, "'a/b': not a name for outputs"),
+        ((GREEN,), {"box": (500, 0, 600, 9)}, "empty or outside the photo"),
+        ((GREEN,), {"views": settings.Views(steps=1)}, r"^views\.steps 1: too few to judge"),
     ):
         with pytest.raises(UserError, match=told):
-            novel_views.main(photos, **arguments, **more)
+            # All without waiting for the run.
+            novel_views.main(photos, **arguments | {"run": tmp_path / "absent"} | more)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is a folder; give the photos in it"):
         novel_views.main((Path("."),), **arguments)
+
+
+def test_a_photo_that_is_given_twice_is_shown_once(finished, tmp_path, monkeypatch):
+    (tmp_path / "link.png").symlink_to(OCHRE)
+    monkeypatch.chdir(CARS)
+    photos = (OCHRE, GREEN, Path("ochre.png"), CARS / "../cars/green.png", tmp_path / "link.png")
+    assert novel_views.main(photos, **_arguments(finished, tmp_path)) == ["ochre", "green"]
+
+
+def test_a_name_of_outputs_is_spelled_as_those_of_photos(finished, tmp_path):
+    for given, expected in (
+        ("a\nb$c\udcff", "a=0Ab=24c=FF"), ("an =27öchre=27 car.v2", "an =27öchre=27 car.v2"),
+        (".run", "=2Erun"), ("x.views", "x=2Eviews"),
+    ):  # fmt: skip
+        arguments = _arguments(finished, tmp_path)
+        assert novel_views.main((GREEN,), **arguments, name=given) == [expected]
+        assert (tmp_path / f"{expected}.json").exists()
+
+
+def test_one_step_cannot_be_judged(run):
+    with pytest.raises(UserError, match=r"^views\.steps 1: too few"):
+        run.novel_views(GREEN, views=settings.Views(steps=1))
 
 
 def test_no_photo_is_written_over(finished, tmp_path):

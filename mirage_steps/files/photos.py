@@ -48,10 +48,10 @@ def open_photo(photo: Photo, max_pixels: int = MAX_PIXELS) -> OpenPhoto:
     """
     path = file_of(photo) if isinstance(photo, (Path, str)) else None
     where = "the photo" if path is None else encoded(path)
-    if path and not os.path.isfile(path):
-        folder = os.path.isdir(path)
-        why = "is a folder; give the photos in it" if folder else "no such file"
-        raise UserError(f"{where}: {why}")
+    if path and os.path.isdir(path):
+        raise UserError(f"{where}: is a folder; give the photos in it")
+    if path and not os.path.lexists(path):
+        raise UserError(f"{where}: no such file")
     if isinstance(photo, np.ndarray):
         if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
             raise UserError(
