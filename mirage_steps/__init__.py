@@ -16,11 +16,17 @@ reads or writes the disk), ``method`` (the mathematics), ``demo`` (renderer and 
 ``settings``, ``evaluation_sets`` and ``errors``.
 """
 
+import sys
 from typing import TYPE_CHECKING
+
+from mirage_steps.files.process import prepare_command
 
 if TYPE_CHECKING:
     from mirage_steps.errors import UserError
     from mirage_steps.run import Run
+
+if sys.argv[:1] == ["-m"]:  # Python is about to run a module of this package
+    prepare_command()
 
 __version__ = "0.1.0"
 __all__ = ["Run", "UserError"]

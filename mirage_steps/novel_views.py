@@ -6,9 +6,10 @@ warnings; and ``NAME.views/`` with the separate images. Unusable photos are repo
 the exit code is 1 if there are any.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tyro
@@ -17,11 +18,11 @@ from mirage_steps import settings
 from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files.command import log
 from mirage_steps.files.command import run as run_step
-from mirage_steps.files.names import encoded, file_of, output_names
+from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_names
 from mirage_steps.files.photo_views import require_free
-from mirage_steps.files.photos import photo_identity
+from mirage_steps.files.photos import open_photo
 from mirage_steps.files.terminal import progress
-from mirage_steps.run import Run
+from mirage_steps.run import Run, on_photo, require_steps
 
 
 def main(
@@ -49,7 +50,7 @@ def main(
         guidance: Hard-attention guidance.
         novel_views: Inversion, and the initial noise of the other poses.
         backbone: Folder of the run's vision transformer, if it was moved.
-        device: auto, cpu or cuda.
+        device: auto, cpu, cuda or cuda:N.
 
     Returns:
         The names of the outputs.
@@ -57,36 +58,51 @@ def main(
     Raises:
         Incomplete: some photos cannot be used; the others were done.
     """
-    photos = tuple(map(file_of, photos))
+    once: dict[str, Path] = {}
+    for photo in map(file_of, photos):
+        once.setdefault(os.path.realpath(photo), photo)
+    photos = tuple(once.values())
     stems = _output_names(photos, box, name)
-    started = time.perf_counter()
-    tool = Run.load(run, backbone=backbone, device=device)
-    log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
-    done = []
-    shown = progress(photos, unit="photo", disable=len(photos) == 1)
-    for photo, stem in zip(shown, stems, strict=True):
-        try:
-            if os.path.isfile(photo):
-                require_free(out, stem, *photo_identity(photo))
-            found = tool.novel_views(
+    require_steps(views)
+    usable, done = [], []
+    for photo, stem in zip(photos, stems, strict=True):
+        with _one_of(photos):
+            opened = open_photo(photo, novel_views.max_pixels)
+            require_free(out, stem, opened.path, opened.sha256)
+            if box is not None:
+                on_photo(box, opened.image.size)
+            usable.append((photo, stem))
+    if usable:
+        started = time.perf_counter()
+        tool = Run.load(run, backbone=backbone, device=device)
+        log.info("%s loaded in %.1f s", run, time.perf_counter() - started)
+    for photo, stem in progress(usable, unit="photo", disable=len(photos) == 1):
+        with _one_of(photos):
+            result = tool.novel_views(
                 photo, box=box, views=views, guidance=guidance, novel_views=novel_views
             )
-        except UserError as error:
-            if len(photos) == 1:
-                raise
-            log.warning("%s", error)
-            continue
-        strip = found.save(out, stem)
-        for warning in found.warnings:
-            log.warning("%s: %s", encoded(photo), warning)
-        log.info("%s: %s", strip, found.title())
-        done.append(stem)
+            strip = result.save(out, stem)
+            for warning in result.warnings:
+                log.warning("%s: %s", encoded(photo), warning)
+            log.info("%s: %s", strip, result.title())
+            done.append(stem)
     if not done:
         raise UserError(f"none of the {len(photos)} photos can be used, for the reasons above")
     if len(done) < len(photos):
         counts = f"{len(done)} of {len(photos)} photos were done"
         raise Incomplete(f"{counts}, the others cannot be used, for the reasons above", done)
     return done
+
+
+@contextlib.contextmanager
+def _one_of(photos: Sequence[Path]) -> Iterator[None]:
+    """Log why a photo among several cannot be used; for a single one it is the error."""
+    try:
+        yield
+    except UserError as error:
+        if len(photos) == 1:
+            raise
+        log.warning("%s", error)
 
 
 def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str | None) -> list:
@@ -102,12 +118,16 @@ def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str
             raise UserError(
                 f"{flag}: is for a single photo, {len(photos)} are given; call once for each photo"
             )
-    stems = output_names([Path(photo.name) for photo in photos]) if name is None else [name]
-    if twice := {stem for stem in stems if stems.count(stem) > 1}:
-        raise UserError(
-            f"the outputs of several photos would be called {min(twice)}; give them in several "
-            "calls, each with its own --out"
-        )
+    if name is not None:
+        return [name_of_outputs(name)]
+    stems = output_names([Path(photo.name) for photo in photos])
+    first = dict(zip(reversed(stems), reversed(photos), strict=True))
+    for stem, photo in zip(stems, photos, strict=True):
+        if first[stem] != photo:
+            raise UserError(
+                f"{encoded(photo)}: its outputs would be called as those of {encoded(first[stem])};"
+                " give the two in several calls, each with its own --out"
+            )
     return stems
 
 

@@ -6,6 +6,7 @@ Unreliable results carry a :class:`PhotoWarning`.
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimato
 from mirage_steps.method.unet import UNet
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
-from mirage_steps.networks.fetching import is_published
+from mirage_steps.networks.fetching import REVISIONS, place
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, Views
 
@@ -146,7 +147,7 @@ class Run:
         """The object in a photo, and who found it."""
         square = letterbox(image, self.backbone.resolution, self.backbone.fill)
         where = self._tokens(square, content_box(*image.size)), [image.size]
-        given = None if box is None else _on_photo(box, image.size)
+        given = None if box is None else on_photo(box, image.size)
         (found,) = self.estimator.locate(*where, [given])
         if found.box is not None:
             return found, "foreground" if box is None else "user"
@@ -302,6 +303,7 @@ def crop_views(
         pose: of the crop.
         views, guidance, novel_views: as in :meth:`Run.novel_views`.
     """
+    require_steps(views)
     device = next(model.parameters()).device
     image, own = from_pixels(pixels[None]).to(device), torch.tensor([pose], device=device)
     timesteps, iterations = ddim_timesteps(views.steps), novel_views.inversion_iterations
@@ -335,7 +337,16 @@ def crop_views(
     )
 
 
-def _on_photo(box: Box, size: tuple[int, int]) -> Box:
+def require_steps(views: Views) -> None:
+    """Refuse an inversion of one step, which is undone whatever the model is."""
+    if views.steps < 2:
+        raise UserError(
+            f"views.steps {views.steps}: too few to judge the reconstruction of a photo; use at "
+            "least 2, better 50"
+        )
+
+
+def on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
     # Not numbers, not four, or None outside the photo.
     with contextlib.suppress(IndexError, TypeError, ValueError):
@@ -352,13 +363,13 @@ def _load_backbone(
     folder: Path, recorded: dict, given: Path | str | None, device: torch.device
 ) -> Backbone:
     """The vision transformer of a run's estimator, or the same one from a given folder."""
-    name = str(recorded["model"] if given is None else given)
-    found = _find(folder, Path(name))
-    if found is None and (given is not None or not is_published(name, "backbone.model")):
+    name, weights = str(recorded["model"] if given is None else given), Path(recorded["weights"])
+    found = _find(folder, Path(name)) or _find(folder, place(name, weights))
+    # Any other owner/name may as well be the path of a folder that is elsewhere.
+    if found is None and (given is not None or name not in REVISIONS):
         raise UserError(
             f"backbone.model {name}: not here, nor above {folder}; give its folder by --backbone"
         )
-    weights = Path(recorded["weights"])
     backbone = Backbone.load(
         BackboneSettings(model=str(found or name), resolution=recorded["resolution"]),
         device,
@@ -374,6 +385,7 @@ def _load_backbone(
 
 def _find(folder: Path, path: Path) -> Path | None:
     """A path relative to the folder in which Snakemake ran: here, or above the run."""
-    bases = (Path.cwd(), *folder.resolve().parents)
-    places = (base / path.expanduser() for base in bases)
-    return next((place for place in places if place.exists()), None)
+    # Of a linked results folder, those above the link and those above what it links to.
+    bases = (Path.cwd(), *folder.absolute().parents, *folder.resolve().parents)
+    places = (base / os.path.expanduser(path) for base in bases)
+    return next(filter(os.path.exists, places), None)

@@ -6,8 +6,8 @@ folder. Files that must survive a failed job are in ``--checkpoints``: the newes
 for bit; changed settings or data restart it. A lock with a heartbeat keeps a second training out
 of the folder.
 
-Under torchrun several processes train together, one per GPU:
-``torchrun --nproc-per-node 4 -m mirage_steps.train ...``. The batch is divided among them.
+With ``--processes`` several processes train together, one per GPU; torchrun starts them. The batch
+is divided among them.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
-from mirage_steps.method.processes import Processes
+from mirage_steps.method.processes import Processes, launch, launched
 from mirage_steps.method.training import Batches, Trainer, train
 from mirage_steps.method.unet import preset
 from mirage_steps.networks.diffusion_model import save_model
@@ -89,11 +89,13 @@ def main(
                 f"{crops}: crops are {images.shape[1]} pixels wide, training.image_size is "
                 f"{training.image_size}; {rerun('crops')}"
             )
+        if training.processes > 1 and not launched():
+            raise SystemExit(launch(training.processes, device))
         processes = stack.enter_context(Processes.joined(device))
         if processes.count != training.processes:
             raise UserError(
-                f"training.processes {training.processes}, but {processes.count} run; start them "
-                f"by torchrun --nproc-per-node {training.processes} -m mirage_steps.train"
+                f"training.processes {training.processes}, but torchrun started {processes.count}; "
+                "leave it out, this command calls it"
             )
         remedy = "raise it, which splits the batch into smaller micro-batches"
         stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))

@@ -92,7 +92,7 @@ def evaluation_set(wildcards):
 # --- a step's command -------------------------------------------------------------------------
 
 
-def step(name, /, launcher="python", code=None, **arguments):
+def step(name, /, code=None, **arguments):
     """Params that run a step; `command` follows from the signature of `main` in its module.
 
     Each argument of `main` gets its value from the first of these that has one: `arguments` (values
@@ -115,7 +115,7 @@ def step(name, /, launcher="python", code=None, **arguments):
 
     def command(wildcards, input, output, resources, threads):
         context = {"input": input, "output": output, "resources": resources, "threads": threads}
-        words = [*call(launcher, wildcards).split(), "-m", f"mirage_steps.{name}"]
+        words = ["python", "-m", f"mirage_steps.{name}"]
         words += [given(key, None, wildcards, context) or input[key] for key in known.positional]
         # A source is a subcommand, which comes after all flags.
         for key, annotation in sorted(known.flags.items(), key=lambda flag: flag[1] == "Source"):
@@ -440,11 +440,3 @@ def deviations(wildcards):
     """Settings that differ from the paper's, if its figures are in the table."""
     chosen = dataset(wildcards)
     return [] if chosen.paper is None else differences(chosen)
-
-
-def launcher(wildcards):
-    """What starts the training: torchrun for several processes."""
-    processes = dataset(wildcards).training.processes
-    if processes == 1:
-        return "python"
-    return f"torchrun --standalone --nproc-per-node={processes}"

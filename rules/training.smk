@@ -26,7 +26,6 @@ rule train:
         # checkpoints must survive it. Without a scheduler there is no time limit.
         **step(
             "train",
-            launcher=launcher,
             code=version("train"),
             checkpoints=lambda wildcards, output: f"{Path(output.model).parent}/checkpoints",
             runtime=lambda wildcards, resources: resources.get("runtime", 0),

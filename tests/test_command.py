@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -12,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from mirage_steps.errors import UserError
 from mirage_steps.files import provenance, terminal
 from mirage_steps.files.command import run
+from mirage_steps.method.device import choose_device
 from mirage_steps.settings import Guidance, Views
 
 ROOT = Path(__file__).parents[1]
@@ -161,6 +165,68 @@ def test_wrong_values_of_flags_are_one_line_with_the_flag(tmp_path, monkeypatch,
     line = _run(monkeypatch, "--out", str(tmp_path), *words.split(), step=values)
     assert line.startswith(f"error: {told}") and "\n" not in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_streams_are_no_error(tmp_path, closed):
+    command = f"{sys.executable} -m mirage_steps.weights --help {closed}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    # No file that is opened later becomes standard output.
+    code = "import sys; sys.argv[0] = '-m'; import mirage_steps; opened = open(sys.executable); "
+    code += "print(opened.fileno(), file=sys.stderr)"
+    command = f'{sys.executable} -c "{code}" 0<&- 1>&-'
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stderr) > 2
+
+
+def test_an_interrupt_while_python_imports_ends_in_silence(tmp_path):
+    (tmp_path / "tyro.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "mirage_steps.tools.status"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_an_import_of_the_package_changes_no_signals():
+    code = (
+        "import signal, mirage_steps.files.command; "
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [(name, "not supported; use auto, cpu, cuda or cuda:N")
+     for name in ("meta", "mps", "xla", "cpu:0", "cuda:", "cuda:-1", "cuda:1000", "", "cpu\n")]
+    + [("cuda:2", "the last CUDA device here is cuda:1")],
+)  # fmt: skip
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, name, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=f"^--device {name}: {told}$"):
+        choose_device(name)
+    assert choose_device("cuda:1").index == 1 and choose_device("auto").type == "cuda"
+
+
+def test_messages_are_one_line_whatever_names_are_in_them(monkeypatch, capsys):
+    def fail(*, out: Path) -> None:
+        terminal.log.warning("a\nb")
+        raise UserError("a\r\nb%41\udcff")
+
+    monkeypatch.setattr(sys, "argv", ["step", "--out", "."])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with pytest.raises(SystemExit, match="^error: a%0D%0Ab%41%FF$"):
+        run(fail)
+    assert "warning: a%0Ab\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--out", ""), ("--out=",), ("--out", "", "--fail")])
+def test_an_empty_value_is_not_the_current_folder(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    assert _run(monkeypatch, *words).startswith("error: --out: its value is empty")
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_are_not_ascii_work_without_a_locale(tmp_path):

@@ -335,6 +335,7 @@ def test_errors_of_the_system_stay_what_they_are(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(13, "Permission denied", "a.png")
 
+    (tmp_path / "a.png").write_bytes(b"a")
     monkeypatch.setattr(Image, "open", denied)
     with pytest.raises(UnreadableImage, match="^cannot be read: Permission denied$"):
         read_rgb(tmp_path / "a.png")

@@ -10,7 +10,6 @@ from mirage_steps import dataset, embed, features, masks, settings, sheet, train
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import one_line_errors
 from mirage_steps.method.device import memory_advice
-from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Trainer
 from mirage_steps.method.unet import UNet, build, preset
 from mirage_steps.networks.backbone import Backbone
@@ -107,18 +106,3 @@ def test_sampling_names_its_batch(data, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=told):
         sheet.main(model=path, out=tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
-
-
-def test_more_processes_than_cards_are_one_line(monkeypatch):
-    """Before they wait for one another; of several processes the first tells it."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "init_process_group", _fail)
-    for rank, error in (("0", UserError), ("1", SystemExit), ("3", SystemExit)):
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        with pytest.raises(error) as told, Processes.joined("cuda"):
-            pass
-        if rank == "0":
-            assert "training.processes 4: " in str(told.value) and "has 2;" in str(told.value)

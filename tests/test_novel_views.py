@@ -1,5 +1,6 @@
 """A photo from all sides with what a run stored: the class, the command and the rule."""
 
+import errno
 import json
 import os
 import re
@@ -24,6 +25,7 @@ import mirage_steps
 from mirage_steps import novel_views, settings
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import Incomplete, UserError
+from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import load_estimator, save_estimator
 from mirage_steps.files.file_cache import FileCache
@@ -154,6 +156,34 @@ def test_everything_is_written(green, tmp_path):
     # The frame stands around the photo's own column.
     assert columns.min() // (picture.shape[1] // 5) == green.poses.index(green.pose)
     assert green._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("failing", ["turntable", "save_image"])
+def test_a_failed_write_leaves_all_files_of_the_run_before(green, tmp_path, monkeypatch, failing):
+    def content() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    other = replace(green, views=green.views[::-1], distance=7.0)
+    with monkeypatch.context() as context:
+        context.setattr(tiles, failing, full)
+        with pytest.raises(OSError, match="No space left") as error:
+            green.save(tmp_path)
+        assert error.value.filename == str(tmp_path / "green.json") and not content()
+    green.save(tmp_path)
+    (tmp_path / "green.run.json").write_text("{}")
+    before = content()
+    with monkeypatch.context() as context:
+        context.setattr(tiles, failing, full)
+        with pytest.raises(OSError, match="No space left"):
+            other.save(tmp_path)
+        assert content() == before
+    other.save(tmp_path)
+    changed = {path.name for path, value in content().items() if value != before[path]}
+    assert {"green.json", "green.gif", "green.png", "pose_00.png"} <= changed
+    assert not (tmp_path / "green.run.json").exists()
 
 
 def test_the_record_holds_all_but_the_pixels(green, tmp_path):
@@ -333,6 +363,8 @@ def bad(tmp_path_factory) -> dict[str, Path]:
     (folder / "text.jpg").write_text("no image")
     (folder / "empty.jpg").touch()
     (folder / "a folder.jpg").mkdir()
+    (folder / "endless.jpg").symlink_to("/proc/kmsg")  # a regular file in which reading waits
+    os.mkfifo(folder / "pipe.jpg")
     Image.new("RGB", (1, 1)).save(folder / "one.png")
     Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
     whole = GREEN.read_bytes()
@@ -345,12 +377,14 @@ def bad(tmp_path_factory) -> dict[str, Path]:
         "20000x20000 has more than": folder / "huge.png",
         "torn.png: cannot be used": folder / "torn.png",
         "no such file": folder / "absent.jpg",
+        "endless.jpg: cannot be used: empty file": folder / "endless.jpg",
+        "not a regular file": folder / "pipe.jpg",
     }
 
 
 def test_bad_photos_get_a_line_each_and_the_good_one_is_done(finished, bad, tmp_path, caplog):
     photos = (*bad.values(), GREEN)
-    with pytest.raises(Incomplete, match="1 of 8 photos were done") as error:
+    with pytest.raises(Incomplete, match="1 of 10 photos were done") as error:
         novel_views.main(photos, **_arguments(finished, tmp_path / "out"))
     assert error.value.done == ["green"]
     for told, path in bad.items():
@@ -370,18 +404,46 @@ def test_a_single_bad_photo_is_an_error_and_leaves_nothing(finished, bad, tmp_pa
 
 def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypatch):
     arguments = _arguments(finished, tmp_path / "out")
-    two = (GREEN, OCHRE)
+    two, other = (GREEN, OCHRE), tmp_path / "below/green.png"
+    other.parent.mkdir()
+    shutil.copy(GREEN, other)
     for photos, more, told in (
         ((), {}, "no photos"),
         (two, {"box": (0, 0, 9, 9)}, "--box: is for a single photo, 2 are given"),
         (two, {"name": "x"}, "--name: is for a single photo"),
-        ((GREEN, GREEN), {}, "outputs of several photos would be called green.png"),
+        ((GREEN, other), {}, f"^{other}: its outputs .* as those of {GREEN}; give the two in"),
+        ((GREEN,), {"name": "a/b"}, "'a/b': not a name for outputs"),
+        ((GREEN,), {"box": (500, 0, 600, 9)}, "empty or outside the photo"),
+        ((GREEN,), {"views": settings.Views(steps=1)}, r"^views\.steps 1: too few to judge"),
     ):
         with pytest.raises(UserError, match=told):
-            novel_views.main(photos, **arguments, **more)
+            # All without waiting for the run.
+            novel_views.main(photos, **arguments | {"run": tmp_path / "absent"} | more)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="is a folder; give the photos in it"):
         novel_views.main((Path("."),), **arguments)
+
+
+def test_a_photo_that_is_given_twice_is_shown_once(finished, tmp_path, monkeypatch):
+    (tmp_path / "link.png").symlink_to(OCHRE)
+    monkeypatch.chdir(CARS)
+    photos = (OCHRE, GREEN, Path("ochre.png"), CARS / "../cars/green.png", tmp_path / "link.png")
+    assert novel_views.main(photos, **_arguments(finished, tmp_path)) == ["ochre", "green"]
+
+
+def test_a_name_of_outputs_is_spelled_as_those_of_photos(finished, tmp_path):
+    for given, expected in (
+        ("a\nb$c\udcff", "a=0Ab=24c=FF"), ("an =27öchre=27 car.v2", "an =27öchre=27 car.v2"),
+        (".run", "=2Erun"), ("x.views", "x=2Eviews"),
+    ):  # fmt: skip
+        arguments = _arguments(finished, tmp_path)
+        assert novel_views.main((GREEN,), **arguments, name=given) == [expected]
+        assert (tmp_path / f"{expected}.json").exists()
+
+
+def test_one_step_cannot_be_judged(run):
+    with pytest.raises(UserError, match=r"^views\.steps 1: too few"):
+        run.novel_views(GREEN, views=settings.Views(steps=1))
 
 
 def test_no_photo_is_written_over(finished, tmp_path):
@@ -560,7 +622,7 @@ def test_a_run_needs_its_model_and_its_pose_estimator_alone(bare):
 def test_a_missing_or_damaged_file_is_one_line(bare, name):
     content = (bare / name).read_bytes()
     (bare / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="damaged|not a trained model"):
+    with pytest.raises(UserError, match="cannot be used|not a trained model"):
         Run.load(bare)
     (bare / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: no such file; run .*"):
@@ -596,6 +658,35 @@ def test_another_backbone_is_refused(bare, tmp_path):
         Run.load(bare, backbone=other)
     with pytest.raises(UserError, match=r"absent: not here, .*--backbone"):
         Run.load(bare, backbone=tmp_path / "absent")
+
+
+def test_the_backbone_is_looked_for_here_and_above_the_run_alone(bare, tmp_path, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project, elsewhere, tmp_path / "disk"):
+        folder.mkdir()
+    bare.rename(tmp_path / "disk/demo")
+    (project / "results").symlink_to(tmp_path / "disk")
+    monkeypatch.chdir(elsewhere)
+
+    def no_network(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("mirage_steps.networks.fetching._obtain", no_network)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=r"cars: not here, nor above .*; give its folder by --backbone$"
+        ):
+            Run.load(project / "results/demo")
+    assert not list(elsewhere.iterdir())
+    (project / "weights").symlink_to(ROOT / "weights")
+    assert Run.load(project / "results/demo").backbone.dim == 128
+    # As a network that was fetched.
+    (project / "weights").unlink()
+    (project / "weights/published/weights").mkdir(parents=True)
+    name = "stand-in-dinov2-cars"
+    (project / "weights/published/weights" / name).symlink_to(ROOT / "weights" / name)
+    assert Run.load(project / "results/demo").backbone.name == name
+    assert not list(elsewhere.iterdir())
 
 
 # In Python

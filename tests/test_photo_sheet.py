@@ -1,14 +1,12 @@
 """The step that shows some photos of a data set in all poses."""
 
 import json
-from dataclasses import asdict
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from mirage_steps import photo_sheet, settings
 from mirage_steps.errors import UserError
@@ -18,6 +16,7 @@ from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
 from mirage_steps.method.inversion import invert, reconstruct
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.unet import UNet, UNetConfig, build
+from mirage_steps.networks.diffusion_model import save_model
 from mirage_steps.run import crop_views
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
@@ -41,11 +40,7 @@ def model() -> UNet:
 @pytest.fixture
 def arguments(model, tmp_path) -> dict:
     """Those of the step: a model's folder, and crops and poses of six photos."""
-    (tmp_path / "training").mkdir()
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, tmp_path / "training/model.safetensors")
-    config = {"unet": asdict(CONFIG), "seed": 0}
-    (tmp_path / "training/config.json").write_text(json.dumps(config))
+    save_model(tmp_path / "training", model, {"seed": 0})
     names = [f"{number}.jpg" for number in range(6)]
     with h5py.File(tmp_path / "crops.h5", "w") as file:
         file["images"] = PHOTOS

@@ -157,6 +157,6 @@ def test_files_that_are_missing_damaged_or_unfinished_are_one_line(fitted, tmp_p
     whole = path.read_bytes()
     for damaged in (b"", whole[:200], whole[:-9], whole.replace(b"threshold", b"threshole")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged") as error:
+        with pytest.raises(UserError, match=r"cannot be used .*--forcerun poses$") as error:
             load_estimator(path)
         assert "\n" not in str(error.value)

@@ -15,7 +15,7 @@ from workflow import Project
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.records import read_metrics
-from mirage_steps.method.processes import Processes
+from mirage_steps.method.processes import Processes, launch
 from mirage_steps.method.training import share
 from mirage_steps.settings import Training
 from mirage_steps.train import main
@@ -101,9 +101,8 @@ SMALL = (
 
 
 def _train(data: dict, out: Path, processes: int, *more: str) -> subprocess.CompletedProcess:
-    launcher = [*TORCHRUN, f"--nproc-per-node={processes}"] if processes > 1 else [sys.executable]
     words = [
-        *launcher, TINY, "--crops", data["crops"], "--poses", data["poses"],
+        sys.executable, TINY, "--crops", data["crops"], "--poses", data["poses"],
         "--out", out, "--checkpoints", out / "checkpoints", "--processes", processes, *SMALL, *more,
     ]  # fmt: skip
     return subprocess.run(
@@ -132,17 +131,33 @@ def test_the_step_trains_with_two_processes_and_goes_on_with_one(data, tmp_path)
     assert [path.name for path in (tmp_path / "two").glob("*.run.json")] == ["train.run.json"]
 
 
-@pytest.mark.slow
 def test_a_mistake_among_several_processes_is_one_line(data, tmp_path):
-    done = _train(data, tmp_path / "run", 2, "--iterations", "2", "--image-size", "48")
-    assert done.returncode != 0
-    assert "--forcerun crops" in done.stderr
+    done = _train(data, tmp_path / "run", 2, "--image-size", "48")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith("error: ") and "--forcerun crops" in line
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_finds_is_one_line(data, tmp_path):
+    """The other waits for it."""
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step-0000002.pt").write_bytes(b"damaged")
+    done = _train(data, tmp_path / "run", 2, "--iterations", "2")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
+    assert done.returncode == 1 and len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ") and "like all checkpoints" in lines[0]
+
+
+def test_more_processes_than_cards_are_refused_before_any_starts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"^training.processes 3: .* has 2; set it to 2$"):
+        launch(3, "auto")
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"processes": 2}, "training.processes 2, but 1 run; start them by torchrun"),
         ({"accumulation": 6}, "training.batch_size 5: too small for 1 processes with 6 micro"),
     ],
 )
@@ -174,10 +189,20 @@ def test_slurm_gives_several_processes_their_cards_on_one_node(tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_saves_once_and_leaves(data, tmp_path):
-    """As a scheduler does it, to torchrun and its processes together; none waits for another."""
+def test_a_process_that_is_killed_is_told(data, tmp_path):
+    code = "import os, sys; os.kill(os.getpid(), 9) if 'RANK' in os.environ else None; "
+    code += "from mirage_steps.method.processes import launch; launch(2, 'cpu')"
+    (tmp_path / "killed.py").write_text(code)
+    words = [sys.executable, tmp_path / "killed.py"]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+    assert "UserError: process 0 of the training: killed by SIGKILL" in done.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_to_all_processes_saves_once_and_leaves(data, tmp_path):
+    """As a scheduler does it, to all processes together; none waits for another."""
     words = [
-        *TORCHRUN, "--nproc-per-node=2", TINY, "--crops", data["crops"],
+        sys.executable, TINY, "--crops", data["crops"],
         "--poses", data["poses"], "--out", tmp_path, "--checkpoints", tmp_path / "checkpoints",
         "--processes", 2, *SMALL, "--iterations", 100_000, "--checkpoint-every", 100_000,
     ]  # fmt: skip
@@ -191,7 +216,7 @@ def test_sigterm_to_torchrun_saves_once_and_leaves(data, tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[1]
-    assert process.returncode != 0
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in output
     last = read_metrics(tmp_path / "checkpoints")[-1]["step"]
     saved = [path.name for path in (tmp_path / "checkpoints").glob("step-*.pt")]
     assert saved == [f"step-{last:07d}.pt"], output

@@ -23,6 +23,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.records import read_metrics
 from mirage_steps.files.tables import read_labels
+from mirage_steps.files.tensors import write_tensors
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Batches, KernelMuon, Trainer, make_optimizers
 from mirage_steps.method.unet import UNetConfig, build, preset
@@ -447,8 +448,31 @@ def test_damaged_model_is_named(data, tmp_path):
 def test_a_model_with_tensors_of_other_names_is_refused(data, tmp_path):
     weights = run(data, tmp_path / "run", SETTINGS)
     weights["down.0.block.norm1.weight"] = weights.pop("encoder.8x8_block0.norm1.weight")
-    save_file(weights, tmp_path / "run/model.safetensors")
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    text = (tmp_path / "run/config.json").read_text()
+    write_tensors(tmp_path / "run/model.safetensors", arrays, text)
     with pytest.raises(UserError, match="run: made by another version; .*--forcerun train"):
+        load_model(tmp_path / "run", torch.device("cpu"))
+
+
+def test_a_model_is_used_with_its_own_configuration_alone(data, tmp_path):
+    """Whatever is changed in it: some values would be believed, others end in the library."""
+    weights = run(data, tmp_path / "run", SETTINGS)
+    path = tmp_path / "run/config.json"
+    whole = path.read_text()
+    for old, new in (
+        ('"velocity"', '"vdlocity"'), ('"dropout": 0.', '"dropout": 1.'),
+        ('"categories": 1', '"categories": 0'), ('"image_size": 32', '"image_size": 65'),
+        ('"seed": 0', '"seed": 4'), ('"stem": 4', '"stem": 0'), ("{", "["), ("\n", ""),
+    ):  # fmt: skip
+        assert old in whole
+        path.write_text(whole.replace(old, new))
+        for untrained in (False, True):
+            with pytest.raises(UserError, match=r"config.json: is not that of .*--forcerun train"):
+                load_model(tmp_path / "run", torch.device("cpu"), untrained)
+    path.write_text(whole)
+    save_file(weights, tmp_path / "run/model.safetensors")
+    with pytest.raises(UserError, match="it has no checksum, so an earlier version wrote it"):
         load_model(tmp_path / "run", torch.device("cpu"))
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mirage_steps.errors import UserError
@@ -55,6 +55,26 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.chmod(mode | usual)
         os.replace(temporary, path)
         WRITTEN.append(path)
+
+
+@contextlib.contextmanager
+def atomic_set(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Give a temporary folder; move all from there into ``folder`` if the block succeeds.
+
+    Args:
+        folder: of the set.
+        names: of its files and folders, in the order of moving; each replaces its former one.
+
+    Raises:
+        OSError: of the disk, naming the first file.
+    """
+    with _own_folder(folder, folder / names[0]) as own:
+        yield own
+        for name in names:
+            shutil.rmtree(folder / name, ignore_errors=True)  # no folder can be replaced
+            os.replace(own / name, folder / name)
+        written = (path for path in WRITTEN if path.is_relative_to(own))
+        WRITTEN.extend([folder / path.relative_to(own) for path in written])
 
 
 def require_writable(folder: Path, path: Path) -> None:

@@ -5,10 +5,12 @@ import contextlib
 import inspect
 import math
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,9 +20,10 @@ from pydantic import BaseModel, ValidationError
 # Private, but tyro has no other way to one line; its version is pinned.
 from tyro._errors import InstantiationFailure, InvalidChoice, ParseErrorEvent, on_parse_error
 
-from mirage_steps.errors import Incomplete, UserError, first_line
+from mirage_steps.errors import Incomplete, UserError, first_line, printable
 from mirage_steps.files.atomic import require_writable
 from mirage_steps.files.names import not_a
+from mirage_steps.files.process import end_imports
 from mirage_steps.files.provenance import changed_since, write_provenance
 from mirage_steps.files.terminal import end_bars, start_log
 from mirage_steps.files.terminal import log as log
@@ -79,6 +82,8 @@ def run_tool(main: Callable[..., None], name: str | None = None) -> None:
     # flush, whose errors name stdout.
     sys.stdout.reconfigure(errors="backslashreplace", write_through=False)
     with one_line_errors(), on_parse_error(_refuse_value):
+        end_imports()
+        _require_values(sys.argv[1:])
         prog = f"python -m {name or _module_name(main)}"
         tyro.cli(main, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
 
@@ -95,6 +100,13 @@ def _refuse_value(event: ParseErrorEvent) -> None:
         lowered = event.argument and event.argument.lowered
         name = (*lowered.name_or_flags, lowered.metavar)[0] if lowered else "command line"
         raise UserError(f"{name}: {event.message.splitlines()[0]}")
+
+
+def _require_values(words: Sequence[str]) -> None:
+    """Refuse empty values of flags: an empty path would mean the current folder."""
+    for before, word in pairwise(["", *words]):
+        if found := re.fullmatch(r"(--[\w-]+)=", word or f"{before}="):
+            raise UserError(f"{found[1]}: its value is empty; give one, or leave the flag out")
 
 
 def _module_name(main: Callable) -> str:
@@ -141,7 +153,7 @@ def _flush_stdout() -> None:
 
 def _fail(message: str) -> NoReturn:
     end_bars()
-    sys.exit(f"error: {message}")
+    sys.exit(f"error: {printable(message)}")
 
 
 def _require_usable(flag: str, value: Any) -> None:

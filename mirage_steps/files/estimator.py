@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.errors import UserError, first_line
+from mirage_steps.errors import UserError, first_line, rerun
 from mirage_steps.files.names import not_a
 from mirage_steps.files.tensors import read_tensors, write_tensors
 from mirage_steps.method.categories import CategoryModel
@@ -64,9 +64,8 @@ def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
 
         estimator = _join(**json.loads(configuration, object_hook=loaded))
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{path}: damaged ({first_line(error)}); delete it and run snakemake again"
-        ) from None
+        step = rerun(path.parent.name)
+        raise UserError(f"{path}: cannot be used ({first_line(error)}); {step}") from None
     if getattr(estimator, part) is None:
         raise UserError(f"{path}: has no {part} yet; give the file of the step that fits them")
     return estimator

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import re
+import stat
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -112,6 +113,11 @@ def require_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """An image whose header is that of a usable photo; any error is an UnreadableImage."""
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableImage("not a regular file")
+        if not found.st_size:  # as of files in /proc, in which reading may wait without end
+            raise UnreadableImage("empty file")
         # TGA has no mark by which to know it.
         tga = ("TGA",) if Path(path).suffix.lower() == ".tga" else ()
         with Image.open(path, formats=_FORMATS + tga) as image:
@@ -163,8 +169,6 @@ def _kind(path: Path) -> str:
             start = content.read(1024)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if not start:
-        return "empty file"
     kind = next((kind for magic, kind in _KINDS if re.match(magic, start, re.DOTALL)), None)
     if kind is None and _RAW_SUFFIX.fullmatch(Path(path).suffix):
         kind = _RAW
@@ -269,8 +273,8 @@ def find_files(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
 
 def _place(folder: Path) -> tuple[int, int]:
     """What tells folders apart, however they are reached."""
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _left_out(entry: os.DirEntry, own: set[str]) -> str | None:

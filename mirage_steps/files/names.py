@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-# Control characters, line and paragraph separators, bytes that are no UTF-8, and a percent sign
+# Control characters, line and paragraph separators, bytes that are no UTF-8; and a percent sign
 # that would be decoded.
-_ESCAPED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]|%(?=[0-9A-Fa-f]{2})")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
+_ESCAPED = re.compile(rf"{_UNPRINTABLE.pattern}|%(?=[0-9A-Fa-f]{{2}})")
 # Output names reach shells and patterns of file names: Snakemake's, SLURM's and its plugin's.
 _SAFE = "_.-+@() "
 _MOST_BYTES = 150  # of an output name, so that all names derived from it have at most 255
@@ -87,6 +88,11 @@ def output_names(photos: Sequence[Path]) -> list[str]:
             levels[i] += 1
 
 
+def name_of_outputs(given: str) -> str:
+    """A name that a user gives, spelled as :func:`output_names` does, whose names stay so."""
+    return _safe(given, _TAKEN, _SAFE + "=/")
+
+
 def _output_name(photo: Path, level: int) -> str:
     """Name of the outputs: 0 without suffix, 1 with suffix, 2 with suffix and hash."""
     last = _safe(photo.name if level else photo.stem, _TAKEN)
@@ -98,10 +104,10 @@ def _output_name(photo: Path, level: int) -> str:
     return name
 
 
-def _safe(part: str, taken: re.Pattern) -> str:
+def _safe(part: str, taken: re.Pattern, safe: str = _SAFE) -> str:
     """One part of an output name."""
     part = "".join(
-        one if one.isalnum() or one in _SAFE or unicodedata.combining(one) else _hex(one, "=")
+        one if one.isalnum() or one in safe or unicodedata.combining(one) else _hex(one, "=")
         for one in unicodedata.normalize("NFC", part)
     )
     return re.sub("^ | $", "=20", taken.sub("=2E", part))

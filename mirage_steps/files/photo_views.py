@@ -1,7 +1,6 @@
 """Results of a photo: its object and pose, its views, warnings, and their files."""
 
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,11 +9,13 @@ from PIL import Image
 
 from mirage_steps.errors import UserError
 from mirage_steps.files import tiles
-from mirage_steps.files.atomic import write_json
+from mirage_steps.files.atomic import atomic_set, write_json
 from mirage_steps.files.names import decoded, encoded, output_names
 from mirage_steps.files.records import read_json
 from mirage_steps.method.boxes import Box
 
+# The outputs of a photo. The first marks the others as ours, even if their moving is interrupted.
+_ENDS = (".json", ".png", ".gif", ".views")
 _MOST_BYTES = 200  # of a name, so that those of all its files have at most 255
 
 
@@ -95,17 +96,17 @@ class PhotoViews(LocatedPhoto, CropViews):
         folder = Path(folder)
         stem = output_names([Path(decoded(self.photo))])[0] if stem is None else stem
         require_free(folder, stem, self.path, self.sha256)
-        # Written first: it marks the other files as ours, even if this is interrupted.
         fields = asdict(self).items()
         record = {key: value for key, value in fields if not isinstance(value, np.ndarray)}
-        write_json(folder / f"{stem}.json", record)
         images = {"crop": self.crop, "reconstruction": self.reconstruction}
         images |= {f"pose_{p:02d}": view for p, view in zip(self.poses, self.views, strict=True)}
-        shutil.rmtree(folder / f"{stem}.views", ignore_errors=True)
-        for name, image in images.items():
-            tiles.save_image(folder / f"{stem}.views/{name}.png", image)
-        tiles.turntable(folder / f"{stem}.gif", self.views[None])
-        tiles.save_image(folder / f"{stem}.png", self.strip())
+        with atomic_set(folder, [f"{stem}{end}" for end in _ENDS]) as own:
+            write_json(own / f"{stem}.json", record)
+            for name, image in images.items():
+                tiles.save_image(own / f"{stem}.views/{name}.png", image)
+            tiles.turntable(own / f"{stem}.gif", self.views[None])
+            tiles.save_image(own / f"{stem}.png", self.strip())
+            (folder / f"{stem}.run.json").unlink(missing_ok=True)  # of the files before
         return folder / f"{stem}.png"
 
     def strip(self) -> Image.Image:
@@ -141,8 +142,7 @@ def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None
     usual = Path(stem).name == stem and not stem.startswith(".")
     if not stem or not usual or len(os.fsencode(stem)) > _MOST_BYTES:
         raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
-    ends = (".json", ".png", ".gif", ".views")
-    found = [there for end in ends if (there := folder / f"{stem}{end}").exists()]
+    found = [there for end in _ENDS if (there := folder / f"{stem}{end}").exists()]
     if not found:
         return
     record = read_json(folder / f"{stem}.json")

@@ -1,8 +1,28 @@
-"""Which process left a file behind, and whether it still runs."""
+"""How a command's process begins; which one left a file behind, and whether it still runs."""
 
 import hashlib
 import os
+import signal
+import sys
 from pathlib import Path
+
+
+def prepare_command() -> None:
+    """Open standard streams that are closed, and let Ctrl-C end the imports in silence.
+
+    To be called before the other imports: a file that they open must not become standard output.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # the lowest free descriptor is the stream's
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def end_imports() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def machine() -> str:

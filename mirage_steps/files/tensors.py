@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
 
     Raises:
         OSError: it is missing or may not be read.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or an earlier version wrote it.
     """
     with open(path, "rb"):
         pass  # safetensors calls every error of the system a missing file, and does not name it
@@ -48,8 +48,8 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], str]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(first_line(error)) from None
-    if "about" not in about:  # of an earlier version
-        return arrays, about.get("configuration", "")
+    if "about" not in about:
+        raise ValueError("it has no checksum, so an earlier version wrote it")
     checksum, _, text = about["about"].partition(" ")
     if checksum != _sha256(arrays, text):
         raise ValueError("its checksum is wrong")

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mirage_steps.errors import printable
+
 log = logging.getLogger("mirage_steps")
 
 _LOGGED_EVERY = 30  # s, where bars would fill a file
@@ -54,7 +56,7 @@ class _Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         if record.levelno < logging.WARNING:
             return super().format(record)
-        return f"{record.levelname.lower()}: {record.getMessage()}"
+        return f"{record.levelname.lower()}: {printable(record.getMessage())}"
 
 
 class _LoggedProgress(tqdm):

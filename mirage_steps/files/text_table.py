@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from mirage_steps.errors import printable
+
 
 def aligned(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
     """Lines of a table with a rule below its head.
@@ -10,6 +12,7 @@ def aligned(rows: Sequence[Sequence[str]], alignment: str) -> list[str]:
         rows: cells, the head first, all rows of one length.
         alignment: ``<`` or ``>`` for each column.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -12,20 +12,23 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` is CUDA where there is one, else the CPU.
+    """The device called ``name``: cpu, cuda, cuda:N, or auto, CUDA where there is one.
 
     Raises:
         UserError: the device is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name}: not a device; use auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    found = re.fullmatch("cpu|cuda(:([0-9]{1,3}))?", name)
+    if found is None:
+        raise UserError(f"--device {name}: not supported; use auto, cpu, cuda or cuda:N")
+    if name == "cpu":
+        return torch.device(name)
+    if not torch.cuda.is_available():
         raise UserError(f"--device {name}: torch sees no CUDA device here; use auto or cpu")
-    return device
+    if int(found[2] or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: the last CUDA device here is cuda:{count - 1}")
+    return torch.device(name)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,7 @@
-"""A trained diffusion model on disk: ``model.safetensors`` and ``config.json``."""
+"""A trained diffusion model on disk: ``model.safetensors`` and ``config.json``.
+
+The text of config.json is also in model.safetensors, whose checksum thus covers both.
+"""
 
 import json
 from dataclasses import asdict
@@ -19,9 +22,10 @@ def save_model(folder: Path, model: UNet, about: dict) -> None:
     Raises:
         OSError: of the disk.
     """
-    write_json(folder / "config.json", {"unet": asdict(model.config), **about})
+    path = folder / "config.json"
+    write_json(path, {"unet": asdict(model.config), **about})
     weights = {key: value.cpu().numpy() for key, value in model.state_dict().items()}
-    write_tensors(folder / "model.safetensors", weights)
+    write_tensors(folder / "model.safetensors", weights, path.read_text(encoding="utf-8"))
 
 
 def load_model(folder: Path, device: torch.device, untrained: bool = False) -> UNet:
@@ -38,11 +42,17 @@ def load_model(folder: Path, device: torch.device, untrained: bool = False) -> U
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        path = folder / "model.safetensors"
+        arrays, configuration = read_tensors(path)
+        if text != configuration:
+            raise UserError(
+                f"{folder / 'config.json'}: is not that of {path}; restore it, or {rerun('train')}"
+            )
+        config = json.loads(text)
         model = build(UNetConfig(**config["unet"]), config["seed"])
         if not untrained:
-            path = folder / "model.safetensors"
-            weights = {key: torch.from_numpy(one) for key, one in read_tensors(path)[0].items()}
+            weights = {key: torch.from_numpy(one) for key, one in arrays.items()}
             if weights.keys() != model.state_dict().keys():
                 raise UserError(f"{folder}: made by another version; {rerun('train')}")
             model.load_state_dict(weights)
