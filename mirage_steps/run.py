@@ -47,6 +47,7 @@ _COLOR_DRIFT = 80.0
 _TURNED = 0.2  # share in the pose asked for or next to it, from that by chance (0) to all (1)
 _SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
 _FAR_VIEWS = 0.9  # share that is far from every pose
+_OF_BACKBONE = ("resolution", "levels")  # settings that its tokens depend on
 _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
 
 
@@ -359,7 +360,7 @@ def _load_backbone(
         )
     weights = Path(recorded["weights"])
     backbone = Backbone.load(
-        BackboneSettings(model=str(found or name), resolution=recorded["resolution"]),
+        BackboneSettings(model=str(found or name), **{key: recorded[key] for key in _OF_BACKBONE}),
         device,
         _find(folder, weights) or weights,
     )

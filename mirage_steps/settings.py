@@ -194,12 +194,19 @@ Source = Annotated[
 
 
 class Backbone(Settings):
-    """The vision transformer whose patch tokens are the features."""
+    """The network whose patch tokens are the features."""
 
     untracked = ("batch_size",)
 
     model: FileName = Field(
-        "facebook/dinov2-base", description="Local folder or hub name of a transformers model."
+        "facebook/dinov2-base",
+        description="Local folder or hub name of a vision transformer of transformers, or "
+        "efficientnet-lite0, which is installed with this package.",
+    )
+    levels: tuple[Literal[16, 32], ...] = Field(
+        (16, 32),
+        min_length=1,
+        description="Of efficientnet-lite0: strides in pixels whose features are concatenated.",
     )
     resolution: int = Field(
         224,
@@ -387,7 +394,9 @@ class Embed(Settings):
         "TorchScript file, or none.",
     )
     token: Literal["cls", "mean-patch"] = Field(
-        "cls", description="Which feature of the backbone its columns compare."
+        "cls",
+        description="Which feature of the backbone its columns compare: that of the whole image "
+        "(the CLS token, pooled features of efficientnet-lite0), or the mean over its patches.",
     )
 
 

@@ -20,7 +20,7 @@ from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
 from mirage_steps.files.records import read_json
 from mirage_steps.files.step_code import code_hash, signature, version
-from mirage_steps.networks.fetching import is_complete, is_published, unknown
+from mirage_steps.networks.fetching import PACKAGES, is_complete, is_published, unknown
 from mirage_steps.settings import Settings, differences, load, sections
 from mirage_steps.sources import check_source
 
@@ -267,6 +267,8 @@ def network(path):
             return []
         if not is_published(item, path):
             refuse(f"datasets.{wildcards.dataset}.{unknown(item, path)}")
+        if item in PACKAGES:
+            return []
         # A repeated download is identical: outputs stay valid.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 
