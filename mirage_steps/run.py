@@ -360,7 +360,10 @@ def _load_backbone(
         )
     weights = Path(recorded["weights"])
     backbone = Backbone.load(
-        BackboneSettings(model=str(found or name), **{key: recorded[key] for key in _OF_BACKBONE}),
+        BackboneSettings(
+            model=str(found or name),
+            **{key: recorded[key] for key in _OF_BACKBONE if key in recorded},
+        ),
         device,
         _find(folder, weights) or weights,
     )
