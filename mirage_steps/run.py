@@ -319,7 +319,7 @@ def crop_views(
             timesteps,
             stride=novel_views.stride,
             cutoff=None if novel_views.phase_cutoff == "none" else novel_views.phase_cutoff,
-            gamma=guidance.gamma,
+            guidance=guidance,
             batch_size=views.batch_size,
             seed=views.seed,
         )

@@ -315,6 +315,9 @@ class Views(Settings):
     untracked = ("batch_size",)
 
     steps: int = stated(50, 50, "DDIM steps.", ge=1, le=1000)
+    shared_noise: bool = stated(
+        True, True, "All views of an object start from the same noise; otherwise from their own."
+    )
     batch_size: int = Field(
         64, ge=1, description="Images denoised at once, views and reference together."
     )
@@ -325,9 +328,25 @@ class Views(Settings):
 
 
 class Guidance(Settings):
-    """Hard-attention guidance (equation 7)."""
+    """Cross-frame attention (equation 6) and hard-attention guidance (equation 7)."""
 
     gamma: float = stated(1.5, 1.5, "Weight of the soft pass in equation 7; 1 is off.", ge=0)
+    attention: Literal["none", "decoder", "all"] = stated(
+        "decoder",
+        "decoder",
+        "Where views read the reference's keys and values (equation 6): nowhere, which turns "
+        "guidance off; in the middle and the decoder; or in the encoder too.",
+    )
+    reference: Literal["unguided", "guided"] = Field(
+        "unguided",
+        description="Whether the hard pass reads the keys and values of the reference as it is, "
+        "or of one that is guided like the views (the paper can be read both ways).",
+    )
+
+    @property
+    def hard(self) -> bool:
+        """Whether there is a hard pass."""
+        return self.gamma != 1 and self.attention != "none"
 
 
 class NovelViews(Settings):

@@ -49,7 +49,7 @@ def main(
         with autocast(where, views.precision), advice:
             images = sample_all_poses(
                 network, noise.to(where), poses[chosen], ddim_timesteps(views.steps),
-                guidance.gamma, views.batch_size,
+                guidance, views.batch_size,
             )  # fmt: skip
         rows.append(to_pixels(images))
         references.append(chosen)
