@@ -315,14 +315,14 @@ class Views(Settings):
     untracked = ("batch_size",)
 
     steps: int = stated(50, 50, "DDIM steps.", ge=1, le=1000)
-    shared_noise: bool = stated(
-        True, True, "All views of an object start from the same noise; otherwise from their own."
-    )
     batch_size: int = Field(
         64, ge=1, description="Images denoised at once, views and reference together."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware has it."
+    )
+    shared_noise: bool = stated(
+        True, True, "All views of an object start from the same noise; otherwise from their own."
     )
     seed: Seed = Field(0, description="Seed of noises, references and poses.")
 
