@@ -24,9 +24,16 @@ from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device, memory_advice
-from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
+from mirage_steps.method.diffusion import (
+    ddim_timesteps,
+    frame_noise,
+    from_pixels,
+    keyed_noise,
+    to_pixels,
+)
 from mirage_steps.method.foreground import TokenBatch, separation
 from mirage_steps.method.metrics import psnr
+from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimator
 from mirage_steps.method.unet import UNet
 from mirage_steps.networks.backbone import Backbone
@@ -333,6 +340,44 @@ def crop_views(
         inversion_evaluations=len(timesteps) * iterations,
         seconds={"invert": round(inverted - started, 3), "sample": round(sampled - inverted, 3)},
     )
+
+
+def generated_object(
+    model: UNet, number: int, seed: int, views: Views, guidance: Guidance
+) -> tuple[np.ndarray, tuple[int, ...], int]:
+    """A generated object in all poses of a category, and its reference.
+
+    Noise and reference are keyed by the seed and the object's number, so other settings of the
+    sampler show the same object.
+
+    Args:
+        model: the diffusion model.
+        number: of the object; categories alternate.
+        seed: of noise and reference.
+        views: sampler, whose own seed is not used.
+        guidance: cross-frame attention and guidance.
+
+    Returns:
+        (k, S, S, 3) uint8, the poses (k,), and the place of the reference among them.
+    """
+    config, device = model.config, next(model.parameters()).device
+    side, k = config.image_size, config.poses // config.categories
+    poses = config.siblings(number % config.categories * k)
+    chosen = int(np.random.default_rng([seed, number, 1]).integers(k))
+    noise = keyed_noise(seed, [number], (3, side, side))
+    if not views.shared_noise:
+        others = frame_noise(seed, [number], k, (3, side, side))[0, 1:]
+        noise = torch.cat([others[:chosen], noise, others[chosen:]])
+    with autocast(device, views.precision), memory_advice("views.batch_size", views.batch_size):
+        images = sample_all_poses(
+            model,
+            noise.to(device),
+            poses[chosen],
+            ddim_timesteps(views.steps),
+            guidance,
+            views.batch_size,
+        )
+    return to_pixels(images), tuple(poses), chosen
 
 
 def _on_photo(box: Box, size: tuple[int, int]) -> Box:

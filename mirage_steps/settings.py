@@ -404,6 +404,36 @@ class Fid(Settings):
     seed: Seed = Field(0, description="Seed of the choice of real images.")
 
 
+class Evidence(Settings):
+    """How the views are judged: pose control, consistency, truth."""
+
+    objects: int = Field(
+        24,
+        ge=2,
+        description="Generated objects, and photos, that are shown in all poses and judged.",
+    )
+    real: int = Field(
+        24, ge=2, description="Real images of each pose, from which the scale follows."
+    )
+    model: FileName = Field(
+        "efficientnet-lite0",
+        description="As backbone.model: another network, which took no part in finding poses.",
+    )
+    resolution: int = Field(
+        128, ge=16, le=8192, description="Side in pixels of this network's input."
+    )
+    seed: Seed = Field(0, description="Seed of the objects and of the choice of real images.")
+
+
+class Ablation(Settings):
+    """Figure 3: one factor at a time from the setting of the data set."""
+
+    objects: int = Field(8, ge=2, description="Objects, the same in every row.")
+    gammas: tuple[float, ...] = Field(
+        (1.0, 1.25, 1.5, 2.0, 3.0, 5.0), description="Values of guidance.gamma."
+    )
+
+
 class Embed(Settings):
     """Networks whose features the distances compare."""
 
@@ -480,6 +510,8 @@ class Dataset(Settings):
     masks: Masks = Masks()
     embed: Embed = Embed()
     fid: Fid = Fid()
+    evidence: Evidence = Evidence()
+    ablation: Ablation = Ablation()
     baselines: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Baseline] = Field(
         {}, description="Images of other methods, each a row of the table."
     )
