@@ -51,10 +51,10 @@ class Views:
     poses: np.ndarray
     given: np.ndarray
 
-    @property
-    def asked(self) -> np.ndarray:
-        """Bool (n, k), the views that are judged for their pose."""
-        return np.arange(self.poses.shape[1]) != self.given[:, None]
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean (n,) of values (n, k) over the views of an object that were not given."""
+        made = np.arange(self.poses.shape[1]) != self.given[:, None]
+        return (values * made).sum(1) / made.sum(1)
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,11 @@ def main(
     every = None if truth is None else np.tile(np.arange(judge.k), (len(truth.views), 1))
     real = None if truth is None else judge.see_views(truth.views)
     judge = judge.calibrated(crops, poses, evidence, None if truth is None else (real, every))
-    count = evidence.objects
+    count = evidence.judged_objects
     photos, own = _some_crops(crops, poses, count) if truth is None else (truth.photos, truth.poses)
     turned = _turned(loaded, photos, own, views, guidance, novel_views)
-    seen = {
-        "generated": judge.see_views(generated.images),
-        "photos": judge.see_views(turned.images),
-    }
     judged = {"generated": generated, "photos": turned}
+    seen = {kind: judge.see_views(views.images) for kind, views in judged.items()}
     found: dict[str, object] = {
         "pose_control": _pose_control(judge, seen, judged, None if real is None else (real, every)),
         "consistency": _consistency(judge, seen, judged),
@@ -229,7 +226,7 @@ def _pose_control(
         row: dict[str, object] = {"chance": min(1.0, (1 + 2 * within) / judge.k)}
         for kind, views in judged.items():
             shows = judge.shows(seen[kind], views.poses, within)
-            row[kind] = figure(np.array([s[a].mean() for s, a in zip(shows, views.asked)]))
+            row[kind] = figure(views.mean(shows))
         # At the model's size, against the pose of the run's table, found at full size.
         kept = in_pose(judge.labels, judge.real.poses, judge.k, within)
         row["training_crops"] = figure(kept.astype(float))
@@ -279,7 +276,7 @@ def _truth(judge: Judge, turned: Views, seen: Seen, truth: Turns) -> dict[str, d
         psnrs, ious = (np.reshape(part, shape[:2]) for part in zip(*pairs, strict=True))
         measures = {"psnr_db": psnrs, "distance": apart.reshape(shape[:2]), "iou": ious}
         for measure, table in measures.items():
-            mean = np.array([row[asked].mean() for row, asked in zip(table, turned.asked)])
+            mean = turned.mean(table)
             values[measure][name] = mean
             found[measure][name] = figure(mean)
     for measure, row in values.items():
@@ -320,7 +317,7 @@ def _draw_truth(path: Path, turned: Views, truth: Turns) -> None:
     count = min(_SHOWN, len(truth.views))
     rows = np.stack([truth.views, turned.images])[::-1, :count].swapaxes(0, 1)
     rows = rows.reshape(2 * count, *rows.shape[2:])
-    title = "photos (red frame) in all poses by the model, and below each the same object really seen so"
+    title = "photos (framed) in all poses by the model; below each the same object really seen so"
     own = [int(column) for column in turned.given[:count].repeat(2)]
     tiles.save_image(path, tiles.contact_sheet(rows, own, range(rows.shape[1]), title))
 

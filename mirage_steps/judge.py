@@ -73,11 +73,11 @@ class Judge:
         Raises:
             UserError: the network cannot be loaded, or found the run's poses itself.
         """
-        chosen = settings.Backbone(model=evidence.model, resolution=evidence.resolution)
+        chosen = settings.Backbone(model=evidence.judge, resolution=evidence.judge_resolution)
         network = Backbone.load(chosen, run.backbone.device, weights)
         if network.sha256 == run.backbone.sha256:
             raise UserError(
-                f"evidence.model {evidence.model}: found the poses of {run.folder} itself, so it "
+                f"evidence.judge {evidence.judge}: found the poses of {run.folder} itself, so it "
                 "cannot judge them; choose another network"
             )
         return cls(run, network, {})
@@ -135,7 +135,7 @@ class Judge:
         Args:
             crops: crops.h5.
             poses: poses.csv.
-            evidence: how many images of each pose, and the seed of their choice.
+            evidence: how many images of each pose.
             turns: what is seen in real objects from all sides, and the poses (n, v) of these
                 views; None where no object was seen so.
 
@@ -177,9 +177,10 @@ def _real_images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Some crops (m, S, S, 3) of every pose, and their poses (m,)."""
     labels = read_labels(poses, crops)
-    rng = np.random.default_rng([evidence.seed, 4])
+    rng = np.random.default_rng(4)
     chosen = [
-        rng.permutation(np.flatnonzero(labels == pose))[: evidence.real] for pose in range(count)
+        rng.permutation(np.flatnonzero(labels == pose))[: evidence.real_images]
+        for pose in range(count)
     ]
     if short := [pose for pose in range(count) if len(chosen[pose]) < 2]:
         raise UserError(

@@ -405,30 +405,28 @@ class Fid(Settings):
 
 
 class Evidence(Settings):
-    """How the views are judged: pose control, consistency, truth."""
+    """How views are judged: pose control, consistency, truth."""
 
-    objects: int = Field(
-        24,
-        ge=2,
-        description="Generated objects, and photos, that are shown in all poses and judged.",
+    judged_objects: int = Field(
+        24, ge=2, description="Generated objects, and photos, that are judged in all poses."
     )
-    real: int = Field(
+    real_images: int = Field(
         24, ge=2, description="Real images of each pose, from which the scale follows."
     )
-    model: FileName = Field(
+    judge: FileName = Field(
         "efficientnet-lite0",
-        description="As backbone.model: another network, which took no part in finding poses.",
+        description="As backbone.model: a network that took no part in finding the poses.",
     )
-    resolution: int = Field(
-        128, ge=16, le=8192, description="Side in pixels of this network's input."
+    judge_resolution: int = Field(
+        128, ge=16, le=8192, description="Side in pixels of its square input."
     )
-    seed: Seed = Field(0, description="Seed of the objects and of the choice of real images.")
 
 
 class Ablation(Settings):
     """Figure 3: one factor at a time from the setting of the data set."""
 
-    objects: int = Field(8, ge=2, description="Objects, the same in every row.")
+    ablated_objects: int = Field(8, ge=2, description="Objects, the same in every row.")
+    ablation_steps: int = Field(50, ge=1, le=1000, description="DDIM steps of every row.")
     gammas: tuple[float, ...] = Field(
         (1.0, 1.25, 1.5, 2.0, 3.0, 5.0), description="Values of guidance.gamma."
     )

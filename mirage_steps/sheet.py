@@ -41,7 +41,7 @@ def main(
         device: auto, cpu or cuda.
     """
     network = load_model(model.parent, choose_device(device))
-    config, count = network.config, max(sheet.objects, evidence.objects)
+    config, count = network.config, max(sheet.objects, evidence.judged_objects)
     k, side = config.poses // config.categories, config.image_size
     shown, references = [], []
     with create_h5(out / "objects.h5") as file:

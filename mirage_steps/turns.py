@@ -55,7 +55,7 @@ def main(
     if not azimuths or None in azimuths:
         raise UserError(f"{pose_eval}: lacks the azimuth of a pose; {rerun('pose_eval')}")
     render = partial(_render, shape, size, placement, (seed + _HELD_OUT) % 2**32, azimuths)
-    count, sides = evidence.objects, 1 + len(azimuths)
+    count, sides = evidence.judged_objects, 1 + len(azimuths)
     with create_h5(out / "turns.h5") as file:
         by_image(file, "images", count, (sides, size, size, 3), np.uint8)
         by_image(file, "masks", count, (sides, size, size), np.uint8)
