@@ -178,10 +178,10 @@ def _real_images(
     """Some crops (m, S, S, 3) of every pose, and their poses (m,)."""
     labels = read_labels(poses, crops)
     rng = np.random.default_rng(4)
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == pose))[: evidence.real_images]
-        for pose in range(count)
-    ]
+    chosen = []
+    for pose in range(count):
+        members = np.flatnonzero(labels == pose)
+        chosen.append(rng.permutation(members)[: evidence.real_images])
     if short := [pose for pose in range(count) if len(chosen[pose]) < 2]:
         raise UserError(
             f"{poses}: pose {short[0]} has {len(chosen[short[0]])} images, and evidence needs two "
