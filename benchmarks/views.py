@@ -25,6 +25,7 @@ from mirage_steps.method.device import autocast
 from mirage_steps.method.diffusion import ddim_timesteps
 from mirage_steps.method.multiview import sample_views
 from mirage_steps.method.unet import GroupNorm, UNet, preset
+from mirage_steps.settings import Guidance
 
 
 def _arguments() -> argparse.Namespace:
@@ -51,13 +52,15 @@ def main() -> None:
     noise = torch.randn(words.objects, 3, 64, 64)
     poses = torch.arange(1 + words.views).repeat(words.objects, 1)
 
+    guidance = Guidance(gamma=words.gamma)
+
     def fast():
-        return sample_views(model, noise, poses, timesteps, words.gamma)
+        return sample_views(model, noise, poses, timesteps, guidance)
 
     def literal():
         with torch.inference_mode():
             rows = [
-                literal_views(model, one[None], poses[0].tolist(), timesteps, words.gamma)
+                literal_views(model, one[None], poses[0].tolist(), timesteps, guidance)
                 for one in noise
             ]
         return torch.stack(rows)

@@ -3,7 +3,7 @@
 FID depends on the Inception weights and on how images are resized; both are those of clean-fid
 (Parmar et al. 2022). Writes ``features.h5``:
 
-- ``backbone`` (n, dim) float32, the CLS token or the mean over the patch tokens;
+- ``backbone`` (n, dim) float32, its feature of the whole image or the mean over its patches;
 - ``inception`` (n, 2048) float32; if absent, the attribute ``inception_absent`` says why;
 - attributes: names of the networks, the token, size and number of the images.
 """
@@ -44,7 +44,9 @@ def main(
     where = choose_device(device)
     network = Backbone.load(backbone, where, weights)
     # Length of a feature, and a function from (b, S, S, 3) uint8 to (b, length).
-    extractors = {"backbone": (network.dim, lambda pixels: network.feature(pixels, embed.token))}
+    whole = embed.token == "cls"
+    length = network.summary_dim if whole else network.dim
+    extractors = {"backbone": (length, lambda pixels: network.feature(pixels, embed.token))}
     if embed.inception == "none":
         about = {"inception_absent": "not configured (embed.inception is none)"}
     else:
@@ -60,7 +62,7 @@ def main(
             sam=source.attrs.get("sam", ""),
             backbone=network.name,
             resolution=network.resolution,
-            token=embed.token,
+            token=network.summary if whole else embed.token,
             **about,
         )
         for name, (length, _) in extractors.items():

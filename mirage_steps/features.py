@@ -5,7 +5,7 @@ crops centered on the object that the foreground step found (paper, section 3.1)
 the image is not part of the pose. Writes ``tokens.h5``:
 
 - ``patch_tokens`` (n, T, dim) float16, one chunk an image, row by row from the top left;
-- ``cls_token`` (n, dim) float16;
+- ``cls_token`` (n, D) float16, or what the network has for a feature of the whole image;
 - ``content`` (n, 4) float32, the box of the square that is image, not padding, in fractions;
 - ``image`` (n,) names;
 - the attribute ``backbone``, JSON: its model, resolution and the hashes of its weights.
@@ -61,13 +61,13 @@ def main(
     if windows is not None:
         images = read_windows(windows, [entry for entry, _ in images], centered_on_box=True)
     rows = part.rows(len(images), backbone.batch_size)
-    about = backbone.model_dump(include={"model", "resolution"})
+    about = backbone.model_dump(include={"model", "resolution", "levels"})
     about |= {"weights": str(weights), "sha256": network.sha256}
     attributes = {"backbone": json.dumps(about), **part.note(rows, len(images))}
     names = [entry.image for entry, _ in images]
     images = images[rows.start : rows.stop]
     shape = (network.grid**2, network.dim)
-    size = len(images) * (shape[0] + 1) * network.dim * 2
+    size = len(images) * (shape[0] * network.dim + network.summary_dim) * 2
     log.info(
         "%s at %d pixels: %d images x %d tokens x %d = %s on disk",
         network.name, network.resolution, len(images), *shape, human_size(size),
@@ -83,7 +83,7 @@ def main(
     with create_h5(out / f"{part.name('tokens')}.h5") as file, advice:
         file.attrs.update(attributes)
         by_image(file, "patch_tokens", len(images), shape, np.float16)
-        by_image(file, "cls_token", len(images), shape[1:], np.float16)
+        by_image(file, "cls_token", len(images), (network.summary_dim,), np.float16)
         content = [content_box(entry.width, entry.height, window) for entry, window in images]
         file["content"] = np.array(content, np.float32).reshape(-1, 4)
         own = names[rows.start : rows.stop]

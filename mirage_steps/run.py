@@ -26,14 +26,21 @@ from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device, memory_advice
-from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
+from mirage_steps.method.diffusion import (
+    ddim_timesteps,
+    frame_noise,
+    from_pixels,
+    keyed_noise,
+    to_pixels,
+)
 from mirage_steps.method.foreground import TokenBatch, separation
 from mirage_steps.method.metrics import psnr
+from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimator
 from mirage_steps.method.unet import UNet
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
-from mirage_steps.networks.fetching import REVISIONS, place
+from mirage_steps.networks.fetching import PACKAGES, REVISIONS, place
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, Views
 
@@ -49,6 +56,7 @@ _COLOR_DRIFT = 80.0
 _TURNED = 0.2  # share in the pose asked for or next to it, from that by chance (0) to all (1)
 _SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
 _FAR_VIEWS = 0.9  # share that is far from every pose
+_OF_BACKBONE = ("resolution", "levels")  # settings that its tokens depend on
 _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
 
 
@@ -321,7 +329,7 @@ def crop_views(
             timesteps,
             stride=novel_views.stride,
             cutoff=None if novel_views.phase_cutoff == "none" else novel_views.phase_cutoff,
-            gamma=guidance.gamma,
+            guidance=guidance,
             batch_size=views.batch_size,
             seed=views.seed,
         )
@@ -346,6 +354,44 @@ def require_steps(views: Views) -> None:
         )
 
 
+def generated_object(
+    model: UNet, number: int, seed: int, views: Views, guidance: Guidance
+) -> tuple[np.ndarray, tuple[int, ...], int]:
+    """A generated object in all poses of a category, and its reference.
+
+    Noise and reference are keyed by the seed and the object's number, so other settings of the
+    sampler show the same object.
+
+    Args:
+        model: the diffusion model.
+        number: of the object; categories alternate.
+        seed: of noise and reference.
+        views: sampler, whose own seed is not used.
+        guidance: cross-frame attention and guidance.
+
+    Returns:
+        (k, S, S, 3) uint8, the poses (k,), and the place of the reference among them.
+    """
+    config, device = model.config, next(model.parameters()).device
+    side, k = config.image_size, config.poses // config.categories
+    poses = config.siblings(number % config.categories * k)
+    chosen = int(np.random.default_rng([seed, number, 1]).integers(k))
+    noise = keyed_noise(seed, [number], (3, side, side))
+    if not views.shared_noise:
+        others = frame_noise(seed, [number], k, (3, side, side))[0, 1:]
+        noise = torch.cat([others[:chosen], noise, others[chosen:]])
+    with autocast(device, views.precision), memory_advice("views.batch_size", views.batch_size):
+        images = sample_all_poses(
+            model,
+            noise.to(device),
+            poses[chosen],
+            ddim_timesteps(views.steps),
+            guidance,
+            views.batch_size,
+        )
+    return to_pixels(images), tuple(poses), chosen
+
+
 def on_photo(box: Box, size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
     # Not numbers, not four, or None outside the photo.
@@ -366,12 +412,15 @@ def _load_backbone(
     name, weights = str(recorded["model"] if given is None else given), Path(recorded["weights"])
     found = _find(folder, Path(name)) or _find(folder, place(name, weights))
     # Any other owner/name may as well be the path of a folder that is elsewhere.
-    if found is None and (given is not None or name not in REVISIONS):
+    if found is None and (given is not None or name not in {*REVISIONS, *PACKAGES}):
         raise UserError(
             f"backbone.model {name}: not here, nor above {folder}; give its folder by --backbone"
         )
     backbone = Backbone.load(
-        BackboneSettings(model=str(found or name), resolution=recorded["resolution"]),
+        BackboneSettings(
+            model=str(found or name),
+            **{key: recorded[key] for key in _OF_BACKBONE if key in recorded},
+        ),
         device,
         _find(folder, weights) or weights,
     )

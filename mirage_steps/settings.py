@@ -196,12 +196,19 @@ Source = Annotated[
 
 
 class Backbone(Settings):
-    """The vision transformer whose patch tokens are the features."""
+    """The network whose patch tokens are the features."""
 
     untracked = ("batch_size",)
 
     model: FileName = Field(
-        "facebook/dinov2-base", description="Local folder or hub name of a transformers model."
+        "facebook/dinov2-base",
+        description="Local folder or hub name of a vision transformer of transformers, or "
+        "efficientnet-lite0, which is installed with this package.",
+    )
+    levels: tuple[Literal[16, 32], ...] = Field(
+        (16, 32),
+        min_length=1,
+        description="Of efficientnet-lite0: strides in pixels whose features are concatenated.",
     )
     resolution: int = Field(
         224,
@@ -316,13 +323,32 @@ class Views(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
+    shared_noise: bool = stated(
+        True, True, "All views of an object start from the same noise; otherwise from their own."
+    )
     seed: Seed = Field(0, description="Seed of noises, references and poses.")
 
 
 class Guidance(Settings):
-    """Hard-attention guidance (equation 7)."""
+    """Cross-frame attention (equation 6) and hard-attention guidance (equation 7)."""
 
     gamma: float = stated(1.5, 1.5, "Weight of the soft pass in equation 7; 1 is off.", ge=0)
+    attention: Literal["none", "decoder", "all"] = stated(
+        "decoder",
+        "decoder",
+        "Where views read the reference's keys and values (equation 6): nowhere, which turns "
+        "guidance off; in the middle and the decoder; or in the encoder too.",
+    )
+    reference: Literal["unguided", "guided"] = Field(
+        "unguided",
+        description="Whether the hard pass reads the keys and values of the reference as it is, "
+        "or of one that is guided like the views (the paper can be read both ways).",
+    )
+
+    @property
+    def hard(self) -> bool:
+        """Whether there is a hard pass."""
+        return self.gamma != 1 and self.attention != "none"
 
 
 class NovelViews(Settings):
@@ -380,6 +406,34 @@ class Fid(Settings):
     seed: Seed = Field(0, description="Seed of the choice of real images.")
 
 
+class Evidence(Settings):
+    """How views are judged: pose control, consistency, truth."""
+
+    judged_objects: int = Field(
+        24, ge=2, description="Generated objects, and photos, that are judged in all poses."
+    )
+    real_images: int = Field(
+        24, ge=2, description="Real images of each pose, from which the scale follows."
+    )
+    judge: FileName = Field(
+        "efficientnet-lite0",
+        description="As backbone.model: a network that took no part in finding the poses.",
+    )
+    judge_resolution: int = Field(
+        128, ge=16, le=8192, description="Side in pixels of its square input."
+    )
+
+
+class Ablation(Settings):
+    """Figure 3: one factor at a time from the setting of the data set."""
+
+    ablated_objects: int = Field(8, ge=2, description="Objects, the same in every row.")
+    ablation_steps: int = Field(50, ge=1, le=1000, description="DDIM steps of every row.")
+    gammas: tuple[float, ...] = Field(
+        (1.0, 1.25, 1.5, 2.0, 3.0, 5.0), description="Values of guidance.gamma."
+    )
+
+
 class Embed(Settings):
     """Networks whose features the distances compare."""
 
@@ -389,7 +443,9 @@ class Embed(Settings):
         "TorchScript file, or none.",
     )
     token: Literal["cls", "mean-patch"] = Field(
-        "cls", description="Which feature of the backbone its columns compare."
+        "cls",
+        description="Which feature of the backbone its columns compare: that of the whole image "
+        "(the CLS token, pooled features of efficientnet-lite0), or the mean over its patches.",
     )
 
 
@@ -457,6 +513,8 @@ class Dataset(Settings):
     masks: Masks = Masks()
     embed: Embed = Embed()
     fid: Fid = Fid()
+    evidence: Evidence = Evidence()
+    ablation: Ablation = Ablation()
     baselines: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Baseline] = Field(
         {}, description="Images of other methods, each a row of the table."
     )

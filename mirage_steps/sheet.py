@@ -1,6 +1,8 @@
 """Contact sheet of generated objects: objects in rows, all poses in columns (Figure 1).
 
-Writes ``contact_sheet.png`` and ``turntable.gif``, the same objects as an animation.
+Writes ``contact_sheet.png``, ``turntable.gif``, the same objects as an animation, and
+``objects.h5``, which has more of them for the evidence: ``images`` (n, k, S, S, 3) uint8, their
+``pose`` (n, k) and ``reference`` (n,), the column that all others of a row attend to.
 """
 
 from pathlib import Path
@@ -10,11 +12,11 @@ import numpy as np
 from mirage_steps import settings
 from mirage_steps.files import tiles
 from mirage_steps.files.command import run
+from mirage_steps.files.h5 import by_image, create_h5
 from mirage_steps.files.terminal import progress
-from mirage_steps.method.device import autocast, choose_device, memory_advice
-from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
-from mirage_steps.method.multiview import sample_all_poses
+from mirage_steps.method.device import choose_device
 from mirage_steps.networks.diffusion_model import load_model
+from mirage_steps.run import generated_object
 
 
 def main(
@@ -22,6 +24,7 @@ def main(
     model: Path,
     out: Path,
     sheet: settings.Sheet = settings.Sheet(),
+    evidence: settings.Evidence = settings.Evidence(),
     views: settings.Views = settings.Views(),
     guidance: settings.Guidance = settings.Guidance(),
     device: str = "auto",
@@ -30,32 +33,33 @@ def main(
 
     Args:
         model: The training step's model.safetensors, with config.json in the same folder.
-        out: Folder for contact_sheet.png and turntable.gif.
-        sheet: How many objects.
+        out: Folder for contact_sheet.png, turntable.gif and objects.h5.
+        sheet: How many objects are shown.
+        evidence: How many are made.
         views: Sampler.
         guidance: Hard-attention guidance.
         device: auto, cpu or cuda.
     """
-    where = choose_device(device)
-    network = load_model(model.parent, where)
-    config = network.config
-    rows, references = [], []
-    for number in progress(range(sheet.objects), unit="object"):
-        # Another seed than that of the sets, so that the sheet shows other objects.
-        noise = keyed_noise(views.seed + 1, [number], (3, config.image_size, config.image_size))
-        poses = config.siblings(number % config.categories * (config.poses // config.categories))
-        chosen = int(np.random.default_rng([views.seed + 1, number, 1]).integers(len(poses)))
-        advice = memory_advice("views.batch_size", views.batch_size)
-        with autocast(where, views.precision), advice:
-            images = sample_all_poses(
-                network, noise.to(where), poses[chosen], ddim_timesteps(views.steps),
-                guidance.gamma, views.batch_size,
-            )  # fmt: skip
-        rows.append(to_pixels(images))
-        references.append(chosen)
+    network = load_model(model.parent, choose_device(device))
+    config, count = network.config, max(sheet.objects, evidence.judged_objects)
+    k, side = config.poses // config.categories, config.image_size
+    shown, references = [], []
+    with create_h5(out / "objects.h5") as file:
+        by_image(file, "images", count, (k, side, side, 3), np.uint8)
+        file["pose"], poses = np.zeros((count, k), np.int32), []
+        for number in progress(range(count), unit="object"):
+            # Another seed than that of the sets, so that the sheet shows other objects.
+            made = generated_object(network, number, views.seed + 1, views, guidance)
+            file["images"][number] = made[0]
+            poses.append(made[1])
+            references.append(made[2])
+            if number < sheet.objects:
+                shown.append(made[0])
+        file["pose"][:] = poses
+        file["reference"] = np.array(references)
     which = " of their category" if config.categories > 1 else ""
     title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
-    tiles.write_sheet(out, np.stack(rows), references, title)
+    tiles.write_sheet(out, np.stack(shown), references[: sheet.objects], title)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from mirage_steps.files.shards import Shard
 from mirage_steps.files.tables import read_poses, require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
-from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
+from mirage_steps.method.diffusion import ddim_timesteps, frame_noise, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet
 from mirage_steps.networks.diffusion_model import load_model
@@ -42,7 +42,7 @@ def main(
     out: Path,
     sampler: Literal["single", "multi-view"],
     samples: int,
-    gamma: float = 1.0,
+    guidance: settings.Guidance = settings.Guidance(),
     untrained: bool = False,
     views: settings.Views = settings.Views(),
     shard: str = "1-of-1",
@@ -56,7 +56,7 @@ def main(
         out: Folder for images.h5 and images.png.
         sampler: Single images, or three views of every object by cross-frame attention.
         samples: Number of images.
-        gamma: Weight of the soft pass in equation 7; 1 is no guidance.
+        guidance: Cross-frame attention and guidance of the multi-view sets.
         untrained: Use the weights that training starts from.
         views: Sampler.
         shard: Which of several jobs this is, such as 2-of-7; ``gather`` joins them.
@@ -66,10 +66,6 @@ def main(
         Name of the record.
     """
     own = Shard.parse(shard)
-    if gamma < 0:
-        raise UserError(f"--gamma {gamma}: must be at least 0")
-    if gamma != 1 and sampler == "single":
-        raise UserError(f"--gamma {gamma}: single images attend to themselves; leave it at 1")
     where = choose_device(device)
     network = load_model(model.parent, where, untrained)
     _, labels = read_poses(poses)
@@ -80,10 +76,12 @@ def main(
         batches, columns = _single(network, frequencies, rows, views, where), 12
     else:
         # What is denoised at once are all frames of an object, the guided views twice.
-        at_once = max(1, views.batch_size // Frames.of(NOVEL_VIEWS, gamma).count)
+        at_once = max(
+            1, views.batch_size // max(Frames.of(NOVEL_VIEWS, guidance).count, 1 + NOVEL_VIEWS)
+        )
         objects = own.rows(-(-samples // NOVEL_VIEWS), at_once)
         rows = range(*(min(NOVEL_VIEWS * end, samples) for end in (objects.start, objects.stop)))
-        batches = _multi_view(network, frequencies, objects, at_once, views, gamma, where)
+        batches = _multi_view(network, frequencies, objects, at_once, views, guidance, where)
         columns = 4 * NOVEL_VIEWS
     path, side = out / f"{own.name('images')}.h5", network.config.image_size
     note = own.note(rows, samples)
@@ -130,7 +128,7 @@ def _multi_view(
     objects: range,
     at_once: int,
     views: settings.Views,
-    gamma: float,
+    guidance: settings.Guidance,
     device: torch.device,
 ) -> Iterator[Batch]:
     """Batches of the novel views of ``at_once`` objects."""
@@ -139,13 +137,17 @@ def _multi_view(
         poses = np.stack(
             [_poses_of_object(network, frequencies, _rng(views.seed, n)) for n in numbers]
         )
+        noise = _noise(network, views.seed, numbers, device)
+        if not views.shared_noise:
+            side = network.config.image_size
+            noise = frame_noise(views.seed, numbers, 1 + NOVEL_VIEWS, (3, side, side))
         with autocast(device, views.precision):
             images = sample_views(
                 network,
-                _noise(network, views.seed, numbers, device),
+                noise.to(device),
                 torch.from_numpy(poses).to(device),
                 ddim_timesteps(views.steps),
-                gamma,
+                guidance,
             )
         novel = to_pixels(images[:, 1:].flatten(0, 1))
         yield novel, poses[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)

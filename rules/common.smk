@@ -19,7 +19,7 @@ from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
 from mirage_steps.files.step_code import code_hash, signature, version
-from mirage_steps.networks.fetching import is_complete, is_local, require_known
+from mirage_steps.networks.fetching import PACKAGES, is_complete, is_local, require_known
 from mirage_steps.settings import Settings, differences, load, sections
 from mirage_steps.sources.checks import (
     check_baselines,
@@ -304,6 +304,8 @@ def network(path):
         if item == "none":
             return []
         require(wildcards, require_known, item, path)
+        if item in PACKAGES:
+            return []
         # A repeated download is identical: outputs stay valid.
         return [ancient(f"<results>/weights/{item}/weights.run.json")]
 

@@ -50,8 +50,10 @@ rule views:
             "views",
             sampler=lambda wildcards: evaluation_set(wildcards).source,
             untrained=lambda wildcards: not evaluation_set(wildcards).trained,
-            gamma=lambda wildcards: (
-                dataset(wildcards).guidance.gamma if evaluation_set(wildcards).guided else 1.0
+            guidance=lambda wildcards: (
+                dataset(wildcards).guidance
+                if evaluation_set(wildcards).guided
+                else dataset(wildcards).guidance.model_copy(update={"gamma": 1.0})
             ),
             samples=setting("fid.samples"),
             shard=shard,

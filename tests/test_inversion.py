@@ -21,6 +21,7 @@ from mirage_steps.method.metrics import psnr
 from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
 from mirage_steps.method.poses import object_maps
 from mirage_steps.method.unet import UNet, UNetConfig, build
+from mirage_steps.settings import Guidance
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
 THREE, FOUR, FIVE = (ddim_timesteps(count) for count in (3, 4, 5))
@@ -240,7 +241,7 @@ def test_only_the_other_poses_start_from_the_changed_noise():
     start = randomize_phases(trajectory[0], 1, 0)
     for pose in (0, 3):
         expected = sample_views(
-            model, start, torch.tensor([[4, pose]]), THREE, 1.5, trajectory
+            model, start, torch.tensor([[4, pose]]), THREE, Guidance(), trajectory
         )[0, 1]  # fmt: skip
         torch.testing.assert_close(changed[pose], expected, rtol=1e-7, atol=1e-7)
 
@@ -248,7 +249,7 @@ def test_only_the_other_poses_start_from_the_changed_noise():
 # Views of a given image
 
 
-def _literal_given(model, trajectory, poses, gamma, timesteps, taken=None) -> torch.Tensor:
+def _literal_given(model, trajectory, poses, guidance, timesteps, taken=None) -> torch.Tensor:
     """Views of one object whose reference follows a given trajectory, step by step.
 
     ``taken`` are the timesteps at which the views are denoised, by default all of the trajectory.
@@ -262,21 +263,21 @@ def _literal_given(model, trajectory, poses, gamma, timesteps, taken=None) -> to
             # One view at a time, with the reference of this timestep.
             pair = torch.stack([reference[now], views[place]])[None]
             embedding = model.embed(t, torch.tensor([poses[0], pose]))[None]
-            noise = denoise_views(model, pair, embedding, _alpha(now), gamma)[0, 1]
+            noise = denoise_views(model, pair, embedding, _alpha(now), guidance)[0, 1]
             views[place] = _literal_move(views[place], noise, _alpha(now), _alpha(then))
     return torch.stack(views)
 
 
-@pytest.mark.parametrize("gamma", [1.0, 1.5])
-def test_views_read_the_given_trajectory_at_each_step(network, gamma):
+@pytest.mark.parametrize("guidance", [Guidance(gamma=1.0), Guidance(), Guidance(attention="all")])
+def test_views_read_the_given_trajectory_at_each_step(network, guidance):
     poses = torch.tensor([[0, 3, 5], [4, 1, 2]])
     # Any trajectory, also one that no sampler would follow.
     trajectory = torch.randn(4, 2, 3, 16, 16, dtype=torch.float64)
-    found = sample_views(network, trajectory[0], poses, FOUR, gamma, trajectory)
+    found = sample_views(network, trajectory[0], poses, FOUR, guidance, trajectory)
     assert found.shape == (2, 3, 3, 16, 16)
     for index in range(2):
         chosen = poses[index].tolist()
-        expected = _literal_given(network, trajectory[:, index], chosen, gamma, FOUR)
+        expected = _literal_given(network, trajectory[:, index], chosen, guidance, FOUR)
         torch.testing.assert_close(found[index, 1:], expected, rtol=1e-9, atol=1e-9)
 
 
@@ -290,7 +291,7 @@ def test_views_may_take_fewer_timesteps_and_start_at_the_first_of_them(steps, st
     assert subsample(timesteps, stride) == taken
     found = _novel_views(model, image, 4, timesteps=timesteps, stride=stride)
     trajectory = invert(model, image, torch.tensor([4]), timesteps)[:, 0]
-    expected = _literal_given(model, trajectory, [4, 0, 3], 1.5, timesteps, taken)
+    expected = _literal_given(model, trajectory, [4, 0, 3], Guidance(), timesteps, taken)
     torch.testing.assert_close(found[[0, 3]], expected, rtol=1e-7, atol=1e-7)
     whole = _novel_views(model, image, 4, timesteps=timesteps)
     assert all((found[pose] != whole[pose]).any() for pose in (0, 3))
@@ -302,7 +303,7 @@ def test_every_entry_of_the_trajectory_matters(network):
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
 
     def view(given) -> torch.Tensor:
-        return sample_views(network, noise, poses, FOUR, 1.5, given)[0, 1]
+        return sample_views(network, noise, poses, FOUR, Guidance(), given)[0, 1]
 
     base = view(trajectory)
     for number in range(4):
@@ -319,8 +320,8 @@ def test_a_sampled_reference_given_as_trajectory_changes_nothing(network):
     for t, t_next in _moves(FOUR):
         trajectory.append(x)
         x = _literal_move(x, _literal_noise(network, x, t, 0), _alpha(t), _alpha(t_next))
-    expected = sample_views(network, noise, poses, FOUR, 1.5)
-    found = sample_views(network, noise, poses, FOUR, 1.5, torch.stack(trajectory)[:, None])
+    expected = sample_views(network, noise, poses, FOUR, Guidance())
+    found = sample_views(network, noise, poses, FOUR, Guidance(), torch.stack(trajectory)[:, None])
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
@@ -334,8 +335,8 @@ def _photos(count: int, seed: int = 0) -> np.ndarray:
 def _novel_views(model, image, pose, timesteps=THREE, stride=1, cutoff=None) -> torch.Tensor:
     trajectory = invert(model, image, torch.tensor([pose]), timesteps)
     return novel_views(
-        model, image, pose, trajectory, timesteps, stride=stride, cutoff=cutoff, gamma=1.5,
-        batch_size=4,
+        model, image, pose, trajectory, timesteps, stride=stride, cutoff=cutoff,
+        guidance=Guidance(), batch_size=4,
     )  # fmt: skip
 
 
@@ -348,7 +349,7 @@ def test_an_image_stands_in_its_own_pose_and_the_views_around_it(categories):
         assert found.shape == (6 // categories, 3, 16, 16)
         trajectory = invert(model, image, torch.tensor([pose]), THREE)[:, 0]
         for other, view in zip(siblings, found, strict=True):
-            expected = _literal_given(model, trajectory, [pose, other], 1.5, THREE)[0]
+            expected = _literal_given(model, trajectory, [pose, other], Guidance(), THREE)[0]
             expected = image[0] if other == pose else expected
             torch.testing.assert_close(view, expected, rtol=1e-7, atol=1e-7)
 

@@ -8,9 +8,16 @@ import torch
 from torch.nn import functional
 
 from mirage_steps.method import unet
-from mirage_steps.method.diffusion import cumulative_alphas, ddim_timesteps, noise_from_output
+from mirage_steps.method.diffusion import (
+    cumulative_alphas,
+    ddim_timesteps,
+    frame_noise,
+    keyed_noise,
+    noise_from_output,
+)
 from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet, UNetConfig, hard_attention, preset
+from mirage_steps.settings import Guidance
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
 
@@ -49,7 +56,7 @@ class LiteralAttention:
 
     def __call__(self, x, mode):
         query, key, value = self.project(x)
-        if mode == "self":
+        if mode in ("self", "hard-self"):
             self.stored = key, value
         elif mode != "encoder":
             key, value = self.stored
@@ -59,7 +66,7 @@ class LiteralAttention:
         ):
             logits = q @ k.T / q.shape[1] ** 0.5
             weights = logits.softmax(dim=1)  # equations 5 and 6
-            if mode == "hard":
+            if mode.startswith("hard"):
                 weights = functional.one_hot(logits.argmax(dim=1), len(k)).to(logits)
             outputs.append(weights @ v)
         out = self.layer.out(torch.cat(outputs, dim=1))
@@ -77,13 +84,13 @@ class LiteralUNet:
             if isinstance(layer, unet.SelfAttention)
         }
 
-    def __call__(self, x, t, pose, mode):
+    def __call__(self, x, t, pose, mode, everywhere=False):
         model = self.model
         embedding = model.embed(torch.tensor([t]), torch.tensor([pose]))
         h = model.conv_in(model.unshuffle(x))
         skips = [h]
         for layer in model.encoder.values():
-            h = self.run(layer, h, embedding, "encoder")
+            h = self.run(layer, h, embedding, mode if everywhere else "encoder")
             if model.config.layout == "ddpm" or isinstance(layer, unet.Block):
                 skips.append(h)
         h = model.middle_block0(h, embedding)
@@ -108,16 +115,33 @@ class LiteralUNet:
         return h if layer.attention is None else self.attention[layer.attention](h, mode)
 
 
-def literal_views(model, noise, poses, timesteps, gamma):
-    """Equations 4, 6 and 7 for one object: poses[0] is the reference."""
+def literal_views(model, noise, poses, timesteps, guidance):
+    """Equations 4, 6 and 7 for one object: poses[0] is the reference.
+
+    ``noise`` is (1, 3, S, S), or (len(poses), 3, S, S) for a noise of each frame's own.
+    """
     literal, alphas = LiteralUNet(model), cumulative_alphas().tolist()
-    xs = [noise.clone() for _ in poses]
+    gamma, everywhere = guidance.gamma, guidance.attention == "all"
+    xs = [noise[number % len(noise)][None].clone() for number in range(len(poses))]
     for t, t_next in itertools.pairwise([*timesteps, None]):
-        predictions = [literal(xs[0], t, poses[0], "self")]
-        for x, pose in zip(xs[1:], poses[1:], strict=True):
-            soft = literal(x, t, pose, "soft")
-            hard = literal(x, t, pose, "hard")
-            predictions.append((1 - gamma) * hard + gamma * soft)
+
+        def passes(*modes, t=t, xs=xs):
+            """The reference in the first mode, its views in the second."""
+            modes = [modes[0], *modes[1:] * (len(poses) - 1)]
+            frames = zip(xs, poses, modes, strict=True)
+            return [literal(x, t, pose, mode, everywhere) for x, pose, mode in frames]
+
+        if guidance.attention == "none":
+            predictions = passes("self", "self")
+        else:
+            predictions = passes("self", "soft")
+            if guidance.reference == "guided":
+                hard = passes("hard-self", "hard")
+            else:
+                hard = [predictions[0], *passes("self", "hard")[1:]]
+            predictions = [
+                (1 - gamma) * h + gamma * s for h, s in zip(hard, predictions, strict=True)
+            ]
         a, b = alphas[t], 1.0 if t_next is None else alphas[t_next]
         if model.config.prediction == "velocity":
             predictions = [
@@ -133,23 +157,48 @@ def literal_views(model, noise, poses, timesteps, gamma):
 FOUR, THREE = ddim_timesteps(4), ddim_timesteps(3)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 1.0, 1.5])
-def test_views_equal_the_literal_equations(network, gamma):
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        Guidance(gamma=0.0),
+        Guidance(gamma=1.0),
+        Guidance(gamma=1.5),
+        Guidance(gamma=1.5, attention="none"),
+        Guidance(gamma=1.0, attention="all"),
+        Guidance(gamma=2.0, attention="all"),
+        Guidance(gamma=1.5, reference="guided"),
+        Guidance(gamma=1.5, attention="all", reference="guided"),
+    ],
+    ids=lambda guidance: "-".join(str(value) for _, value in guidance),
+)
+def test_views_equal_the_literal_equations(network, guidance):
     noise = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.manual_seed(1))
     poses = torch.tensor([[0, 3, 5, 2], [4, 4, 1, 0]])
-    found = sample_views(network, noise, poses, FOUR, gamma)
+    found = sample_views(network, noise, poses, FOUR, guidance)
     for number in range(2):
         expected = literal_views(
-            network, noise[number : number + 1], poses[number].tolist(), FOUR, gamma
+            network, noise[number : number + 1], poses[number].tolist(), FOUR, guidance
         )
         torch.testing.assert_close(found[number], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_views_may_start_from_noises_of_their_own(network):
+    noise = frame_noise(0, [4, 7], 3, (3, 16, 16)).double()
+    shared = keyed_noise(0, [4, 7], (3, 16, 16)).double()
+    torch.testing.assert_close(noise[:, 0], shared)
+    assert len({*noise.flatten(0, 1).sum((1, 2, 3)).tolist()}) == 6
+    found = sample_views(network, noise, torch.tensor([[0, 3, 5], [4, 1, 2]]), THREE, Guidance())
+    expected = literal_views(network, noise[1], [4, 1, 2], THREE, Guidance())
+    torch.testing.assert_close(found[1], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_guidance_and_reference_matter(network):
     """The tests above would prove little if the passes gave the same."""
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
     poses = torch.tensor([[0, 3]])
-    off, on = (sample_views(network, noise, poses, FOUR, gamma) for gamma in (1.0, 1.5))
+    off, on = (
+        sample_views(network, noise, poses, FOUR, Guidance(gamma=gamma)) for gamma in (1.0, 1.5)
+    )
     single = sample_single(network, noise, torch.tensor([3]), FOUR)
     assert (off[0, 1] - on[0, 1]).abs().max() > 1e-4
     assert (off[0, 1] - single[0]).abs().max() > 1e-4
@@ -159,28 +208,28 @@ def test_guidance_and_reference_matter(network):
 def test_reference_is_generated_as_if_alone(network):
     noise = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     poses = torch.tensor([[0, 3, 1], [5, 2, 4]])
-    found = sample_views(network, noise, poses, FOUR, 1.5)[:, 0]
+    found = sample_views(network, noise, poses, FOUR, Guidance())[:, 0]
     torch.testing.assert_close(found, sample_single(network, noise, poses[:, 0], FOUR))
 
 
 def test_a_view_does_not_depend_on_the_other_poses_asked_for(network):
     """Equation 1: views are independent given the reference."""
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    alone = sample_views(network, noise, torch.tensor([[0, 3]]), THREE, 1.5)[0, 1]
+    alone = sample_views(network, noise, torch.tensor([[0, 3]]), THREE, Guidance())[0, 1]
     for others in itertools.permutations([1, 2, 5], 2):
-        together = sample_views(network, noise, torch.tensor([[0, *others, 3]]), THREE, 1.5)
+        together = sample_views(network, noise, torch.tensor([[0, *others, 3]]), THREE, Guidance())
         torch.testing.assert_close(together[0, -1], alone)
 
 
 def test_a_view_in_the_reference_pose_without_guidance_is_the_reference(network):
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    found = sample_views(network, noise, torch.tensor([[2, 2]]), FOUR, 1.0)
+    found = sample_views(network, noise, torch.tensor([[2, 2]]), FOUR, Guidance(gamma=1.0))
     torch.testing.assert_close(found[0, 0], found[0, 1])
 
 
 def test_reference_alone_needs_no_views(network):
     noise = torch.randn(1, 3, 16, 16, dtype=torch.float64)
-    found = sample_views(network, noise, torch.tensor([[2]]), THREE, 1.5)
+    found = sample_views(network, noise, torch.tensor([[2]]), THREE, Guidance())
     torch.testing.assert_close(found[:, 0], sample_single(network, noise, torch.tensor([2]), THREE))
 
 
@@ -204,7 +253,7 @@ def test_one_pass_equals_forward(network):
     poses, times = torch.tensor([1, 2, 3]), torch.full((3,), 400)
     embedding = network.embed(times, poses)
     alpha = cumulative_alphas()[400].item()
-    found = denoise_views(network, x[:, None], embedding[:, None], alpha, 1.5)
+    found = denoise_views(network, x[:, None], embedding[:, None], alpha, Guidance())
     output = network(x, times, poses)
     expected = noise_from_output(output, x, alpha, network.config.prediction)
     torch.testing.assert_close(found[:, 0], expected)

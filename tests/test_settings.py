@@ -266,7 +266,7 @@ def _other(value: object, field) -> object:
     """A value that is not the default but valid."""
     choices = {"rule": "first-component", "threshold": "zero", "fallback_sign": -1}
     choices |= {"preset": "small", "schedule": "cosine", "precision": "bfloat16"}
-    choices |= {"optimizer": "muon"}
+    choices |= {"optimizer": "muon", "levels": (16,), "attention": "all", "reference": "guided"}
     choices |= {"token": "mean-patch", "background": "kept"}
     if field in choices:
         return choices[field]

@@ -84,7 +84,7 @@ def test_generated_images_are_the_same(finished, tmp_path, name, of):
             sampler=chosen.source,
             untrained=not chosen.trained,
             samples=12,
-            gamma=1.5 if chosen.guided else 1.0,
+            guidance=settings.Guidance(gamma=1.5 if chosen.guided else 1.0),
             views=settings.Views(steps=3, batch_size=8),
             shard=f"{number}-of-{of}",
             device="cpu",

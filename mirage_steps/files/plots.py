@@ -180,3 +180,43 @@ def loss_curve(path: Path, records: list[dict]) -> None:
             axis.plot(steps[window - 1 :], smooth, lw=1.5, label=f"mean of {window} records")
         axis.set(xlabel="step", ylabel="squared error per value", yscale="log")
         axis.legend(fontsize=8)
+
+
+def evidence(path: Path, found: dict, about: dict) -> None:
+    """Pose control and consistency of generated objects and of photos, with floor and ceiling.
+
+    Args:
+        path: of the picture.
+        found: ``pose_control`` and ``consistency`` of the evidence step.
+        about: numbers of objects.
+    """
+    control, names = found["pose_control"], {"exact": "in its pose", "near": "in it or a neighbor"}
+    rows = [
+        (names[name], row, row["chance"], row.get("real_objects", row["training_crops"]).value)
+        for name, row in control.items()
+    ]
+    rows += [
+        (f"consistency:\n{feature}", row, 0.0, 1.0 if row["ceiling_alikeness"] else None)
+        for feature, row in found["consistency"].items()
+    ]
+    with _plot(path, (6.5, 0.75 * len(rows) + 1.2)) as axis:
+        for place, (_, row, low, high) in enumerate(rows):
+            for bound, color in ((low, "gray"), (high, "black")):
+                if bound is not None:
+                    axis.plot([bound] * 2, [place - 0.35, place + 0.35], color=color, lw=2)
+            for kind, shift, color in (
+                ("generated", -0.15, "tab:blue"),
+                ("photos", 0.15, "tab:red"),
+            ):
+                one = row[kind]
+                label = f"{kind} ({one.n} objects)" if place == 0 else None
+                axis.plot([one.low, one.high], [place + shift] * 2, color=color, lw=1.5)
+                axis.plot(one.value, place + shift, "o", color=color, ms=5, label=label)
+        axis.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+        axis.invert_yaxis()
+        axis.set_title(
+            "gray: chance or unrelated objects; black: real images "
+            f"({about['pose_estimator']}, {about['network']})",
+            fontsize=7,
+        )
+        axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, -0.45), ncols=2)

@@ -21,7 +21,7 @@ _PACKAGES = (
     "numpy", "pillow", "snakemake",
 )  # fmt: skip
 # Settings that name a network.
-NETWORK_KEYS = ("model", "sam", "inception")
+NETWORK_KEYS = ("model", "sam", "inception", "judge")
 
 
 def write_provenance(

@@ -133,6 +133,21 @@ def keyed_noise(seed: int, indices: list[int], shape: tuple[int, ...]) -> Tensor
     return torch.from_numpy(np.stack(rows).astype(np.float32))
 
 
+def frame_noise(seed: int, indices: list[int], frames: int, shape: tuple[int, ...]) -> Tensor:
+    """Noise for each frame of an object, the first of them that of :func:`keyed_noise`.
+
+    (len(indices), frames, *shape) float32 on the CPU.
+    """
+    first = keyed_noise(seed, indices, shape)[:, None].numpy()
+    others = [
+        [np.random.default_rng([seed, index, 3, frame]).standard_normal(shape) for frame in rest]
+        for rest in [range(1, frames)]
+        for index in indices
+    ]
+    rows = np.concatenate([first, np.array(others).reshape(len(indices), -1, *shape)], axis=1)
+    return torch.from_numpy(rows.astype(np.float32))
+
+
 def to_pixels(x: Tensor) -> np.ndarray:
     """Images (n, 3, H, W) in [-1, 1] as (n, H, W, 3) uint8.
 

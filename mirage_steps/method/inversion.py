@@ -13,6 +13,7 @@ from torch import Tensor
 from mirage_steps.method.diffusion import ddim_invert, subsample
 from mirage_steps.method.multiview import sample_all_poses, sample_single, single_denoiser
 from mirage_steps.method.unet import UNet
+from mirage_steps.settings import Guidance
 
 
 @torch.inference_mode()
@@ -50,7 +51,7 @@ def novel_views(
     *,
     stride: int,
     cutoff: int | None,
-    gamma: float,
+    guidance: Guidance,
     batch_size: int,
     seed: int = 0,
 ) -> Tensor:
@@ -64,14 +65,14 @@ def novel_views(
         timesteps: that the image was inverted at.
         stride: the views subsample these timesteps by it; t = 0 is kept.
         cutoff: as in :func:`randomize_phases`; None leaves the noise as it is (paper).
-        gamma: weight of the soft pass in equation 7.
+        guidance: where the views read the trajectory, and how they are guided.
         batch_size: images denoised at once.
         seed: of the phases.
     """
     timesteps, trajectory = subsample(timesteps, stride), subsample(trajectory, stride)
     # The views start at their first timestep, with the trajectory's noise at it.
     noise = trajectory[0] if cutoff is None else randomize_phases(trajectory[0], cutoff, seed)
-    views = sample_all_poses(model, noise, pose, timesteps, gamma, batch_size, trajectory)
+    views = sample_all_poses(model, noise, pose, timesteps, guidance, batch_size, trajectory)
     views[model.config.siblings(pose).index(pose)] = image[0]
     return views
 

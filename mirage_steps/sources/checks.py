@@ -106,6 +106,7 @@ def networks_of(dataset: Dataset) -> dict[str, str]:
     found = {"source.model": getattr(dataset.source, "model", None)}
     found["backbone.model"] = dataset.backbone.model
     if dataset.use is None:
+        found["evidence.judge"] = dataset.evidence.judge
         found["masks.sam"] = dataset.masks.sam
         found["embed.inception"] = dataset.embed.inception.replace("auto", "inception")
     return {key: network for key, network in found.items() if network not in (None, "none")}

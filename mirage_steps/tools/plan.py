@@ -26,7 +26,8 @@ from mirage_steps.files.images import find_files
 from mirage_steps.files.records import read_json
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
-from mirage_steps.networks.fetching import FILES, is_complete, is_local, place
+from mirage_steps.networks.efficientnet import LEVELS
+from mirage_steps.networks.fetching import FILES, PACKAGES, is_complete, is_local, place
 from mirage_steps.settings import Configuration, Dataset
 from mirage_steps.sources.checks import check_dataset, errors_of, require_samples
 
@@ -40,12 +41,13 @@ _DINOV2 = {
 # Operations of an image, as torch counts them: SAM's image encoder, the stand-in's, Inception.
 _SAM = {"vit_b": 0.972e12, "vit_l": 2.986e12, "vit_h": 5.961e12}
 _STAND_IN_SAM, _INCEPTION = 0.455e9, 11.4e9
+_EFFICIENTNET = 0.79e9  # Lite0 at 224 pixels
 # Stable Diffusion 1.5: bytes of all its networks, operations of the U-Net at 512 pixels.
 _STABLE_DIFFUSION = (5.5e9, 803e9)
 
 
 class Backbone(NamedTuple):
-    """A vision transformer: patch tokens of an image, their length, operations, bytes."""
+    """A backbone: patch tokens of an image, their length, operations, bytes."""
 
     patches: int
     dim: int
@@ -116,6 +118,9 @@ def backbone(chosen: settings.Backbone) -> Backbone:
     Raises:
         UserError: its shape is not known.
     """
+    if chosen.model in PACKAGES:
+        patches, dim = (chosen.resolution // 16) ** 2, sum(LEVELS[one][1] for one in chosen.levels)
+        return Backbone(patches, dim, _EFFICIENTNET * (chosen.resolution / 224) ** 2, 0)
     config = read_json(Path(chosen.model, "config.json"))
     dim, layers = _DINOV2.get(chosen.model, (0, 0))
     dim, layers = config.get("hidden_size", dim), config.get("num_hidden_layers", layers)
@@ -173,7 +178,8 @@ def artifacts(
         names = (dataset.masks.sam, inception.replace("auto", "inception"))
         fetched |= {name: FILES[name].size for name in names if name in FILES}
     for name, size in fetched.items():
-        if not is_local(name) and not is_complete(name, weights):
+        there = name in PACKAGES or is_local(name) or is_complete(name, weights)
+        if not there:
             yield str(place(name, Path())), size, "fetched once"
     tokens = count * (vit.patches + 1) * vit.dim * 2
     yield "features/tokens*.h5", tokens, ""

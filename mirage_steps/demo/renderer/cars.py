@@ -63,6 +63,7 @@ def render(
     placement: float = 1.0,
     span: tuple[float, float] = SPAN,
     overhang: float | None = None,
+    azimuth: float | None = None,
 ) -> Rendering:
     """Render car number ``index`` of the data set with seed ``seed``.
 
@@ -74,9 +75,11 @@ def render(
             placement 1; beyond 1 the frame cuts the car.
         overhang: share of the car's box that lies beyond the edge of the frame nearest to where
             the car was drawn: 0 touches the edge, below 0 leaves room; None leaves the car alone.
+        azimuth: in degrees, of the same car on a turntable; its own by default.
     """
     rng = np.random.default_rng([seed, index])
-    azimuth = float(rng.uniform(0, 360))
+    drawn = float(rng.uniform(0, 360))
+    azimuth = drawn if azimuth is None else azimuth
     shape = draw_shape(FAMILIES[families[int(rng.integers(len(families)))]], rng)
     mesh = build_mesh(shape)
     camera = rendering.draw_camera(azimuth, mesh, placement, span, overhang, rng)

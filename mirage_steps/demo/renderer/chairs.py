@@ -18,15 +18,19 @@ PARTS: tuple[str, ...] = ("background", "seat", "back", "arm", "leg")
 _STREAM = 2
 
 
-def render(seed: int, index: int, size: int = 96, placement: float = 1.0) -> Rendering:
+def render(
+    seed: int, index: int, size: int = 96, placement: float = 1.0, azimuth: float | None = None
+) -> Rendering:
     """Render chair number ``index`` of the data set with seed ``seed``.
 
     Args:
         size: side S of the square image, in pixels.
         placement: randomness of scale and offset in the frame, 0 (fixed and centered) to 1.
+        azimuth: in degrees, of the same chair on a turntable; its own by default.
     """
     rng = np.random.default_rng([seed, index, _STREAM])
-    azimuth = float(rng.uniform(0, 360))
+    drawn = float(rng.uniform(0, 360))
+    azimuth = drawn if azimuth is None else azimuth
     shape = draw_shape(rng)
     mesh = build_mesh(shape)
     camera = rendering.draw_camera(azimuth, mesh, placement, SPAN, None, rng)

@@ -1,0 +1,377 @@
+"""Whether views show the pose that was asked for and one object, beside floor and ceiling.
+
+FID sees neither. Generated objects and photos in all poses are judged (:mod:`mirage_steps.judge`):
+
+- *pose control*: share of views in the pose asked for, or in that or a neighbor;
+- *consistency*: how alike the views of an object are, from 0 (unrelated objects) to 1 (real objects
+  seen from all sides, where these are known), where views in another pose count as unrelated;
+- *truth*, where a renderer knows it: views of a photo against the same object really seen so,
+  beside two baselines, the photo itself and the mean image of the pose.
+
+Intervals are 95 % bootstraps over objects. Writes ``evidence.json``, ``evidence.txt`` and
+``evidence.png``, and where the truth is known ``truth.png``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mirage_steps import settings
+from mirage_steps.errors import UserError
+from mirage_steps.files import plots, tiles
+from mirage_steps.files.atomic import atomic, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.h5 import open_h5
+from mirage_steps.files.tables import read_labels
+from mirage_steps.files.terminal import progress
+from mirage_steps.files.text_table import aligned
+from mirage_steps.judge import Judge, Seen
+from mirage_steps.method.boxes import crop
+from mirage_steps.method.device import memory_advice
+from mirage_steps.method.evidence import Figure, difference, figure, in_pose, iou, masked_psnr
+from mirage_steps.run import Run, crop_views
+
+_SHOWN = 4  # photos in truth.png
+
+
+@dataclass(frozen=True)
+class Views:
+    """Objects in all poses.
+
+    Attributes:
+        images: (n, k, S, S, 3) uint8.
+        poses: (n, k) int that were asked for.
+        given: (n,) the column of the reference or photo, which is not judged for its pose.
+    """
+
+    images: np.ndarray
+    poses: np.ndarray
+    given: np.ndarray
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean (n,) of values (n, k) over the views of an object that were not given."""
+        made = np.arange(self.poses.shape[1]) != self.given[:, None]
+        return (values * made).sum(1) / made.sum(1)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Crops of real objects, with what is known of them.
+
+    Attributes:
+        photos: (n, S, S, 3) uint8, from one side.
+        poses: (n,) of the photos, by the run.
+        views: (n, k, S, S, 3) uint8, from the sides of all poses.
+        masks: bool (n, k, S, S), the objects in them.
+    """
+
+    photos: np.ndarray
+    poses: np.ndarray
+    views: np.ndarray
+    masks: np.ndarray
+
+
+def main(
+    *,
+    run: Path,
+    objects: Path,
+    crops: Path,
+    poses: Path,
+    out: Path,
+    turns: Path | None = None,
+    evidence: settings.Evidence = settings.Evidence(),
+    views: settings.Views = settings.Views(),
+    guidance: settings.Guidance = settings.Guidance(),
+    novel_views: settings.NovelViews = settings.NovelViews(),
+    weights: Path = Path(settings.WEIGHTS),
+    device: str = "auto",
+) -> None:
+    """Judge views of generated objects and of photos.
+
+    Args:
+        run: Folder of a finished run, such as results/demo.
+        objects: The sheet's objects.h5.
+        crops: crops.h5 of the data set; real images for the scale, and photos without --turns.
+        poses: poses.csv of these crops.
+        out: Folder for evidence.json, evidence.txt and the pictures.
+        turns: turns.h5 with objects from all sides, for ceiling and truth.
+        evidence: How many objects, and the network that compares them.
+        views: Sampler of the photos' views.
+        guidance: Hard-attention guidance of the photos' views.
+        novel_views: Inversion of the photos.
+        weights: Folder of fetched networks.
+        device: auto, cpu or cuda.
+    """
+    loaded = Run.load(run, device=device)
+    judge = Judge.load(loaded, evidence, weights)
+    generated = _read_objects(objects, loaded)
+    truth = None if turns is None else _read_turns(turns, loaded)
+    every = None if truth is None else np.tile(np.arange(judge.k), (len(truth.views), 1))
+    real = None if truth is None else judge.see_views(truth.views)
+    judge = judge.calibrated(crops, poses, evidence, None if truth is None else (real, every))
+    count = evidence.judged_objects
+    photos, own = _some_crops(crops, poses, count) if truth is None else (truth.photos, truth.poses)
+    turned = _turned(loaded, photos, own, views, guidance, novel_views)
+    judged = {"generated": generated, "photos": turned}
+    seen = {kind: judge.see_views(views.images) for kind, views in judged.items()}
+    found: dict[str, object] = {
+        "pose_control": _pose_control(judge, seen, judged, None if real is None else (real, every)),
+        "consistency": _consistency(judge, seen, judged),
+    }
+    if truth is not None:
+        found["truth"] = _truth(judge, turned, seen["photos"], truth)
+        _draw_truth(out / "truth.png", turned, truth)
+    about = {
+        "generated_objects": len(generated.images),
+        "photos": len(photos),
+        "photos_are": "training images" if truth is None else "objects that the model never saw",
+        "real_images": len(judge.labels),
+        "pose_estimator": loaded.backbone.name,
+        "network": f"{judge.network.name} at {judge.network.resolution} pixels",
+    }
+    write_json(out / "evidence.json", about | _plain(found))
+    text = _as_text(run.name, about, found)
+    with atomic(out / "evidence.txt") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    plots.evidence(out / "evidence.png", found, about)
+    log.info("\n%s", text)
+
+
+# --- what is judged ---------------------------------------------------------------------------
+
+
+def _read_objects(path: Path, loaded: Run) -> Views:
+    """Generated objects of a sheet."""
+    with open_h5(path, "images", "pose", "reference") as file:
+        made = Views(file["images"][:], file["pose"][:], file["reference"][:])
+    config = loaded.model.config
+    if made.images.shape[1:3] != (config.poses // config.categories, config.image_size):
+        raise UserError(
+            f"{path}: {made.images.shape[1]} poses of {made.images.shape[2]} pixels, the model of "
+            f"{loaded.folder} has {config.poses // config.categories} of {config.image_size}; run "
+            "snakemake with --forcerun sheet"
+        )
+    return made
+
+
+def _read_turns(path: Path, loaded: Run) -> Turns:
+    """Crops of real objects by the run's estimator, with their masks cropped likewise."""
+    side, k = loaded.model.config.image_size, loaded.estimator.k
+    with open_h5(path, "images", "masks") as file:
+        images, masks = file["images"], file["masks"]
+        if images.shape[1] != 1 + k:
+            raise UserError(
+                f"{path}: objects from {images.shape[1] - 1} sides, the run has {k} poses; run "
+                "snakemake with --forcerun turns"
+            )
+        views = np.empty((len(images), 1 + k, side, side, 3), np.uint8)
+        cropped = np.empty(views.shape[:-1], bool)
+        own = []
+        for number in progress(range(len(images)), desc="real objects", unit="object"):
+            for column in range(1 + k):
+                located = loaded.locate(images[number, column])
+                views[number, column] = located.crop
+                mask = np.repeat(masks[number, column][..., None], 3, axis=2)
+                mask = np.asarray(crop(Image.fromarray(mask), located.window, side))[..., 0]
+                cropped[number, column] = mask > 127
+                if column == 0:
+                    own.append(located.pose)
+    return Turns(views[:, 0], np.array(own), views[:, 1:], cropped[:, 1:])
+
+
+def _some_crops(crops: Path, poses: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Evenly spaced crops (n, S, S, 3) of a data set and their poses (n,)."""
+    labels = read_labels(poses, crops)
+    chosen = np.unique(np.linspace(0, len(labels) - 1, count).astype(int))
+    if len(chosen) < 2:
+        raise UserError(f"{crops}: has {len(labels)} images; evidence needs two for an interval")
+    with open_h5(crops, "images") as file:
+        return np.stack([file["images"][int(row)] for row in chosen]), labels[chosen]
+
+
+def _turned(
+    loaded: Run,
+    photos: np.ndarray,
+    own: np.ndarray,
+    views: settings.Views,
+    guidance: settings.Guidance,
+    novel_views: settings.NovelViews,
+) -> Views:
+    """Photos in all poses by the model."""
+    images, poses, given = [], [], []
+    for photo, pose in zip(progress(photos, desc="photos", unit="photo"), own, strict=True):
+        with memory_advice("views.batch_size", views.batch_size):
+            made = crop_views(loaded.model, photo, int(pose), views, guidance, novel_views)
+        images.append(made.views)
+        poses.append(made.poses)
+        given.append(made.poses.index(int(pose)))
+    return Views(np.stack(images), np.array(poses), np.array(given))
+
+
+# --- measures ---------------------------------------------------------------------------------
+
+
+def _pose_control(
+    judge: Judge,
+    seen: dict[str, Seen],
+    judged: dict[str, Views],
+    real: tuple[Seen, np.ndarray] | None,
+) -> dict[str, object]:
+    """Share of views in the pose asked for (``exact``), or in that or a neighbor (``near``)."""
+    found: dict[str, object] = {}
+    for within, name in enumerate(("exact", "near")):
+        row: dict[str, object] = {"chance": min(1.0, (1 + 2 * within) / judge.k)}
+        for kind, views in judged.items():
+            shows = judge.shows(seen[kind], views.poses, within)
+            row[kind] = figure(views.mean(shows))
+        # At the model's size, against the pose of the run's table, found at full size.
+        kept = in_pose(judge.labels, judge.real.poses, judge.k, within)
+        row["training_crops"] = figure(kept.astype(float))
+        if real is not None:
+            row["real_objects"] = figure(judge.shows(*real, within).mean(1))
+        found[name] = row
+    return found
+
+
+def _consistency(
+    judge: Judge, seen: dict[str, Seen], judged: dict[str, Views]
+) -> dict[str, dict[str, object]]:
+    """Place between floor and ceiling by the kind of features; alikeness where none is known."""
+    alike = {kind: judge.alikeness(seen[kind], views.poses) for kind, views in judged.items()}
+    found = {}
+    for feature, scale in judge.scales.items():
+        row: dict[str, object] = {kind: scale.position(alike[kind][feature]) for kind in judged}
+        row["alikeness"] = {kind: figure(alike[kind][feature]) for kind in judged}
+        row["ceiling_alikeness"] = None if scale.ceiling is None else figure(scale.ceiling)
+        found[feature] = row
+    return found
+
+
+def _truth(judge: Judge, turned: Views, seen: Seen, truth: Turns) -> dict[str, dict[str, object]]:
+    """The views of photos, and two baselines, against the same objects really seen from there.
+
+    ``psnr_db`` inside the true object; ``distance`` of the other network's tokens there; ``iou`` of
+    the object's mask. Means over the views of an object other than its photo.
+    """
+    shape = truth.views.shape
+    baselines = {
+        "model": turned.images,
+        "photo": np.broadcast_to(truth.photos[:, None], shape),
+        "mean_image": np.broadcast_to(judge.means[turned.poses], shape),
+    }
+    true_tokens, grid = _tokens(judge, truth.views)
+    on_object = np.stack([_coarse(mask, grid) for mask in truth.masks.reshape(-1, *shape[2:4])])
+    found: dict[str, dict[str, object]] = {"psnr_db": {}, "distance": {}, "iou": {}}
+    values: dict[str, dict[str, np.ndarray]] = {name: {} for name in found}
+    for name, views in baselines.items():
+        masks = seen.masks if name == "model" else judge.see_views(views).masks
+        apart = np.linalg.norm(_tokens(judge, views)[0] - true_tokens, axis=2)
+        apart = (apart * on_object).sum(1) / np.maximum(on_object.sum(1), 1)
+        every = np.ndindex(shape[:2])
+        pairs = [(masked_psnr(views[i], truth.views[i], truth.masks[i]),
+                  iou(masks[i], truth.masks[i])) for i in every]  # fmt: skip
+        psnrs, ious = (np.reshape(part, shape[:2]) for part in zip(*pairs, strict=True))
+        measures = {"psnr_db": psnrs, "distance": apart.reshape(shape[:2]), "iou": ious}
+        for measure, table in measures.items():
+            mean = turned.mean(table)
+            values[measure][name] = mean
+            found[measure][name] = figure(mean)
+    for measure, row in values.items():
+        for name in ("photo", "mean_image"):
+            found[measure][f"model_less_{name}"] = difference(row["model"], row[name])
+    return found
+
+
+def _tokens(judge: Judge, views: np.ndarray) -> tuple[np.ndarray, int]:
+    """The other network's tokens (n * k, T, dim) of views (n, k, S, S, 3), and its grid."""
+    flat = views.reshape(-1, *views.shape[2:])
+    parts = [
+        judge.network.tokens(part)[0].cpu().numpy() for part in np.array_split(flat, len(views))
+    ]
+    return np.concatenate(parts), judge.network.grid
+
+
+def _coarse(mask: np.ndarray, grid: int) -> np.ndarray:
+    """Share of the object in each token's cell, (grid * grid,), of a bool mask (S, S)."""
+    picture = Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.asarray(picture.resize((grid, grid), Image.Resampling.BOX)).ravel() / 255
+
+
+# --- results ----------------------------------------------------------------------------------
+
+
+def _plain(value: object) -> object:
+    """Figures as dictionaries."""
+    if isinstance(value, Figure):
+        return asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return value
+
+
+def _draw_truth(path: Path, turned: Views, truth: Turns) -> None:
+    """Some photos in all poses, each above the true views."""
+    count = min(_SHOWN, len(truth.views))
+    rows = np.stack([truth.views, turned.images])[::-1, :count].swapaxes(0, 1)
+    rows = rows.reshape(2 * count, *rows.shape[2:])
+    title = "photos (framed) in all poses by the model; below each the same object really seen so"
+    own = [int(column) for column in turned.given[:count].repeat(2)]
+    tiles.save_image(path, tiles.contact_sheet(rows, own, range(rows.shape[1]), title))
+
+
+_MEASURES = {
+    "psnr_db": "PSNR in dB, larger is better",
+    "distance": "distance of features, smaller is better",
+    "iou": "IoU of the mask, larger is better",
+}
+
+
+def _as_text(name: str, about: dict[str, object], found: dict[str, object]) -> str:
+    """The figures as tables."""
+    lines = [
+        f"{name}: do views show the pose asked for, and one object?",
+        f"{about['generated_objects']} generated objects; {about['photos']} photos "
+        f"({about['photos_are']}); {about['real_images']} real images",
+        f"poses and masks by the run's own estimator ({about['pose_estimator']}); "
+        f"features of {about['network']}",
+        "in parentheses the 95 % interval over objects",
+        "",
+        *aligned(list(_rows(found)), "<<<<<"),
+    ]
+    if "truth" in found:
+        rows = [["views of photos against the truth", "model", "photo itself", "mean image",
+                 "model less photo", "model less mean image"]]  # fmt: skip
+        for measure, label in _MEASURES.items():
+            row = found["truth"][measure]
+            keys = ("model", "photo", "mean_image")
+            differences = (row[f"model_less_{key}"] for key in keys[1:])
+            rows.append([label, *(str(row[key]) for key in keys), *map(_told, differences)])
+        lines += ["", *aligned(rows, "<<<<<<")]
+    return "\n".join([*lines, ""])
+
+
+def _rows(found: dict[str, object]) -> Iterator[list[str]]:
+    """Pose control and consistency, the head first."""
+    yield ["", "generated", "photos", "chance", "real"]
+    names = {"exact": "in the pose asked for", "near": "in that or a neighbor"}
+    for name, row in found["pose_control"].items():
+        real = row.get("real_objects", row["training_crops"])
+        yield [names[name], f"{row['generated']}", f"{row['photos']}", f"{row['chance']:.2f}",
+               f"{real}"]  # fmt: skip
+    for feature, row in found["consistency"].items():
+        top = row["ceiling_alikeness"]
+        label = f"consistency, {feature}"
+        yield [label if top else f"{label} (no ceiling known)", f"{row['generated']}",
+               f"{row['photos']}", "0", "1" if top else "unknown"]  # fmt: skip
+
+
+def _told(one: Figure) -> str:
+    """A difference, and whether chance explains it."""
+    return f"{one}{'' if one.differs else ' n.s.'}"
+
+
+if __name__ == "__main__":
+    run(main)

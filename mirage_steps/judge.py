@@ -1,0 +1,199 @@
+"""Looks at views as a skeptic does: which pose they show, and whether they are of one object.
+
+Poses are assigned by the run's own estimator. Objects are compared by two kinds of features that
+took no part in finding poses: the mean color inside the object's mask, and the features of another
+network with everything but the object painted gray. The scale between unrelated objects and one
+object comes from real images (:class:`mirage_steps.method.evidence.Consistency`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mirage_steps import settings
+from mirage_steps.errors import UserError
+from mirage_steps.files.h5 import open_h5, slices
+from mirage_steps.files.tables import read_labels
+from mirage_steps.method.evidence import Consistency, in_pose
+from mirage_steps.method.foreground import TokenBatch
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.run import Run
+
+_BATCH = 64
+_GRAY = 124  # about ImageNet's mean
+COLOR = "color inside the mask"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the judge sees in m images.
+
+    Attributes:
+        poses: (m,) int, assigned by the run's estimator.
+        masks: bool (m, S, S), the object by the run's foreground component.
+        features: by their kind, (m, d) float32.
+    """
+
+    poses: np.ndarray
+    masks: np.ndarray
+    features: dict[str, np.ndarray]
+
+    def __getitem__(self, rows: object) -> "Seen":
+        features = {kind: values[rows] for kind, values in self.features.items()}
+        return Seen(self.poses[rows], self.masks[rows], features)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The run's estimator, a network that the run does not know, and scales of consistency.
+
+    Attributes:
+        run: whose views are judged.
+        network: of the second kind of features.
+        scales: by the kind of features; empty before :meth:`calibrated`.
+        real: what the judge sees in the real images of the scale, in the order of their poses.
+        labels: (m,) the poses of these images by the run's table.
+        means: (k, S, S, 3) uint8, the mean image of each pose.
+    """
+
+    run: Run
+    network: Backbone
+    scales: dict[str, Consistency]
+    real: Seen | None = None
+    labels: np.ndarray | None = None
+    means: np.ndarray | None = None
+
+    @classmethod
+    def load(cls, run: Run, evidence: settings.Evidence, weights: Path) -> "Judge":
+        """The judge of a run, without scales.
+
+        Raises:
+            UserError: the network cannot be loaded, or found the run's poses itself.
+        """
+        chosen = settings.Backbone(model=evidence.judge, resolution=evidence.judge_resolution)
+        network = Backbone.load(chosen, run.backbone.device, weights)
+        if network.sha256 == run.backbone.sha256:
+            raise UserError(
+                f"evidence.judge {evidence.judge}: found the poses of {run.folder} itself, so it "
+                "cannot judge them; choose another network"
+            )
+        return cls(run, network, {})
+
+    @property
+    def kinds(self) -> tuple[str, str]:
+        """The kinds of features."""
+        return COLOR, f"{self.network.name} {self.network.summary}, on the object"
+
+    @property
+    def k(self) -> int:
+        """Number of poses of a category."""
+        return self.run.estimator.k
+
+    def see(self, images: np.ndarray) -> Seen:
+        """What is in images (m, S, S, 3) uint8."""
+        parts = list(self._seen(images))
+        features = {
+            kind: np.concatenate([part.features[kind] for part in parts]) for kind in self.kinds
+        }
+        poses, masks = (
+            np.concatenate([getattr(part, key) for part in parts]) for key in ("poses", "masks")
+        )
+        return Seen(poses, masks, features)
+
+    def see_views(self, views: np.ndarray) -> Seen:
+        """What is in objects in all poses (n, k, S, S, 3); arrays come out as (n, k, ...)."""
+        flat = self.see(views.reshape(-1, *views.shape[2:]))
+        return flat[np.arange(len(flat.poses)).reshape(views.shape[:2])]
+
+    def _seen(self, images: np.ndarray) -> Iterator[Seen]:
+        estimator, side, color, other = self.run.estimator, images.shape[1], *self.kinds
+        for rows in slices(len(images), _BATCH):
+            pixels = images[rows]
+            whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(pixels), 1))
+            tokens = TokenBatch(rows, *self.run.backbone.half_tokens(pixels), whole)
+            found = estimator.estimate(tokens)
+            masks = np.stack([_enlarged(shown, side) for shown in found.shown])
+            # Where no object is seen, the whole image stands for it.
+            masks[~masks.any((1, 2))] = True
+            colors = np.stack([one[mask].mean(0) for one, mask in zip(pixels, masks, strict=True)])
+            bare = np.where(masks[..., None], pixels, _GRAY).astype(np.uint8)
+            features = {color: colors.astype(np.float32), other: self.network.feature(bare, "cls")}
+            yield Seen(found.poses, masks, features)
+
+    def calibrated(
+        self,
+        crops: Path,
+        poses: Path,
+        evidence: settings.Evidence,
+        turns: tuple[Seen, np.ndarray] | None = None,
+    ) -> "Judge":
+        """This with scales from real images of every pose, and from real objects where known.
+
+        Args:
+            crops: crops.h5.
+            poses: poses.csv.
+            evidence: how many images of each pose.
+            turns: what is seen in real objects from all sides, and the poses (n, v) of these
+                views; None where no object was seen so.
+
+        Raises:
+            UserError: a pose has too few images.
+        """
+        images, labels = _real_images(crops, poses, self.run.model.config.poses, evidence)
+        count, real = self.run.model.config.poses, self.see(images)
+        means = np.stack([images[labels == pose].mean(0) for pose in range(count)])
+        scales = {kind: Consistency.fit(real.features[kind], labels, count) for kind in self.kinds}
+        means = means.round().astype(np.uint8)
+        judge = replace(self, scales=scales, real=real, labels=labels, means=means)
+        if turns is None:
+            return judge
+        ceilings = judge.alikeness(*turns)
+        scales = {kind: replace(scales[kind], ceiling=ceilings[kind]) for kind in scales}
+        return replace(judge, scales=scales)
+
+    def shows(self, seen: Seen, poses: np.ndarray, within: int = 1) -> np.ndarray:
+        """Whether views show the poses (n, v) asked for or neighbors of them, bool (n, v)."""
+        return in_pose(poses, seen.poses, self.k, within)
+
+    def alikeness(self, seen: Seen, poses: np.ndarray) -> dict[str, np.ndarray]:
+        """How alike the views of each object are, (n,) up to 1, by the kind of features.
+
+        Args:
+            seen: arrays (n, v, ...).
+            poses: (n, v) that were asked for.
+        """
+        shows = self.shows(seen, poses)
+        return {
+            kind: scale.alikeness(seen.features[kind], poses, shows)
+            for kind, scale in self.scales.items()
+        }
+
+
+def _real_images(
+    crops: Path, poses: Path, count: int, evidence: settings.Evidence
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some crops (m, S, S, 3) of every pose, and their poses (m,)."""
+    labels = read_labels(poses, crops)
+    rng = np.random.default_rng(4)
+    chosen = []
+    for pose in range(count):
+        members = np.flatnonzero(labels == pose)
+        chosen.append(rng.permutation(members)[: evidence.real_images])
+    if short := [pose for pose in range(count) if len(chosen[pose]) < 2]:
+        raise UserError(
+            f"{poses}: pose {short[0]} has {len(chosen[short[0]])} images, and evidence needs two "
+            "of each; lower poses.k or add images"
+        )
+    rows = np.sort(np.concatenate(chosen))
+    with open_h5(crops, "images") as file:
+        return np.stack([file["images"][int(row)] for row in rows]), labels[rows]
+
+
+def _enlarged(shown: np.ndarray, side: int) -> np.ndarray:
+    """Patches (T,) of a square grid as a bool mask (side, side)."""
+    grid = round(len(shown) ** 0.5)
+    picture = Image.fromarray(shown.reshape(grid, grid).astype(np.uint8) * 255)
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR)) > 127

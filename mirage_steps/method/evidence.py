@@ -1,0 +1,240 @@
+"""How well views show what was asked for: pose control, consistency, truth, coverage.
+
+The paper judges views by FID, which looks at single images: it sees neither whether a view has the
+pose that was asked for nor whether the views of a row show the same object. All arrays have a row
+for each object and a column for each pose, so that intervals resample objects: views of one object
+are not independent.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+_RESAMPLES = 2000
+_LEVEL = 0.95
+_NEIGHBORS = 5  # of Naeem et al. (2020)
+_ROWS = 256  # whose distances are taken at once
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over objects with its bootstrap interval.
+
+    Attributes:
+        value: the mean.
+        low, high: the 95 % interval (percentiles of the means of resampled objects).
+        n: number of objects, or of images where these are what is resampled.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+    @property
+    def differs(self) -> bool:
+        """For a difference: whether it is larger than chance, its interval without zero."""
+        return self.low > 0 or self.high < 0
+
+
+def figure(values: np.ndarray, seed: int = 0, most: float | None = None) -> Figure:
+    """Mean of the values (n,) of independent objects; ``most`` caps what is reported.
+
+    Raises:
+        ValueError: fewer than two values, from which no interval follows.
+    """
+    return _bootstrap(len(values), lambda rows: values[rows].mean(-1), seed, most)
+
+
+def difference(one: np.ndarray, other: np.ndarray, seed: int = 0) -> Figure:
+    """Mean of ``one`` less that of ``other``, both (n,) of the same objects: a paired bootstrap."""
+    return figure(one - other, seed)
+
+
+def _bootstrap(
+    count: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int, most: float | None
+) -> Figure:
+    """A statistic of rows (resamples, n) or (n,) with its percentile interval."""
+    if count < 2:
+        raise ValueError(f"an interval needs two objects, got {count}")
+    rng = np.random.default_rng([seed, count])
+    drawn = statistic(rng.integers(count, size=(_RESAMPLES, count)))
+    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    values = (statistic(np.arange(count)), low, high)
+    if most is not None:
+        values = tuple(min(value, most) for value in values)
+    return Figure(*map(float, values), count)
+
+
+# --- pose control -----------------------------------------------------------------------------
+
+
+def in_pose(asked: np.ndarray, shown: np.ndarray, k: int, within: int = 0) -> np.ndarray:
+    """Whether views show the pose asked for, or one of its ``within`` neighbors on each side.
+
+    Args:
+        asked: int poses of any shape, numbered over all categories, k of each.
+        shown: of the same shape, assigned by the pose estimator.
+        k: number of poses of a category.
+        within: steps around the circle that are allowed.
+    """
+    steps = (asked - shown) % k
+    return (asked // k == shown // k) & (np.minimum(steps, k - steps) <= within)
+
+
+# --- consistency ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """A scale of how alike the views of one object are, in one kind of features.
+
+    What the pose does to the features is taken out first: every pose has the mean of its real
+    images subtracted. The scale's zero is the distance between real images of unrelated objects
+    in the same two poses. Its one is the ceiling, real views of one object, where these are known.
+    A view that does not show its pose counts as one of an unrelated object: copies of one image
+    are alike, but they are not views of it.
+
+    Attributes:
+        means: (p, d) of the real images of each pose, of all categories.
+        floor: (p, p) mean distance of centered real images of unrelated objects.
+        ceiling: (m,) alikeness of real objects, None where no object was seen from all sides.
+    """
+
+    means: np.ndarray
+    floor: np.ndarray
+    ceiling: np.ndarray | None = None
+
+    @classmethod
+    def fit(cls, features: np.ndarray, poses: np.ndarray, count: int) -> "Consistency":
+        """The scale of real images without a ceiling.
+
+        Args:
+            features: (n, d) of images of different objects.
+            poses: (n,) their poses, each of 0..count-1 at least twice.
+            count: number of poses.
+
+        Raises:
+            ValueError: a pose has fewer than two images.
+        """
+        groups = [features[poses == pose].astype(np.float64) for pose in range(count)]
+        if short := [pose for pose, group in enumerate(groups) if len(group) < 2]:
+            raise ValueError(f"pose {short[0]} has fewer than two images")
+        means = np.stack([group.mean(0) for group in groups])
+        residuals = [group - mean for group, mean in zip(groups, means, strict=True)]
+        floor = np.array([[_distances(a, b).mean() for b in residuals] for a in residuals])
+        return cls(means, floor)
+
+    def alikeness(self, features: np.ndarray, poses: np.ndarray, shows: np.ndarray) -> np.ndarray:
+        """How much closer the views of each object are than those of unrelated objects, as a share.
+
+        Args:
+            features: (n, v, d) of v views of each object.
+            poses: int (n, v) that were asked for, different ones for an object.
+            shows: bool (n, v), whether the view shows its pose.
+
+        Returns:
+            (n,), 0 for unrelated objects and 1 for equal features; negative for worse than chance.
+        """
+        centered = features.astype(np.float64) - self.means[poses]
+        one, other = np.triu_indices(poses.shape[1], 1)
+        apart = np.linalg.norm(centered[:, one] - centered[:, other], axis=2)  # (n, pairs)
+        floor = self.floor[poses[:, one], poses[:, other]]
+        apart = np.where(shows[:, one] & shows[:, other], apart, floor)
+        return 1 - apart.sum(1) / floor.sum(1)
+
+    def position(self, alikeness: np.ndarray, seed: int = 0) -> Figure:
+        """Place between floor (0) and ceiling (1, the cap) of alikeness (n,).
+
+        Without a ceiling the alikeness itself. The ceiling's own scatter widens the interval.
+        """
+        if self.ceiling is None:
+            return figure(alikeness, seed)
+        scale = self.ceiling
+        again = np.random.default_rng([seed, len(scale), 1])
+
+        def ratio(rows: np.ndarray) -> np.ndarray:
+            top = scale.mean()
+            if rows.ndim > 1:
+                top = scale[again.integers(len(scale), size=(len(rows), len(scale)))].mean(-1)
+            return alikeness[rows].mean(-1) / top
+
+        return _bootstrap(len(alikeness), ratio, seed, most=1.0)
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean distances of all rows of a and b; of one set to itself without equal rows."""
+    apart = cdist(a, b)
+    return apart[~np.eye(len(a), dtype=bool)] if a is b else apart
+
+
+# --- truth ------------------------------------------------------------------------------------
+
+
+def masked_psnr(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 images (S, S, 3) inside a mask (S, S)."""
+    error = np.square(x[mask].astype(np.float64) - y[mask]).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def iou(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of bool masks of one shape; 1 where both are empty."""
+    union = (one | other).sum()
+    return float((one & other).sum() / union) if union else 1.0
+
+
+# --- coverage ---------------------------------------------------------------------------------
+
+
+def coverage(real: np.ndarray, generated: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall, density and coverage, each as the values whose mean it is.
+
+    Precision and recall (Kynkaanniemi et al. 2019): the share of generated images inside the
+    union of balls around the real ones up to their 5th neighbor, and the reverse. Density and
+    coverage (Naeem et al. 2020): how many such balls hold a generated image, by 5, and the share
+    of real balls that hold any. Distances are taken in blocks of rows.
+
+    Args:
+        real: (n, d) features.
+        generated: (m, d).
+
+    Returns:
+        ``precision`` and ``density`` (m,), ``recall`` and ``coverage`` (n,).
+
+    Raises:
+        ValueError: too few rows.
+    """
+    if min(len(real), len(generated)) <= _NEIGHBORS:
+        raise ValueError(f"needs more than {_NEIGHBORS} images a side")
+    around_real, around_generated = _radii(real), _radii(generated)
+    inside = np.zeros(len(generated))
+    recall, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for rows, apart in _blocks(real, generated):
+        near = apart <= around_real[rows, None]
+        inside += near.sum(0)
+        covered[rows] = near.any(1)
+        recall[rows] = (apart <= around_generated).any(1)
+    return {
+        "precision": (inside > 0).astype(float),
+        "recall": recall.astype(float),
+        "density": inside / _NEIGHBORS,
+        "coverage": covered.astype(float),
+    }
+
+
+def _radii(x: np.ndarray) -> np.ndarray:
+    """Distance (n,) of each row of x (n, d) to its 5th neighbor."""
+    found = [np.partition(apart, _NEIGHBORS, axis=1)[:, _NEIGHBORS] for _, apart in _blocks(x, x)]
+    return np.concatenate(found)
+
+
+def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Euclidean distances (block, m) of some rows of a to all of b, block by block."""
+    for start in range(0, len(a), _ROWS):
+        rows = slice(start, start + _ROWS)
+        yield rows, cdist(a[rows], b)
