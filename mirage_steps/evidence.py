@@ -13,7 +13,7 @@ Intervals are 95 % bootstraps over objects. Writes ``evidence.json``, ``evidence
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -28,50 +28,12 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
-from mirage_steps.judge import Judge, Seen
-from mirage_steps.method.boxes import crop
+from mirage_steps.judge import Judge, Seen, Turns, Views, read_turns
 from mirage_steps.method.device import memory_advice
 from mirage_steps.method.evidence import Figure, difference, figure, in_pose, iou, masked_psnr
 from mirage_steps.run import Run, crop_views
 
 _SHOWN = 4  # photos in truth.png
-
-
-@dataclass(frozen=True)
-class Views:
-    """Objects in all poses.
-
-    Attributes:
-        images: (n, k, S, S, 3) uint8.
-        poses: (n, k) int that were asked for.
-        given: (n,) the column of the reference or photo, which is not judged for its pose.
-    """
-
-    images: np.ndarray
-    poses: np.ndarray
-    given: np.ndarray
-
-    def mean(self, values: np.ndarray) -> np.ndarray:
-        """Mean (n,) of values (n, k) over the views of an object that were not given."""
-        made = np.arange(self.poses.shape[1]) != self.given[:, None]
-        return (values * made).sum(1) / made.sum(1)
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Crops of real objects, with what is known of them.
-
-    Attributes:
-        photos: (n, S, S, 3) uint8, from one side.
-        poses: (n,) of the photos, by the run.
-        views: (n, k, S, S, 3) uint8, from the sides of all poses.
-        masks: bool (n, k, S, S), the objects in them.
-    """
-
-    photos: np.ndarray
-    poses: np.ndarray
-    views: np.ndarray
-    masks: np.ndarray
 
 
 def main(
@@ -108,7 +70,7 @@ def main(
     loaded = Run.load(run, device=device)
     judge = Judge.load(loaded, evidence, weights)
     generated = _read_objects(objects, loaded)
-    truth = None if turns is None else _read_turns(turns, loaded)
+    truth = None if turns is None else read_turns(turns, loaded)
     every = None if truth is None else np.tile(np.arange(judge.k), (len(truth.views), 1))
     real = None if truth is None else judge.see_views(truth.views)
     judge = judge.calibrated(crops, poses, evidence, None if truth is None else (real, every))
@@ -155,31 +117,6 @@ def _read_objects(path: Path, loaded: Run) -> Views:
             "snakemake with --forcerun sheet"
         )
     return made
-
-
-def _read_turns(path: Path, loaded: Run) -> Turns:
-    """Crops of real objects by the run's estimator, with their masks cropped likewise."""
-    side, k = loaded.model.config.image_size, loaded.estimator.k
-    with open_h5(path, "images", "masks") as file:
-        images, masks = file["images"], file["masks"]
-        if images.shape[1] != 1 + k:
-            raise UserError(
-                f"{path}: objects from {images.shape[1] - 1} sides, the run has {k} poses; run "
-                "snakemake with --forcerun turns"
-            )
-        views = np.empty((len(images), 1 + k, side, side, 3), np.uint8)
-        cropped = np.empty(views.shape[:-1], bool)
-        own = []
-        for number in progress(range(len(images)), desc="real objects", unit="object"):
-            for column in range(1 + k):
-                located = loaded.locate(images[number, column])
-                views[number, column] = located.crop
-                mask = np.repeat(masks[number, column][..., None], 3, axis=2)
-                mask = np.asarray(crop(Image.fromarray(mask), located.window, side))[..., 0]
-                cropped[number, column] = mask > 127
-                if column == 0:
-                    own.append(located.pose)
-    return Turns(views[:, 0], np.array(own), views[:, 1:], cropped[:, 1:])
 
 
 def _some_crops(crops: Path, poses: Path, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,8 @@ from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import open_h5, slices
 from mirage_steps.files.tables import read_labels
+from mirage_steps.files.terminal import progress
+from mirage_steps.method.boxes import crop
 from mirage_steps.method.evidence import Consistency, in_pose
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.networks.backbone import Backbone
@@ -25,6 +27,43 @@ from mirage_steps.run import Run
 _BATCH = 64
 _GRAY = 124  # about ImageNet's mean
 COLOR = "color inside the mask"
+
+
+@dataclass(frozen=True)
+class Views:
+    """Objects in all poses.
+
+    Attributes:
+        images: (n, k, S, S, 3) uint8.
+        poses: (n, k) int that were asked for.
+        given: (n,) the column of the reference or photo, which is not judged for its pose.
+    """
+
+    images: np.ndarray
+    poses: np.ndarray
+    given: np.ndarray
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """Mean (n,) of values (n, k) over the views of an object that were not given."""
+        made = np.arange(self.poses.shape[1]) != self.given[:, None]
+        return (values * made).sum(1) / made.sum(1)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Crops of real objects, with what is known of them.
+
+    Attributes:
+        photos: (n, S, S, 3) uint8, from one side.
+        poses: (n,) of the photos, by the run.
+        views: (n, k, S, S, 3) uint8, from the sides of all poses.
+        masks: bool (n, k, S, S), the objects in them.
+    """
+
+    photos: np.ndarray
+    poses: np.ndarray
+    views: np.ndarray
+    masks: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -170,6 +209,31 @@ class Judge:
             kind: scale.alikeness(seen.features[kind], poses, shows)
             for kind, scale in self.scales.items()
         }
+
+
+def read_turns(path: Path, loaded: Run) -> Turns:
+    """Crops of real objects by the run's estimator, with their masks cropped likewise."""
+    side, k = loaded.model.config.image_size, loaded.estimator.k
+    with open_h5(path, "images", "masks") as file:
+        images, masks = file["images"], file["masks"]
+        if images.shape[1] != 1 + k:
+            raise UserError(
+                f"{path}: objects from {images.shape[1] - 1} sides, the run has {k} poses; run "
+                "snakemake with --forcerun turns"
+            )
+        views = np.empty((len(images), 1 + k, side, side, 3), np.uint8)
+        cropped = np.empty(views.shape[:-1], bool)
+        own = []
+        for number in progress(range(len(images)), desc="real objects", unit="object"):
+            for column in range(1 + k):
+                located = loaded.locate(images[number, column])
+                views[number, column] = located.crop
+                mask = np.repeat(masks[number, column][..., None], 3, axis=2)
+                mask = np.asarray(crop(Image.fromarray(mask), located.window, side))[..., 0]
+                cropped[number, column] = mask > 127
+                if column == 0:
+                    own.append(located.pose)
+    return Turns(views[:, 0], np.array(own), views[:, 1:], cropped[:, 1:])
 
 
 def _real_images(

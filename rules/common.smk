@@ -396,6 +396,12 @@ def photos_left_out(wildcards):
     return [f"{photo}: {reason}" for photo, reason in photos(wildcards.dataset)[1]]
 
 
+def turns(wildcards):
+    """Input function: objects from all sides, where the source renders one kind of them."""
+    rendered = getattr(dataset(wildcards).source, "objects", None) in ("cars", "chairs")
+    return [f"<results>/{wildcards.dataset}/turns/turns.h5"] if rendered else []
+
+
 # --- the table --------------------------------------------------------------------------------
 
 

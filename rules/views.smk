@@ -99,6 +99,7 @@ rule sheet:
     output:
         sheet="<results>/{dataset}/sheet/contact_sheet.png",
         turntable="<results>/{dataset}/sheet/turntable.gif",
+        objects="<results>/{dataset}/sheet/objects.h5",
         run="<results>/{dataset}/sheet/sheet.run.json",
     log:
         "<results>/{dataset}/logs/sheet.log",

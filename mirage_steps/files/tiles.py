@@ -52,6 +52,7 @@ def contact_sheet(
     poses: Sequence[int],
     title: str,
     warnings: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> Image.Image:
     """Objects in rows below a title and the numbers of the poses, references framed in red.
 
@@ -61,27 +62,32 @@ def contact_sheet(
         poses: (k,) their numbers.
         title: wrapped to the width of the picture.
         warnings: below the rows, in red, wrapped likewise.
+        labels: to the left of the rows.
     """
     objects, k, side = rows.shape[:3]
     scale = max(1, round(96 / side))
     tiles = _enlarged(tile(rows.reshape(-1, side, side, 3), k), scale)
     font = ImageFont.load_default(_FONT)
-    letters = tiles.width // _LETTER
+    margin = max((8 + _LETTER * len(label) for label in labels), default=0)
+    width = margin + tiles.width
+    letters = width // _LETTER
     head = textwrap.wrap(title, letters)
     foot = [part for line in warnings for part in textwrap.wrap(line, letters)]
     top = _LINE * (len(head) + 1)
-    picture = Image.new("RGB", (tiles.width, top + tiles.height + _LINE * len(foot)), "white")
-    picture.paste(tiles, (0, top))
+    picture = Image.new("RGB", (width, top + tiles.height + _LINE * len(foot)), "white")
+    picture.paste(tiles, (margin, top))
     draw = ImageDraw.Draw(picture)
     step = scale * (side + _GAP)
     for number, line in enumerate(head):
         draw.text((picture.width / 2, _LINE * (number + 0.5)), line, "black", font, anchor="mm")
     for column, pose in enumerate(poses):
-        middle = (step * (column + 0.5) + scale, top - _LINE / 2)
+        middle = (margin + step * (column + 0.5) + scale, top - _LINE / 2)
         draw.text(middle, f"pose {pose}", "black", font, anchor="mm")
     for row, reference in enumerate(references):
-        left, up = step * reference, top + step * row
+        left, up = margin + step * reference, top + step * row
         draw.rectangle((left, up, left + step + scale, up + step + scale), outline="red", width=3)
+    for row, label in enumerate(labels):
+        draw.text((4, top + step * (row + 0.5)), label, "black", font, anchor="lm")
     for number, line in enumerate(foot):
         draw.text((4, top + tiles.height + _LINE * (number + 0.5)), line, "red", font, anchor="lm")
     return picture

@@ -1,0 +1,102 @@
+# Do views show the pose asked for, and one object? (beyond the paper; Figure 3)
+# Objects that the model never saw, from all sides: where the source is a renderer.
+rule turns:
+    input:
+        pose_eval=rules.pose_eval.output.scores,
+    output:
+        turns="<results>/{dataset}/turns/turns.h5",
+        run="<results>/{dataset}/turns/turns.run.json",
+    log:
+        "<results>/{dataset}/logs/turns.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/turns.tsv"
+    priority: 10
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step(
+            "turns",
+            shape=setting("source.objects"),
+            size=setting("source.size"),
+            placement=setting("source.placement"),
+            seed=setting("source.seed"),
+        ),
+    message:
+        "{wildcards.dataset}: rendering held-out objects from all sides"
+    shell:
+        RUN
+
+
+rule evidence:
+    input:
+        model=rules.train.output.model,
+        config=rules.train.output.config,
+        estimator=rules.poses.output.estimator,
+        objects=rules.sheet.output.objects,
+        crops=rules.crops.output.crops,
+        poses=rules.poses.output.poses,
+        counts=rules.poses.output.counts,
+        turns=turns,
+        network=network("backbone.model"),
+        judge=network("evidence.judge"),
+    output:
+        evidence="<results>/{dataset}/evidence/evidence.json",
+        table="<results>/{dataset}/evidence/evidence.txt",
+        picture="<results>/{dataset}/evidence/evidence.png",
+        run="<results>/{dataset}/evidence/evidence.run.json",
+    log:
+        "<results>/{dataset}/logs/evidence.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/evidence.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        accelerator=1,
+    params:
+        **step(
+            "evidence",
+            run=lambda wildcards, input: str(Path(input.model).parents[1]),
+        ),
+    message:
+        "{wildcards.dataset}: do views show the pose asked for, and one object?"
+    shell:
+        RUN
+
+
+rule ablation:
+    input:
+        model=rules.train.output.model,
+        config=rules.train.output.config,
+        estimator=rules.poses.output.estimator,
+        crops=rules.crops.output.crops,
+        poses=rules.poses.output.poses,
+        counts=rules.poses.output.counts,
+        turns=turns,
+        network=network("backbone.model"),
+        judge=network("evidence.judge"),
+    output:
+        ablation="<results>/{dataset}/ablation/ablation.json",
+        table="<results>/{dataset}/ablation/ablation.txt",
+        picture="<results>/{dataset}/ablation/ablation.png",
+        run="<results>/{dataset}/ablation/ablation.run.json",
+    log:
+        "<results>/{dataset}/logs/ablation.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/ablation.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        accelerator=1,
+    params:
+        **step(
+            "ablation",
+            run=lambda wildcards, input: str(Path(input.model).parents[1]),
+        ),
+    message:
+        "{wildcards.dataset}: noise, attention and guidance varied one at a time"
+    shell:
+        RUN
