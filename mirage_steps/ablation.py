@@ -1,8 +1,8 @@
 """Noise, cross-frame attention and guidance varied one at a time (Figure 3), and what that does.
 
-All rows show the same objects: noise and reference are keyed by the object. Each is judged as by the
-evidence step (:mod:`mirage_steps.judge`), and compared with the first row object by object, so that
-the interval of a difference tells whether chance explains it. Writes ``ablation.json``,
+All rows show the same objects: noise and reference are keyed by the object. Each is judged as by
+the evidence step (:mod:`mirage_steps.judge`), and compared with the first row object by object, so
+that the interval of a difference tells whether chance explains it. Writes ``ablation.json``,
 ``ablation.txt`` with what the paper says of each factor and whether it holds, and ``ablation.png``.
 """
 
@@ -267,9 +267,8 @@ def _as_text(
     ]
     for one in claims:
         changes = "; ".join(f"{key} {Figure(**value)}" for key, value in one["differences"].items())
-        lines.append(
-            f"- {one['claim']}: {one['verdict']} ({' against '.join(one['rows'])}: {changes})"
-        )
+        against = " against ".join(one["rows"])
+        lines.append(f"- {one['claim']}: {one['verdict']} ({against}: {changes})")
     return "\n".join([*lines, ""])
 
 
