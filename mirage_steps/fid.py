@@ -1,11 +1,12 @@
 """The table of distances between generated and real images (paper, tables 1 and 2).
 
 Every row compares two sets with the same number of images. Columns: FID if the features are from
-clean-fid's Inception, and the Frechet and kernel distances of the backbone's features. Writes
+clean-fid's Inception, and of the backbone's features the Frechet and kernel distances, precision
+and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020). Writes
 ``fid.txt`` and, with all digits, ``metrics.json``.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +19,12 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.image_set import OWN_WHITE
 from mirage_steps.files.text_table import aligned
+from mirage_steps.method.evidence import Figure, coverage, figure
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.networks.names import INCEPTION, STAND_IN
 
+_SHARES = ("precision", "recall", "density", "coverage")
+_FEWEST = 6  # images, for the 5th neighbor
 # Attributes of features.h5; distances compare only where all of them are equal.
 _NETWORKS = ("backbone", "token", "resolution", "image_size")
 
@@ -56,6 +60,8 @@ class Row:
         inception_name: the network, or why it is absent.
         frechet: Frechet distance of the backbone's features.
         kernel: kernel distance of the backbone's features.
+        coverage: precision, recall, density and coverage of the backbone's features, with
+            intervals over images; empty where there are too few.
         networks: what made the backbone's features.
         sam: model that removed both backgrounds, empty where they were kept.
         own_white: whether the scored images came without background.
@@ -68,6 +74,7 @@ class Row:
     inception_name: str
     frechet: float
     kernel: float
+    coverage: dict[str, Figure]
     networks: dict[str, object]
     sam: str
     own_white: bool
@@ -183,6 +190,9 @@ def compare(name: str, scored: Path, real: Path, caption: str = "") -> Row:
         x.inception_name,
         frechet_from_features(x.backbone, y.backbone),
         kernel_distance(x.backbone, y.backbone),
+        {}
+        if n < _FEWEST
+        else {key: figure(values) for key, values in coverage(y.backbone, x.backbone).items()},
         x.networks,
         y.sam,
         x.sam == OWN_WHITE,
@@ -205,6 +215,7 @@ def as_json(dataset: str, rows: list[Row], published: Published | None = None) -
                 "fd_inception": row.inception,
                 "fd_backbone": row.frechet,
                 "kid_backbone": row.kernel,
+                "coverage_backbone": {key: asdict(one) for key, one in row.coverage.items()},
                 "sam": row.sam or None,
                 "paper_fid": None if published is None else published.fid.get(row.name),
             }
@@ -217,12 +228,13 @@ def as_json(dataset: str, rows: list[Row], published: Published | None = None) -
 def as_text(dataset: str, rows: list[Row], published: Published | None = None) -> str:
     """The table as a person reads it."""
     backbone, token, resolution, size = (rows[0].networks[key] for key in _NETWORKS)
-    features = f"{backbone} {token}"
-    table = [["row", "n", _inception_column(rows), f"FD {features}", f"KID {features}", ""]]
+    heads = [f"{head}*" for head in ("FD", "KID", "prec.", "recall", "density", "coverage")]
+    table = [["row", "n", _inception_column(rows), *heads, ""]]
     for row in rows:
         inception = "-" if row.inception is None else f"{row.inception:.3f}"
         distances = [inception, f"{row.frechet:.3f}", f"{row.kernel:.6f}"]
-        table.append([row.name, str(row.n), *distances, row.caption])
+        shares = [f"{row.coverage[key].value:.2f}" if row.coverage else "-" for key in _SHARES]
+        table.append([row.name, str(row.n), *distances, *shares, row.caption])
     if published is not None:
         printed = [published.fid.get(row.name) for row in rows]
         cells = ["paper's FID", *("-" if value is None else f"{value:.3f}" for value in printed)]
@@ -230,9 +242,9 @@ def as_text(dataset: str, rows: list[Row], published: Published | None = None) -
             line.insert(3, cell)
     counts = " or ".join(str(n) for n in sorted({row.n for row in rows}))
     lines = [
-        f"{dataset}: distances to real images, smaller is better",
+        f"{dataset}: distances to real images, smaller is better; precision to coverage, larger is",
         f"{counts} images a side, {size} x {size} pixels; "
-        f"{backbone} at {resolution} pixels, {token} token",
+        f"* of {backbone} at {resolution} pixels, {token} token",
         "",
         *aligned(table, f"<{'>' * (len(table[0]) - 2)}<"),
         "",

@@ -23,6 +23,7 @@ from mirage_steps.evaluation_sets import evaluation_sets, table_rows
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.image_set import OWN_WHITE
+from mirage_steps.method.evidence import coverage
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.networks import inception
 from mirage_steps.networks.backbone import Backbone
@@ -240,21 +241,22 @@ def test_table_holds_the_distances_of_the_files(tmp_path):
     lines, cells, content = _table(tmp_path)
 
     assert lines[0].startswith("cars:") and "20 images" in lines[1]
-    header = next(line for line in lines if line.startswith("row "))
-    assert header.split("  ")[0] == "row"
-    assert [part.strip() for part in header.split("  ") if part.strip()][2:] == [
-        "FID",
-        "FD dinov2-base cls",
-        "KID dinov2-base cls",
-    ]
+    assert _header(lines) == HEADER and "* of dinov2-base at" in lines[1] and "cls" in lines[1]
     for row, path in zip(content["rows"], (other, views), strict=True):
         with h5py.File(path) as x, h5py.File(real) as y:
             expected = frechet_from_features(x["inception"][:], y["inception"][:])
             frechet = frechet_from_features(x["backbone"][:], y["backbone"][:])
             kernel = kernel_distance(x["backbone"][:], y["backbone"][:])
+            found = coverage(y["backbone"][:], x["backbone"][:])
         assert (row["fid"], row["fd_backbone"], row["kid_backbone"]) == (expected, frechet, kernel)
         assert (row["n"], row["inception"]) == (20, inception.INCEPTION)
-        assert cells[row["row"]] == ["20", f"{expected:.3f}", f"{frechet:.3f}", f"{kernel:.6f}"]
+        distances = ["20", f"{expected:.3f}", f"{frechet:.3f}", f"{kernel:.6f}"]
+        shares = [f"{values.mean():.2f}" for values in found.values()]
+        assert cells[row["row"]] == distances
+        line = next(line for line in lines if line.startswith(row["row"]))
+        assert line.split()[5:9] == shares
+        told = {key: one["value"] for key, one in row["coverage_backbone"].items()}
+        assert told == pytest.approx({key: values.mean() for key, values in found.items()})
     assert "what it shows" in next(line for line in lines if line.startswith("real-vs-real"))
     assert not any(line.startswith("- in ") for line in lines)
 
@@ -364,6 +366,7 @@ def _header(lines: list[str]) -> list[str]:
     return [part.strip() for part in line.split("  ") if part.strip()]
 
 
+HEADER = ["row", "n", "FID", "FD*", "KID*", "prec.*", "recall*", "density*", "coverage*"]
 PAPER = (("mv-bg-hag", 23.0), ("mv-nobg-hag", 11.25), ("no-mv", 12.345678))
 
 
@@ -373,7 +376,7 @@ def test_the_paper_s_fid_stands_beside_this_run_s_and_changes_none(tmp_path):
     _table_of(row=rows, paper=PAPER, dataset="cars", out=tmp_path / "paper")
     plain, before, without = _table(tmp_path / "plain")
     lines, after, content = _table(tmp_path / "paper")
-    assert _header(plain) == ["row", "n", "FID", "FD dinov2-base cls", "KID dinov2-base cls"]
+    assert _header(plain) == HEADER
     assert _header(lines) == [*_header(plain)[:3], "paper's FID", *_header(plain)[3:]]
     assert after["no-mv"][:3] == [*before["no-mv"][:2], "12.346"]
     assert after["untrained"][:3] == [*before["untrained"][:2], "-"]

@@ -228,13 +228,20 @@ def coverage(real: np.ndarray, generated: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _radii(x: np.ndarray) -> np.ndarray:
-    """Distance (n,) of each row of x (n, d) to its 5th neighbor."""
+    """Squared distance (n,) of each row of x (n, d) to its 5th neighbor."""
     found = [np.partition(apart, _NEIGHBORS, axis=1)[:, _NEIGHBORS] for _, apart in _blocks(x, x)]
     return np.concatenate(found)
 
 
 def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Euclidean distances (block, m) of some rows of a to all of b, block by block."""
+    """Squared distances (block, m) of some rows of a to all of b, block by block.
+
+    As products, which are many times faster than differences for long rows.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    a, b = a - b.mean(0), b - b.mean(0)  # small numbers lose less
+    lengths = np.square(b).sum(1)
     for start in range(0, len(a), _ROWS):
         rows = slice(start, start + _ROWS)
-        yield rows, cdist(a[rows], b)
+        apart = np.square(a[rows]).sum(1)[:, None] + lengths - 2 * a[rows] @ b.T
+        yield rows, np.maximum(apart, 0)
