@@ -9,7 +9,7 @@ FID sees neither. Generated objects and photos in all poses are judged (:mod:`mi
   beside two baselines, the photo itself and the mean image of the pose.
 
 Intervals are 95 % bootstraps over objects. Writes ``evidence.json``, ``evidence.txt`` and
-``evidence.png``, and where the truth is known ``truth.png``.
+``evidence.png``, ``references.png``, and where the truth is known ``truth.png``.
 """
 
 from collections.abc import Iterator
@@ -30,10 +30,19 @@ from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
 from mirage_steps.judge import Judge, Seen, Turns, Views, read_turns
 from mirage_steps.method.device import memory_advice
-from mirage_steps.method.evidence import Figure, difference, figure, in_pose, iou, masked_psnr
+from mirage_steps.method.evidence import (
+    Figure,
+    difference,
+    figure,
+    in_pose,
+    iou,
+    masked_psnr,
+    rank_correlation,
+)
 from mirage_steps.run import Run, crop_views
 
-_SHOWN = 4  # photos in truth.png
+_SHOWN = 4  # objects in truth.png, best and worst ones in references.png
+_DROPPED = (0.0, 0.1, 0.25, 0.5)  # shares of references
 
 
 def main(
@@ -83,6 +92,8 @@ def main(
         "pose_control": _pose_control(judge, seen, judged, None if real is None else (real, every)),
         "consistency": _consistency(judge, seen, judged),
     }
+    found["references"], scores = _references(judge, seen["generated"], generated)
+    _draw_references(out / "references.png", generated, scores)
     if truth is not None:
         found["truth"] = _truth(judge, turned, seen["photos"], truth)
         _draw_truth(out / "truth.png", turned, truth)
@@ -187,6 +198,24 @@ def _consistency(
     return found
 
 
+def _references(judge: Judge, seen: Seen, made: Views) -> tuple[dict[str, object], np.ndarray]:
+    """Whether bad references are known as such before their views are made (Figure 11).
+
+    The rank correlation of the references' scores, (n,), which are also returned, with how good
+    their views are; and these means without the worst share of references.
+    """
+    scores = judge.reference_scores(seen, made)
+    quality = {"near": made.mean(judge.shows(seen, made.poses))}
+    quality |= judge.alikeness(seen, made.poses)
+    order, curve = np.argsort(scores, kind="stable"), []
+    for dropped in _DROPPED:
+        kept = order[: max(2, round((1 - dropped) * len(order)))]
+        means = {key: figure(values[kept]) for key, values in quality.items()}
+        curve.append({"dropped": dropped, "kept": len(kept), **means})
+    correlations = {key: rank_correlation(scores, values) for key, values in quality.items()}
+    return {"rank_correlation": correlations, "curve": curve}, scores
+
+
 def _truth(judge: Judge, turned: Views, seen: Seen, truth: Turns) -> dict[str, dict[str, object]]:
     """The views of photos, and two baselines, against the same objects really seen from there.
 
@@ -246,7 +275,20 @@ def _plain(value: object) -> object:
         return asdict(value)
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
-    return value
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def _draw_references(path: Path, made: Views, scores: np.ndarray) -> None:
+    """Generated objects from the best to the worst reference by their scores."""
+    order = np.argsort(scores, kind="stable")
+    if len(order) > 2 * _SHOWN:
+        order = np.concatenate([order[:_SHOWN], order[-_SHOWN:]])
+    title = "generated objects with the best and the worst references (framed) by their scores"
+    labels = [f"score {scores[number]:.2f}" for number in order]
+    given = made.given[order].tolist()
+    poses = range(made.images.shape[1])
+    sheet = tiles.contact_sheet(made.images[order], given, poses, title, labels=labels)
+    tiles.save_image(path, sheet)
 
 
 def _draw_truth(path: Path, turned: Views, truth: Turns) -> None:
@@ -273,10 +315,16 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, object]) -> s
         f"{about['generated_objects']} generated objects; {about['photos']} photos "
         f"({about['photos_are']}); {about['real_images']} real images",
         f"poses and masks by the run's own estimator ({about['pose_estimator']}); "
-        f"features of {about['network']}",
+        f"color: mean inside the mask; features of the object alone: {about['network']}",
         "in parentheses the 95 % interval over objects",
         "",
         *aligned(list(_rows(found)), "<<<<<"),
+    ]
+    correlations = found["references"]["rank_correlation"]
+    lines += [
+        "",
+        "rank correlation of a reference's score (0 is best) with how good its views are: "
+        + "; ".join(f"{key} {value}" for key, value in correlations.items()),
     ]
     if "truth" in found:
         rows = [["views of photos against the truth", "model", "photo itself", "mean image",

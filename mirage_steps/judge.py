@@ -19,14 +19,14 @@ from mirage_steps.files.h5 import open_h5, slices
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.boxes import crop
-from mirage_steps.method.evidence import Consistency, in_pose
+from mirage_steps.method.evidence import Consistency, in_pose, reference_scores
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.run import Run
 
 _BATCH = 64
 _GRAY = 124  # about ImageNet's mean
-COLOR = "color inside the mask"
+COLOR = "color"
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,19 @@ class Seen:
 
     Attributes:
         poses: (m,) int, assigned by the run's estimator.
+        distances: (m,) from the mean maps of these poses.
         masks: bool (m, S, S), the object by the run's foreground component.
         features: by their kind, (m, d) float32.
     """
 
     poses: np.ndarray
+    distances: np.ndarray
     masks: np.ndarray
     features: dict[str, np.ndarray]
 
     def __getitem__(self, rows: object) -> "Seen":
         features = {kind: values[rows] for kind, values in self.features.items()}
-        return Seen(self.poses[rows], self.masks[rows], features)
+        return Seen(self.poses[rows], self.distances[rows], self.masks[rows], features)
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ class Judge:
 
     @property
     def kinds(self) -> tuple[str, str]:
-        """The kinds of features."""
-        return COLOR, f"{self.network.name} {self.network.summary}, on the object"
+        """The kinds of features: mean color in the mask; the network's, of the object alone."""
+        return COLOR, self.network.name
 
     @property
     def k(self) -> int:
@@ -137,10 +139,9 @@ class Judge:
         features = {
             kind: np.concatenate([part.features[kind] for part in parts]) for kind in self.kinds
         }
-        poses, masks = (
-            np.concatenate([getattr(part, key) for part in parts]) for key in ("poses", "masks")
-        )
-        return Seen(poses, masks, features)
+        keys = ("poses", "distances", "masks")
+        arrays = (np.concatenate([getattr(part, key) for part in parts]) for key in keys)
+        return Seen(*arrays, features)
 
     def see_views(self, views: np.ndarray) -> Seen:
         """What is in objects in all poses (n, k, S, S, 3); arrays come out as (n, k, ...)."""
@@ -160,7 +161,7 @@ class Judge:
             colors = np.stack([one[mask].mean(0) for one, mask in zip(pixels, masks, strict=True)])
             bare = np.where(masks[..., None], pixels, _GRAY).astype(np.uint8)
             features = {color: colors.astype(np.float32), other: self.network.feature(bare, "cls")}
-            yield Seen(found.poses, masks, features)
+            yield Seen(found.poses, found.distances, masks, features)
 
     def calibrated(
         self,
@@ -196,6 +197,12 @@ class Judge:
     def shows(self, seen: Seen, poses: np.ndarray, within: int = 1) -> np.ndarray:
         """Whether views show the poses (n, v) asked for or neighbors of them, bool (n, v)."""
         return in_pose(poses, seen.poses, self.k, within)
+
+    def reference_scores(self, seen: Seen, views: Views) -> np.ndarray:
+        """How doubtful the references of generated objects are, (n,), 0 is best."""
+        own = np.arange(len(views.given)), views.given
+        far = self.run.estimator.far
+        return reference_scores(views.poses[own], seen.poses[own], seen.distances[own], far, self.k)
 
     def alikeness(self, seen: Seen, poses: np.ndarray) -> dict[str, np.ndarray]:
         """How alike the views of each object are, (n,) up to 1, by the kind of features.

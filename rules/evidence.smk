@@ -43,6 +43,7 @@ rule evidence:
         evidence="<results>/{dataset}/evidence/evidence.json",
         table="<results>/{dataset}/evidence/evidence.txt",
         picture="<results>/{dataset}/evidence/evidence.png",
+        references="<results>/{dataset}/evidence/references.png",
         run="<results>/{dataset}/evidence/evidence.run.json",
     log:
         "<results>/{dataset}/logs/evidence.log",

@@ -219,4 +219,4 @@ def evidence(path: Path, found: dict, about: dict) -> None:
             f"({about['pose_estimator']}, {about['network']})",
             fontsize=7,
         )
-        axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, -0.45), ncols=2)
+        axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=2)

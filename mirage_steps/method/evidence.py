@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.distance import cdist
+from scipy.stats import rankdata
 
 _RESAMPLES = 2000
 _LEVEL = 0.95
@@ -85,6 +86,40 @@ def in_pose(asked: np.ndarray, shown: np.ndarray, k: int, within: int = 0) -> np
     """
     steps = (asked - shown) % k
     return (asked // k == shown // k) & (np.minimum(steps, k - steps) <= within)
+
+
+def reference_scores(
+    asked: np.ndarray, shown: np.ndarray, distances: np.ndarray, far: float, k: int
+) -> np.ndarray:
+    """How doubtful generated references are, (n,), from what is known at inference; 0 is best.
+
+    The paper's failure case is a reference that is no valid object (Figure 11). Its distance from
+    the nearest pose in units of ``far``, and one more where it shows neither the pose asked for
+    nor a neighbor.
+
+    Args:
+        asked, shown: (n,) poses.
+        distances: (n,) to the mean map of the pose shown.
+        far: distance within which 99 % of the training images are.
+        k: number of poses of a category.
+    """
+    return distances / far + ~in_pose(asked, shown, k, 1)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Figure:
+    """Spearman's correlation of (n,) and (n,), with the interval of resampled pairs.
+
+    Raises:
+        ValueError: fewer than two pairs.
+    """
+
+    def correlation(rows: np.ndarray) -> np.ndarray:
+        a, b = (rankdata(values[rows], axis=-1) for values in (x, y))
+        a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (a, b))
+        scale = np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
+        return (a * b).sum(-1) / np.maximum(scale, 1e-12)  # equal ranks correlate with nothing
+
+    return _bootstrap(len(x), correlation, seed, None)
 
 
 # --- consistency ------------------------------------------------------------------------------
