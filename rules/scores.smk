@@ -95,6 +95,8 @@ rule fid:
 rule overview:
     input:
         table=rules.fid.output.table,
+        evidence=rules.evidence.output.table,
+        ablation=rules.ablation.output.table,
         pictures=[
             rules.foreground.output.picture,
             rules.poses.output.picture,
@@ -105,6 +107,9 @@ rule overview:
             "<results>/{dataset}/sets/mv-nobg-hag/masks.png",
             rules.sheet.output.sheet,
             rules.sheet.output.turntable,
+            rules.evidence.output.picture,
+            rules.evidence.output.references,
+            rules.ablation.output.picture,
         ],
         photos=photo_strips,
     output:
@@ -119,6 +124,7 @@ rule overview:
     message:
         "{wildcards.dataset}: overview, the table and the list of pictures"
     shell:
-        "(cat {input.table:q}; echo; echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q};"
+        "(cat {input.table:q}; echo; cat {input.evidence:q}; echo; cat {input.ablation:q}; echo;"
+        " echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q};"
         ' for line in {params.left_out:q}; do printf "  left out: %s\\n" "$line"; done)'
         " > {output.overview:q} 2> {log:q}"

@@ -1,5 +1,7 @@
 """Measures of views: equal to literal versions, and wrong views score as wrong."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from mirage_steps import settings
+from mirage_steps import ablation, evidence, settings
 from mirage_steps.demo.renderer import cars
-from mirage_steps.judge import _GRAY
+from mirage_steps.errors import UserError
+from mirage_steps.files.h5 import create_h5, open_h5
+from mirage_steps.judge import _GRAY, read_turns
 from mirage_steps.method.evidence import (
     Consistency,
     coverage,
@@ -18,8 +22,11 @@ from mirage_steps.method.evidence import (
     in_pose,
     iou,
     masked_psnr,
+    rank_correlation,
+    reference_scores,
 )
 from mirage_steps.networks.backbone import Backbone
+from mirage_steps.run import Run
 
 RNG = np.random.default_rng(0)
 
@@ -265,3 +272,104 @@ def test_few_modes_have_precision_but_no_coverage():
     assert found["precision"] > 0.95 and found["recall"] < 0.05 and found["coverage"] < 0.3
     with pytest.raises(ValueError, match="more than 5"):
         coverage(real[:5], same)
+
+
+# References
+
+
+def test_scores_of_references_count_distance_and_the_wrong_pose():
+    asked, shown = np.array([0, 0, 3]), np.array([0, 2, 4])
+    found = reference_scores(asked, shown, np.array([1.0, 1.0, 3.0]), 2.0, 5)
+    assert found.tolist() == [0.5, 1.5, 1.5]
+
+
+def test_rank_correlation_is_spearmans():
+    x = RNG.normal(size=25)
+    y = x + RNG.normal(size=25)
+    found = rank_correlation(x, y)
+    assert found.value == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert found.low < found.value < found.high and found.differs
+    assert rank_correlation(x, np.ones(25)).value == 0
+
+
+# Steps
+
+
+def test_objects_of_another_number_of_poses_are_one_line(finished, tmp_path):
+    with create_h5(tmp_path / "objects.h5") as file:
+        file["images"] = np.zeros((2, 4, 32, 32, 3), np.uint8)
+        file["pose"], file["reference"] = np.zeros((2, 4), int), np.zeros(2, int)
+    given = {
+        "crops": finished["crops/crops.h5"], "poses": finished["poses/poses.csv"],
+        "objects": tmp_path / "objects.h5", "out": tmp_path / "out", "device": "cpu",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="objects.h5: 4 poses of 32 pixels, the model .* has 5"):
+        evidence.main(run=finished[""], **given)
+    given["objects"] = finished["sheet/objects.h5"]
+    few = settings.Evidence(real_images=2, judge="weights/stand-in-dinov2-cars")
+    with pytest.raises(UserError, match="evidence.judge .* found the poses of .* itself"):
+        evidence.main(run=finished[""], evidence=few, **given)
+
+
+def test_a_pose_with_one_image_gives_no_scale(finished, tmp_path):
+    lines = finished["poses/poses.csv"].read_text().splitlines()
+    head, rows = lines[0], [line.split(",") for line in lines[1:]]
+    for row in rows:
+        row[1] = "0" if row[1] == "3" else row[1]
+    rows[0][1] = "3"
+    (tmp_path / "poses.csv").write_text("\n".join([head, *map(",".join, rows)]) + "\n")
+    shutil.copy(finished["poses/poses.json"], tmp_path)
+    with pytest.raises(UserError, match="poses.csv: pose 3 has 1 images, and evidence needs two"):
+        evidence.main(
+            run=finished[""],
+            objects=finished["sheet/objects.h5"],
+            crops=finished["crops/crops.h5"],
+            poses=tmp_path / "poses.csv",
+            out=tmp_path / "out",
+            device="cpu",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_turns_photos_are_training_images_and_no_ceiling_is_told(finished, tmp_path):
+    chosen = settings.Evidence(judged_objects=2, real_images=2, judge_resolution=64)
+    evidence.main(
+        run=finished[""],
+        objects=finished["sheet/objects.h5"],
+        crops=finished["crops/crops.h5"],
+        poses=finished["poses/poses.csv"],
+        out=tmp_path,
+        evidence=chosen,
+        views=settings.Views(steps=2),
+        device="cpu",
+    )
+    found = json.loads((tmp_path / "evidence.json").read_text())
+    assert found["photos_are"] == "training images" and "truth" not in found
+    assert found["consistency"]["color"]["ceiling_alikeness"] is None
+    assert "no ceiling known" in (tmp_path / "evidence.txt").read_text()
+
+
+def test_turns_of_another_number_of_poses_are_one_line(finished, tmp_path):
+    with create_h5(tmp_path / "turns.h5") as file:
+        file["images"] = np.zeros((2, 4, 64, 64, 3), np.uint8)
+        file["masks"] = np.zeros((2, 4, 64, 64), np.uint8)
+    with pytest.raises(UserError, match="turns.h5: objects from 3 sides, the run has 5 poses"):
+        read_turns(tmp_path / "turns.h5", Run.load(finished[""], device="cpu"))
+
+
+def test_an_ablation_needs_attention(finished, tmp_path):
+    off = settings.Guidance(attention="none")
+    with pytest.raises(UserError, match="guidance.attention none: leaves nothing to vary"):
+        ablation._variants(settings.Views(), off, settings.Ablation())
+
+
+def test_rendered_turns_are_the_same_object_from_all_sides(finished):
+    with open_h5(finished["turns/turns.h5"], "images") as file:
+        assert file["images"].shape == (2, 6, 64, 64, 3)
+        masks, azimuths = file["masks"][:] > 127, file["azimuth_deg"][:]
+    means = [
+        pose["mean_azimuth_deg"]
+        for pose in json.loads(finished["poses/pose_eval.json"].read_text())["poses"]
+    ]
+    np.testing.assert_allclose(azimuths[:, 1:], [means, means], atol=1e-3)
+    assert (masks.mean((2, 3)) > 0.03).all()

@@ -49,8 +49,41 @@ def test_overview_names_pictures_that_exist(finished):
     text = finished["overview.txt"].read_text()
     assert text.startswith(finished["fid.txt"].read_text())
     pictures = text.partition("Pictures:\n")[2].split("\n")[:-1]
-    assert len(pictures) == 11
+    assert len(pictures) == 14
     assert all((finished.folder / path.strip()).stat().st_size > 1000 for path in pictures)
+
+
+def test_views_are_judged_with_floor_ceiling_and_intervals(finished):
+    found = json.loads(finished["evidence/evidence.json"].read_text())
+    assert (found["generated_objects"], found["photos"], found["real_images"]) == (2, 2, 15)
+    assert found["photos_are"] == "objects that the model never saw"
+    for name, chance in (("exact", 0.2), ("near", 0.6)):
+        row = found["pose_control"][name]
+        assert row["chance"] == chance and row["generated"]["n"] == 2
+        assert 0 <= row["photos"]["low"] <= row["photos"]["high"] <= 1
+    assert found["consistency"].keys() == {"color", "efficientnet-lite0"}
+    assert found["truth"].keys() == {"psnr_db", "distance", "iou"}
+    text = finished["overview.txt"].read_text()
+    assert finished["evidence/evidence.txt"].read_text() in text and "stand-in-dinov2-cars" in text
+    assert finished["ablation/ablation.txt"].read_text() in text
+
+
+def test_the_ablation_varies_one_factor_at_a_time(finished):
+    found = json.loads(finished["ablation/ablation.json"].read_text())
+    settings = {name: row["settings"] for name, row in found["rows"].items()}
+    assert settings == {
+        "as configured": {},
+        "own noise": {"shared_noise": False},
+        "no attention": {"attention": "none"},
+        "no attention, own noise": {"shared_noise": False, "attention": "none"},
+        "encoder too": {"attention": "all"},
+        "guided reference": {"reference": "guided"},
+        "gamma 1": {"gamma": 1.0},
+        "gamma 3": {"gamma": 3.0},
+    }
+    assert len(found["claims"]) == 5
+    base = found["rows"]["as configured"]["less_first_row"]
+    assert all(change["value"] == 0 for change in base.values())
 
 
 def test_second_run_does_nothing(finished):
@@ -66,6 +99,8 @@ def test_gamma_reruns_only_what_depends_on_it(changed):
         "sheet": 1,
         "novel_views": 2,
         "fid": 1,
+        "evidence": 1,
+        "ablation": 1,
         "overview": 1,
     }
 
@@ -135,7 +170,9 @@ def test_labels_rerun_only_the_evaluation(changed):
     config = yaml.safe_load(path.read_text())
     config["datasets"]["mini"]["labels"] = "labels.csv"
     path.write_text(yaml.safe_dump(config))
-    assert changed.planned(*TARGETS) == {"pose_eval": 1, "overview": 1}
+    assert changed.planned(*TARGETS) == {
+        "pose_eval": 1, "turns": 1, "evidence": 1, "ablation": 1, "overview": 1,
+    }  # fmt: skip
 
 
 def finished_image(project: Project) -> str:
