@@ -37,7 +37,7 @@ from mirage_steps.method.foreground import TokenBatch, separation
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimator
-from mirage_steps.method.unet import UNet
+from mirage_steps.method.unet import UNet, UNetConfig
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.networks.fetching import PACKAGES, REVISIONS, place
@@ -100,7 +100,7 @@ class Run:
                 f"{path}: has {estimator.number_of_poses} poses, the model was trained with "
                 f"{poses}; run snakemake again"
             )
-        network = _load_backbone(folder, estimator.backbone, backbone, where)
+        network = load_backbone(folder, estimator.backbone, backbone, where)
         used = {
             "model": identity(folder / "training/model.safetensors"),
             "backbone": {"name": network.name, "sha256": network.sha256},
@@ -354,17 +354,24 @@ def require_steps(views: Views) -> None:
         )
 
 
+def reference_pose(config: UNetConfig, number: int, seed: int) -> int:
+    """Pose of the reference of a generated object; categories alternate."""
+    k = config.poses // config.categories
+    drawn = int(np.random.default_rng([seed, number, 1]).integers(k))
+    return number % config.categories * k + drawn
+
+
 def generated_object(
     model: UNet, number: int, seed: int, views: Views, guidance: Guidance
 ) -> tuple[np.ndarray, tuple[int, ...], int]:
     """A generated object in all poses of a category, and its reference.
 
-    Noise and reference are keyed by the seed and the object's number, so other settings of the
-    sampler show the same object.
+    Noise and reference (:func:`reference_pose`) are keyed by the seed and the object's number, so
+    other settings of the sampler show the same object.
 
     Args:
         model: the diffusion model.
-        number: of the object; categories alternate.
+        number: of the object.
         seed: of noise and reference.
         views: sampler, whose own seed is not used.
         guidance: cross-frame attention and guidance.
@@ -373,9 +380,9 @@ def generated_object(
         (k, S, S, 3) uint8, the poses (k,), and the place of the reference among them.
     """
     config, device = model.config, next(model.parameters()).device
-    side, k = config.image_size, config.poses // config.categories
-    poses = config.siblings(number % config.categories * k)
-    chosen = int(np.random.default_rng([seed, number, 1]).integers(k))
+    side, pose = config.image_size, reference_pose(config, number, seed)
+    poses = config.siblings(pose)
+    k, chosen = len(poses), poses.index(pose)
     noise = keyed_noise(seed, [number], (3, side, side))
     if not views.shared_noise:
         others = frame_noise(seed, [number], k, (3, side, side))[0, 1:]
@@ -405,7 +412,7 @@ def on_photo(box: Box, size: tuple[int, int]) -> Box:
     )
 
 
-def _load_backbone(
+def load_backbone(
     folder: Path, recorded: dict, given: Path | str | None, device: torch.device
 ) -> Backbone:
     """The vision transformer of a run's estimator, or the same one from a given folder."""

@@ -326,6 +326,14 @@ class Views(Settings):
     shared_noise: bool = stated(
         True, True, "All views of an object start from the same noise; otherwise from their own."
     )
+    reject: float = stated(
+        0.0,
+        0.0,
+        "Share of generated references that is left out, the worst by their scores, in multi-view "
+        "sets and on sheets.",
+        ge=0,
+        le=0.9,
+    )
     seed: Seed = Field(0, description="Seed of noises, references and poses.")
 
 

@@ -16,13 +16,15 @@ from mirage_steps.files.h5 import by_image, create_h5
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import choose_device
 from mirage_steps.networks.diffusion_model import load_model
-from mirage_steps.run import generated_object
+from mirage_steps.references import References
+from mirage_steps.run import generated_object, reference_pose
 
 
 def main(
     *,
     model: Path,
     out: Path,
+    estimator: Path | None = None,
     sheet: settings.Sheet = settings.Sheet(),
     evidence: settings.Evidence = settings.Evidence(),
     views: settings.Views = settings.Views(),
@@ -34,6 +36,7 @@ def main(
     Args:
         model: The training step's model.safetensors, with config.json in the same folder.
         out: Folder for contact_sheet.png, turntable.gif and objects.h5.
+        estimator: The run's pose_estimator.safetensors, to leave bad references out.
         sheet: How many objects are shown.
         evidence: How many are made.
         views: Sampler.
@@ -47,13 +50,15 @@ def main(
     with create_h5(out / "objects.h5") as file:
         by_image(file, "images", count, (k, side, side, 3), np.uint8)
         file["pose"], poses = np.zeros((count, k), np.int32), []
-        for number in progress(range(count), unit="object"):
-            # Another seed than that of the sets, so that the sheet shows other objects.
-            made = generated_object(network, number, views.seed + 1, views, guidance)
-            file["images"][number] = made[0]
+        # Another seed than that of the sets, so that the sheet shows other objects.
+        seed, chooser = views.seed + 1, References.load(network, views, estimator)
+        numbers = chooser.chosen(range(count), seed, lambda n: reference_pose(config, n, seed))
+        for place, number in enumerate(progress(numbers, unit="object")):
+            made = generated_object(network, number, seed, views, guidance)
+            file["images"][place] = made[0]
             poses.append(made[1])
             references.append(made[2])
-            if number < sheet.objects:
+            if place < sheet.objects:
                 shown.append(made[0])
         file["pose"][:] = poses
         file["reference"] = np.array(references)

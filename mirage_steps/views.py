@@ -8,6 +8,7 @@ Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (
 the noise; and ``images.png``, the first of them.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ from mirage_steps.method.diffusion import ddim_timesteps, frame_noise, keyed_noi
 from mirage_steps.method.multiview import sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet
 from mirage_steps.networks.diffusion_model import load_model
+from mirage_steps.references import BLOCK, References
 
 NOVEL_VIEWS = 3  # of each reference noise, as in the paper's evaluation
 
@@ -42,6 +44,7 @@ def main(
     out: Path,
     sampler: Literal["single", "multi-view"],
     samples: int,
+    estimator: Path | None = None,
     guidance: settings.Guidance = settings.Guidance(),
     untrained: bool = False,
     views: settings.Views = settings.Views(),
@@ -56,6 +59,7 @@ def main(
         out: Folder for images.h5 and images.png.
         sampler: Single images, or three views of every object by cross-frame attention.
         samples: Number of images.
+        estimator: The run's pose_estimator.safetensors, to leave bad references out.
         guidance: Cross-frame attention and guidance of the multi-view sets.
         untrained: Use the weights that training starts from.
         views: Sampler.
@@ -79,9 +83,16 @@ def main(
         at_once = max(
             1, views.batch_size // max(Frames.of(NOVEL_VIEWS, guidance).count, 1 + NOVEL_VIEWS)
         )
-        objects = own.rows(-(-samples // NOVEL_VIEWS), at_once)
+        # With blocks of a shard's own, the same references are left out by all shards.
+        size = math.lcm(at_once, BLOCK) if views.reject else at_once
+        objects = own.rows(-(-samples // NOVEL_VIEWS), size)
         rows = range(*(min(NOVEL_VIEWS * end, samples) for end in (objects.start, objects.stop)))
-        batches = _multi_view(network, frequencies, objects, at_once, views, guidance, where)
+        numbers = References.load(network, views, estimator).chosen(
+            objects,
+            views.seed,
+            lambda n: int(_poses_of_object(network, frequencies, views.seed, n)[0]),
+        )
+        batches = _multi_view(network, frequencies, numbers, at_once, views, guidance, where)
         columns = 4 * NOVEL_VIEWS
     path, side = out / f"{own.name('images')}.h5", network.config.image_size
     note = own.note(rows, samples)
@@ -125,7 +136,7 @@ def _single(
 def _multi_view(
     network: UNet,
     frequencies: np.ndarray,
-    objects: range,
+    objects: list[int],
     at_once: int,
     views: settings.Views,
     guidance: settings.Guidance,
@@ -133,10 +144,8 @@ def _multi_view(
 ) -> Iterator[Batch]:
     """Batches of the novel views of ``at_once`` objects."""
     for part in slices(len(objects), at_once):
-        numbers = list(objects[part])
-        poses = np.stack(
-            [_poses_of_object(network, frequencies, _rng(views.seed, n)) for n in numbers]
-        )
+        numbers = objects[part]
+        poses = np.stack([_poses_of_object(network, frequencies, views.seed, n) for n in numbers])
         noise = _noise(network, views.seed, numbers, device)
         if not views.shared_noise:
             side = network.config.image_size
@@ -153,13 +162,12 @@ def _multi_view(
         yield novel, poses[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
 
 
-def _poses_of_object(
-    network: UNet, frequencies: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def _poses_of_object(network: UNet, frequencies: np.ndarray, seed: int, number: int) -> np.ndarray:
     """Distinct poses of one object, the reference's first; categories as often as in the data.
 
     Poses without images, which the model never saw, are left out.
     """
+    rng = _rng(seed, number)
     config, category = network.config, 0
     if config.categories > 1:
         shares = frequencies.reshape(config.categories, -1).sum(1)

@@ -396,6 +396,13 @@ def photos_left_out(wildcards):
     return [f"{photo}: {reason}" for photo, reason in photos(wildcards.dataset)[1]]
 
 
+def scoring_estimator(wildcards):
+    """Input function: what scores references, where bad ones are left out."""
+    if not dataset(wildcards).views.reject:
+        return []
+    return f"<results>/{wildcards.dataset}/poses/pose_estimator.safetensors"
+
+
 def turns(wildcards):
     """Input function: objects from all sides, where the source renders one kind of them."""
     rendered = getattr(dataset(wildcards).source, "objects", None) in ("cars", "chairs")

@@ -27,6 +27,7 @@ rule views:
         config=rules.train.output.config,
         poses=rules.poses.output.poses,
         counts=rules.poses.output.counts,
+        estimator=scoring_estimator,
     output:
         # Shards have no picture.
         **({} if SHARD else {"picture": "<results>/{dataset}/sets/{set}/images.png"}),
@@ -96,6 +97,7 @@ rule sheet:
     input:
         model=rules.train.output.model,
         config=rules.train.output.config,
+        estimator=scoring_estimator,
     output:
         sheet="<results>/{dataset}/sheet/contact_sheet.png",
         turntable="<results>/{dataset}/sheet/turntable.gif",

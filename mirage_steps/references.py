@@ -1,0 +1,110 @@
+"""Generated references without the worst of them (``views.reject``; the paper's Figure 11).
+
+A reference is scored by what is known at inference alone: how far its features are from the poses
+of the training images, and whether it shows the pose that was asked for.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mirage_steps.errors import UserError
+from mirage_steps.files.estimator import load_estimator
+from mirage_steps.files.h5 import slices
+from mirage_steps.method.device import autocast
+from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
+from mirage_steps.method.evidence import reference_scores
+from mirage_steps.method.foreground import TokenBatch
+from mirage_steps.method.multiview import sample_single
+from mirage_steps.method.pose_estimator import PoseEstimator
+from mirage_steps.method.unet import UNet
+from mirage_steps.networks.backbone import Backbone
+from mirage_steps.run import load_backbone
+from mirage_steps.settings import Views
+
+BLOCK = 16  # objects that are kept of one choice, so that shards choose alike
+
+
+@dataclass(frozen=True)
+class References:
+    """Chooses the objects whose references are best.
+
+    Attributes:
+        model: the diffusion model.
+        views: sampler, and the share that is left out.
+        estimator, backbone: the run's, None where nothing is left out.
+    """
+
+    model: UNet
+    views: Views
+    estimator: PoseEstimator | None = None
+    backbone: Backbone | None = None
+
+    @classmethod
+    def load(cls, model: UNet, views: Views, estimator: Path | None) -> "References":
+        """With the pose estimator that scoring needs.
+
+        Raises:
+            UserError: it is not given, or is another run's.
+        """
+        if not views.reject:
+            return cls(model, views)
+        if estimator is None:
+            raise UserError(f"views.reject {views.reject}: give --estimator, which scores them")
+        loaded = load_estimator(estimator, "poses")
+        device = next(model.parameters()).device
+        backbone = load_backbone(estimator.parents[1], loaded.backbone, None, device)
+        return cls(model, views, loaded, backbone)
+
+    def chosen(self, objects: range, seed: int, reference: Callable[[int], int]) -> list[int]:
+        """Numbers of the objects to make in the place of these, all of them unless some are bad.
+
+        Every block of 16 objects is the best of so many more that ``views.reject`` of them are
+        left out; batches and shards that begin at a block choose alike.
+
+        Args:
+            objects: places of the objects.
+            seed: of their noise.
+            reference: pose of the reference of the object with a number.
+        """
+        if not self.views.reject:
+            return list(objects)
+        several, found = math.ceil(BLOCK / (1 - self.views.reject)), []
+        for block in range(objects.start // BLOCK, -(-objects.stop // BLOCK)):
+            numbers = list(range(block * several, (block + 1) * several))
+            scores = self._scores(seed, numbers, [reference(number) for number in numbers])
+            best = np.sort(np.argsort(scores, kind="stable")[:BLOCK])
+            found += [numbers[place] for place in best]
+        skipped = objects.start % BLOCK
+        return found[skipped : skipped + len(objects)]
+
+    def _scores(self, seed: int, numbers: Sequence[int], poses: Sequence[int]) -> np.ndarray:
+        """Scores (n,) of the references of objects, 0 is best.
+
+        Args:
+            seed: of their noise.
+            numbers: (n,) of the objects.
+            poses: (n,) of their references.
+        """
+        side, device = self.model.config.image_size, next(self.model.parameters()).device
+        found = []
+        for rows in slices(len(numbers), self.views.batch_size):
+            noise = keyed_noise(seed, list(numbers[rows]), (3, side, side)).to(device)
+            asked = np.array(poses[rows])
+            with autocast(device, self.views.precision):
+                images = sample_single(
+                    self.model,
+                    noise,
+                    torch.from_numpy(asked).to(device),
+                    ddim_timesteps(self.views.steps),
+                )
+            tokens = self.backbone.half_tokens(to_pixels(images))
+            whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(asked), 1))
+            seen = self.estimator.estimate(TokenBatch(rows, *tokens, whole))
+            far, k = self.estimator.far, self.estimator.k
+            found.append(reference_scores(asked, seen.poses, seen.distances, far, k))
+        return np.concatenate(found)
