@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mirage_steps import ablation, evidence, settings
+from mirage_steps import ablation, evidence, settings, sheet, views
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import create_h5, open_h5
@@ -26,6 +26,7 @@ from mirage_steps.method.evidence import (
     reference_scores,
 )
 from mirage_steps.networks.backbone import Backbone
+from mirage_steps.references import References
 from mirage_steps.run import Run
 
 RNG = np.random.default_rng(0)
@@ -290,6 +291,41 @@ def test_rank_correlation_is_spearmans():
     assert found.value == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found.low < found.value < found.high and found.differs
     assert rank_correlation(x, np.ones(25)).value == 0
+
+
+def test_the_worst_references_are_left_out_in_blocks(monkeypatch):
+    chooser = References(None, settings.Views(reject=0.5))
+    asked = []
+
+    def scores(self, seed, numbers, poses):
+        asked.append((seed, numbers, poses))
+        return np.array([number % 2 for number in numbers])  # the odd ones are bad
+
+    monkeypatch.setattr(References, "_scores", scores)
+    found = chooser.chosen(range(20), 3, lambda number: number % 5)
+    assert found == list(range(0, 40, 2))
+    assert asked[1] == (3, list(range(32, 64)), [number % 5 for number in range(32, 64)])
+    assert chooser.chosen(range(16, 20), 3, lambda number: 0) == found[16:]
+    assert References(None, settings.Views()).chosen(range(2, 5), 3, None) == [2, 3, 4]
+    with pytest.raises(UserError, match="views.reject 0.5: give --estimator"):
+        References.load(None, settings.Views(reject=0.5), None)
+
+
+def test_sets_and_sheets_leave_references_out(finished, tmp_path):
+    given = {"model": finished["training/model.safetensors"], "device": "cpu"}
+    given["estimator"] = finished["poses/pose_estimator.safetensors"]
+    half = settings.Views(steps=2, reject=0.5)
+    sheet.main(
+        **given, out=tmp_path, views=half, sheet=settings.Sheet(objects=2),
+        evidence=settings.Evidence(judged_objects=2),
+    )  # fmt: skip
+    with open_h5(tmp_path / "objects.h5", "images") as file:
+        assert len(file["images"]) == 2
+    given |= {"poses": finished["poses/poses.csv"], "sampler": "multi-view", "samples": 6}
+    views.main(**given, out=tmp_path / "half", views=half)
+    with open_h5(tmp_path / "half/images.h5", "images") as file:
+        kept = np.unique(file["object"][:])
+    assert len(kept) == 2 and kept.max() < 32
 
 
 # Steps
