@@ -93,7 +93,7 @@ def _asked(count: int, shows: bool = True) -> tuple[np.ndarray, np.ndarray]:
 
 def _literal_alikeness(scale, features, poses, shows) -> list[float]:
     found = []
-    for views, asked, in_its_pose in zip(features, poses, shows, strict=True):
+    for row, asked, in_its_pose in zip(features, poses, shows, strict=True):
         apart, floor = 0.0, 0.0
         for i in range(len(asked)):
             for j in range(i):
@@ -101,7 +101,7 @@ def _literal_alikeness(scale, features, poses, shows) -> list[float]:
                 unrelated = scale.floor[a, b]
                 floor += unrelated
                 if in_its_pose[i] and in_its_pose[j]:
-                    residuals = views[i] - scale.means[a], views[j] - scale.means[b]
+                    residuals = row[i] - scale.means[a], row[j] - scale.means[b]
                     apart += np.sqrt(((residuals[0] - residuals[1]) ** 2).sum())
                 else:
                     apart += unrelated
