@@ -88,6 +88,9 @@ def main(
     turned = _turned(loaded, photos, own, views, guidance, novel_views)
     judged = {"generated": generated, "photos": turned}
     seen = {kind: judge.see_views(views.images) for kind, views in judged.items()}
+    for kind, one in seen.items():
+        if absent := int((one.poses < 0).sum()):
+            log.warning("no object is found in %d of %d views, %s", absent, one.poses.size, kind)
     found: dict[str, object] = {
         "pose_control": _pose_control(judge, seen, judged, None if real is None else (real, every)),
         "consistency": _consistency(judge, seen, judged),

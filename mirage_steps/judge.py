@@ -15,6 +15,7 @@ from PIL import Image
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
+from mirage_steps.files.command import log
 from mirage_steps.files.h5 import open_h5, slices
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
@@ -71,7 +72,7 @@ class Seen:
     """What the judge sees in m images.
 
     Attributes:
-        poses: (m,) int, assigned by the run's estimator.
+        poses: (m,) int, assigned by the run's estimator; -1 where it finds no object.
         distances: (m,) from the mean maps of these poses.
         masks: bool (m, S, S), the object by the run's foreground component.
         features: by their kind, (m, d) float32.
@@ -161,7 +162,9 @@ class Judge:
             colors = np.stack([one[mask].mean(0) for one, mask in zip(pixels, masks, strict=True)])
             bare = np.where(masks[..., None], pixels, _GRAY).astype(np.uint8)
             features = {color: colors.astype(np.float32), other: self.network.feature(bare, "cls")}
-            yield Seen(found.poses, found.distances, masks, features)
+            # Nothing is in any pose.
+            poses = np.where(found.shown.any(1), found.poses, -1)
+            yield Seen(poses, found.distances, masks, features)
 
     def calibrated(
         self,
@@ -180,10 +183,15 @@ class Judge:
                 views; None where no object was seen so.
 
         Raises:
-            UserError: a pose has too few images.
+            UserError: a pose has too few images, or most images show no object.
         """
         images, labels = _real_images(crops, poses, self.run.model.config.poses, evidence)
         count, real = self.run.model.config.poses, self.see(images)
+        if absent := int((real.poses < 0).sum()):
+            message = f"{crops}: no object is found in {absent} of {len(labels)} real images"
+            if 2 * absent > len(labels):
+                raise UserError(f"{message}; look at foreground/foreground.png")
+            log.warning("%s", message)
         means = np.stack([images[labels == pose].mean(0) for pose in range(count)])
         scales = {kind: Consistency.fit(real.features[kind], labels, count) for kind in self.kinds}
         means = means.round().astype(np.uint8)

@@ -13,7 +13,7 @@ from mirage_steps import ablation, evidence, settings, sheet, views
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import create_h5, open_h5
-from mirage_steps.judge import _GRAY, read_turns
+from mirage_steps.judge import _GRAY, Judge, read_turns
 from mirage_steps.method.evidence import (
     Consistency,
     coverage,
@@ -345,6 +345,23 @@ def test_objects_of_another_number_of_poses_are_one_line(finished, tmp_path):
     few = settings.Evidence(real_images=2, judge="weights/stand-in-dinov2-cars")
     with pytest.raises(UserError, match="evidence.judge .* found the poses of .* itself"):
         evidence.main(run=finished[""], evidence=few, **given)
+
+
+def test_images_without_an_object_are_in_no_pose(finished, tmp_path):
+    run = Run.load(finished[""], device="cpu")
+    judge = Judge.load(run, settings.Evidence(judge_resolution=64), tmp_path)
+    with open_h5(finished["crops/crops.h5"], "images") as file:
+        crops = file["images"][:3]
+    nothing = np.full_like(crops, 127)
+    far = replace(run.estimator.foreground, threshold=1e9)
+    blind = replace(judge, run=replace(run, estimator=replace(run.estimator, foreground=far)))
+    seen = blind.see(np.concatenate([crops, nothing]))
+    assert (seen.poses == -1).all() and seen.masks.all()
+    poses = np.arange(6).reshape(2, 3)
+    assert not blind.shows(seen[poses], poses % 5).any()
+    paths = finished["crops/crops.h5"], finished["poses/poses.csv"]
+    with pytest.raises(UserError, match="no object is found in 15 of 15 real images; look at"):
+        blind.calibrated(*paths, settings.Evidence(real_images=3))
 
 
 def test_a_pose_with_one_image_gives_no_scale(finished, tmp_path):
