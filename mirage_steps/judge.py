@@ -246,6 +246,8 @@ def read_turns(path: Path, loaded: Run) -> Turns:
                 mask = np.repeat(masks[number, column][..., None], 3, axis=2)
                 mask = np.asarray(crop(Image.fromarray(mask), located.window, side))[..., 0]
                 cropped[number, column] = mask > 127
+                if not cropped[number, column].any():
+                    raise UserError(f"{path}: object {number} is not seen from side {column}")
                 if column == 0:
                     own.append(located.pose)
     return Turns(views[:, 0], np.array(own), views[:, 1:], cropped[:, 1:])

@@ -13,7 +13,7 @@ from mirage_steps import ablation, evidence, settings, sheet, views
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import create_h5, open_h5
-from mirage_steps.judge import _GRAY, Judge, read_turns
+from mirage_steps.judge import _GRAY, Judge, Views, read_turns
 from mirage_steps.method.evidence import (
     Consistency,
     coverage,
@@ -225,7 +225,7 @@ def test_psnr_looks_inside_the_mask_only():
     mask[:4] = True
     other = image.copy()
     other[4:] = 0
-    assert masked_psnr(image, other, mask) == float("inf")
+    assert masked_psnr(image, other, mask) == 99
     other[0, 0, 0] ^= 16
     expected = 10 * np.log10(255**2 / (16**2 / (32 * 3)))
     assert masked_psnr(image, other, mask) == pytest.approx(expected)
@@ -400,6 +400,26 @@ def test_without_turns_photos_are_training_images_and_no_ceiling_is_told(finishe
     assert found["photos_are"] == "training images" and "truth" not in found
     assert found["consistency"]["color"]["ceiling_alikeness"] is None
     assert "no ceiling known" in (tmp_path / "evidence.txt").read_text()
+
+
+def test_truth_is_told_from_other_objects_and_from_one_image(finished, tmp_path):
+    run = Run.load(finished[""], device="cpu")
+    truth = read_turns(finished["turns/turns.h5"], run)
+    chosen = settings.Evidence(real_images=3, judge_resolution=64)
+    judge = Judge.load(run, chosen, tmp_path)
+    judge = judge.calibrated(finished["crops/crops.h5"], finished["poses/poses.csv"], chosen)
+    poses, given = np.tile(np.arange(5), (2, 1)), np.zeros(2, int)
+
+    def against(made: np.ndarray) -> dict[str, float]:
+        views = Views(made, poses, given)
+        found = evidence._truth(judge, views, judge.see_views(made), truth)
+        return {measure: row["model"].value for measure, row in found.items()}
+
+    same, swapped = against(truth.views), against(truth.views[::-1])
+    gray = against(np.full_like(truth.views, 127))
+    assert same["psnr_db"] == 99 and same["distance"] == pytest.approx(0, abs=1e-5)
+    for wrong in (swapped, gray):
+        assert wrong["psnr_db"] < 40 and wrong["distance"] > 0.1 and wrong["iou"] < same["iou"]
 
 
 def test_turns_of_another_number_of_poses_are_one_line(finished, tmp_path):

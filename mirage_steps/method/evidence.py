@@ -13,6 +13,8 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import rankdata
 
+from mirage_steps.method.metrics import psnr
+
 _RESAMPLES = 2000
 _LEVEL = 0.95
 _NEIGHBORS = 5  # of Naeem et al. (2020)
@@ -212,9 +214,8 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def masked_psnr(x: np.ndarray, y: np.ndarray, mask: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 images (S, S, 3) inside a mask (S, S)."""
-    error = np.square(x[mask].astype(np.float64) - y[mask]).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+    """Peak signal-to-noise ratio in dB, at most 99, inside a mask (S, S) of uint8 (S, S, 3)."""
+    return min(psnr(x[mask], y[mask]), 99.0)
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
