@@ -240,6 +240,36 @@ def test_hard_attention_in_chunks_equals_one_hot(monkeypatch):
     torch.testing.assert_close(hard_attention(query, key, value), one_hot @ value)
 
 
+def test_hard_attention_bounds_the_memory_of_its_logits(monkeypatch):
+    """As many queries at once as the bytes allow, by objects, heads and keys; never none."""
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "argmax", _seen(torch.Tensor.argmax, seen))
+    for objects, keys, queries, counts in (
+        (1, 4096, 2500, [1024, 1024, 452]),
+        (16, 4096, 300, [256, 44]),
+        (9, 64, 2000, [1024, 976]),  # the small network: as without the bound
+    ):
+        seen.clear()
+        query, key = (torch.zeros(objects, 4, count, 1) for count in (queries, keys))
+        hard_attention(query, key, key)
+        assert [shape[2] for shape in seen] == counts
+        assert all(4 * shape.numel() <= 2**28 for shape in seen)
+    monkeypatch.setattr(unet, "_LOGITS_SIZE", 1)
+    query, key, value = (torch.randn(1, 2, length, 4) for length in (5, 20, 20))
+    one_hot = functional.one_hot((query @ key.mT / 2).argmax(dim=-1), 20).float()
+    torch.testing.assert_close(hard_attention(query, key, value), one_hot @ value)
+
+
+def _seen(function, shapes):
+    """The function, which also appends the shape of its first argument."""
+
+    def recorded(x, *args, **kwargs):
+        shapes.append(x.shape)
+        return function(x, *args, **kwargs)
+
+    return recorded
+
+
 def test_views_are_spread_behind_the_soft_ones():
     frames = Frames(2, hard=True)
     x = torch.arange(6)[:, None, None, None]
@@ -262,8 +292,8 @@ def test_one_pass_equals_forward(network):
 @pytest.mark.parametrize("name", ["paper", "small"])
 def test_presets_run_and_use_time_and_pose(name):
     torch.manual_seed(0)
-    model = UNet(preset(name, 64, 5, 0.0)).eval().requires_grad_(False)
-    x = torch.randn(2, 3, 64, 64)
+    model = UNet(preset(name, 32, 5, 0.0)).eval().requires_grad_(False)
+    x = torch.randn(2, 3, 32, 32)
     t, pose = torch.tensor([10, 900]), torch.tensor([0, 4])
     assert not model(x, t, pose).any(), "the untrained network predicts no noise"
     for parameter in model.parameters():
@@ -275,37 +305,87 @@ def test_presets_run_and_use_time_and_pose(name):
     assert (base - model(x, t, pose.flip(0))).abs().max() > 1e-3
 
 
-# Parameters of simple-diffusion's model/unet.py, summed up over its layers by hand: time embedding
-# 82 432, first convolution 1 792, encoder 4 873 984, middle 9 969 664, decoder 18 931 648, last
-# block and convolution 135 875.
-PUBLISHED_PARAMETERS = 33_995_395
-
-
 def test_an_unknown_preset_is_refused_with_the_valid_choices():
     with pytest.raises(ValueError, match="preset large: unknown; valid choices are paper, small"):
         preset("large", 64, 4, 0.0)
 
 
-def test_paper_preset_is_the_published_network_but_for_what_is_documented():
+def cited_parameters(widths: tuple[int, ...]) -> dict[str, int]:
+    """Parameters of simple-diffusion's folder ``model`` (April 2023), written down layer by layer.
+
+    Knows nothing of our network. Attention has 4 heads of 32 channels and a norm without a bias.
+    """
+    first, *_, last = widths
+    time, levels = 4 * first, list(itertools.pairwise(widths))
+
+    def conv(channels, width, side=1):
+        return width * (channels * side**2 + 1)
+
+    def block(channels, width):
+        shortcut = conv(channels, width) if channels != width else 0
+        norms, embedding = 2 * 2 * width, conv(time, width)
+        return conv(channels, width, 3) + conv(width, width, 3) + norms + embedding + shortcut
+
+    def attention(width):
+        return width + 3 * 128 * width + conv(128, width)
+
+    down = sum(conv(4 * narrow, wide) for narrow, wide in levels[:-1])
+    return {
+        "time": conv(first, time) + conv(time, time),
+        "start": conv(3, first, 3),
+        "encoder": sum(2 * block(narrow, narrow) for narrow, _ in levels)
+        + down + attention(widths[-2]) + conv(widths[-2], last, 3),
+        "middle": 2 * block(last, last) + attention(last),
+        "decoder": sum(2 * block(wide + narrow, wide) for narrow, wide in levels)
+        + sum(conv(wide, narrow, 3) for narrow, wide in levels) + attention(widths[1]),
+        "end": block(2 * first, first) + conv(first, 3),
+    }  # fmt: skip
+
+
+def test_paper_preset_is_the_cited_network_but_for_what_is_documented():
     config = preset("paper", 64, 25, 0.1)
     assert config.widths == (64, 128, 256, 512) and config.blocks == 2 and config.stem == 1
-    assert (config.heads, config.head_dim, config.attention_below) == (4, 32, 32)
+    assert (config.heads, config.head_dim) == (4, 32)
     with torch.device("meta"):
         model = UNet(config)
     blocks = [layer for layer in model.modules() if isinstance(layer, unet.Block)]
-    attention = [layer for layer in model.modules() if isinstance(layer, unet.SelfAttention)]
-    # 2 in each of 3 levels down and up, 2 in the middle, 1 at the end; attention once at 32 and 16
-    # pixels on both ways, and in the middle.
-    assert (len(blocks), len(attention)) == (15, 5)
+    # 2 in each of 3 levels down and up, 2 in the middle, 1 at the end.
+    assert len(blocks) == 15
     added = 25 * config.embedding  # poses
     for block in blocks:
         width, channels = block.conv2.out_channels, block.conv1.in_channels
         added += width * (config.embedding + 1)  # scale and shift
         added += 2 * (channels - width)  # the first norm stands before its convolution
-    added += sum(layer.norm.num_channels for layer in attention)  # the norm has a bias
     added += 2 * 64 + 3 * 64 * (9 - 1)  # norm and 3 x 3 at the end
+    cited = sum(cited_parameters(config.widths).values())
     total = sum(parameter.numel() for parameter in model.parameters())
-    assert total == PUBLISHED_PARAMETERS + added
+    assert cited == 33_600_643 and total == cited + added == 34_581_059
+    assert sum(cited_parameters((128, 256, 512, 1024)).values()) == 133_417_219
+
+
+def test_paper_preset_attends_where_the_cited_network_does():
+    """Once on either way, at its last level, and in the middle; each pixel normalized alone."""
+    torch.manual_seed(0)
+    model = UNet(preset("paper", 64, 4, 0.0)).eval()
+    modules = model.named_modules()
+    layers = {name: layer for name, layer in modules if isinstance(layer, unet.SelfAttention)}
+    seen = {}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.shape}))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 64, 64), torch.tensor([3]), torch.tensor([1]))
+    assert {name: tuple(shape[1:]) for name, shape in seen.items()} == {
+        "encoder.16x16_block1.attention": (256, 16, 16),
+        "middle_attention": (512, 16, 16),
+        "decoder.64x64_block1.attention": (128, 64, 64),
+    }
+    for layer in layers.values():
+        assert dict(layer.norm.named_parameters()).keys() == {"weight"}
+    x = torch.randn(2, 128, 4, 3)
+    mean, variance = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+    expected = (x - mean) / (variance + 1e-5).sqrt()
+    found = layers["decoder.64x64_block1.attention"].norm(x)
+    torch.testing.assert_close(found, expected)
 
 
 def test_paper_preset_has_the_published_resolutions():

@@ -1,8 +1,8 @@
 """The denoising U-Net, conditioned on time and pose (paper, section 3.2 and appendix A).
 
 The paper names the U-Net of simple-diffusion and adds "learnable pose embeddings into the time
-embedding": residual blocks, space-to-depth downsampling, nearest-neighbor upsampling, attention at
-low resolution and in the middle. The embedding scales and shifts the normalized
+embedding": residual blocks, space-to-depth downsampling, nearest-neighbor upsampling, attention in
+the middle and at the last level of both ways. The embedding scales and shifts the normalized
 features of every residual block, as in AdaIN. ``docs/paper.md`` compares the two networks.
 
 Layers are named by the resolution of their output: ``encoder["16x16_block0"]``,
@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from mirage_steps.settings import Guidance
 
-# Queries that hard attention compares with all keys at once; bounds the memory of its logits.
-_QUERY_CHUNK = 1024
+# Hard attention compares this many queries with all keys at once, fewer where their logits take
+# more bytes: those of 24 views of 64 x 64 queries, 4096 keys and 4 heads take 6.4 GB.
+_QUERY_CHUNK, _LOGITS_SIZE = 1024, 2**28
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class UNetConfig:
     poses: int  # number of poses, of all categories together
     widths: Sequence[int]  # channels of each level
     blocks: int = 2  # residual blocks of a level of the encoder
-    attention_below: int = 32  # resolutions up to this have attention
+    attention_below: int = 32  # resolutions up to this have attention (layout `ddpm`)
     head_dim: int = 32  # channels of an attention head
     heads: int = 4  # their channels together need not equal the level's
     # Factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none. With a stem,
@@ -48,7 +49,7 @@ class UNetConfig:
     prediction: str = "noise"
     categories: int = 1  # each with equally many consecutive poses
     # `ddpm` (Ho et al. 2020), or `simple-diffusion`, the network that the paper's appendix A names,
-    # in which only the middle has the last width.
+    # in which only the middle has the last width, and attention is where a way ends.
     layout: str = "ddpm"
 
     def siblings(self, pose: int) -> range:
@@ -237,8 +238,19 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(wide).to(x.dtype)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Normalization of the channels of every pixel by itself, with a gain and without a bias."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the shape of ``x``, (n, channels, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class Block(nn.Module):
-    """Two convolutions, around which the input is added, and attention at low resolution.
+    """Two convolutions, around which the input is added, and attention where asked for.
 
     The embedding scales and shifts the features normalized between the convolutions.
 
@@ -280,7 +292,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         inner = config.heads * config.head_dim
         self.heads = config.heads
-        self.norm = GroupNorm(32, channels)
+        cited = config.layout == "simple-diffusion"
+        self.norm = ChannelNorm(channels) if cited else GroupNorm(32, channels)
         self.query = nn.Linear(channels, inner, bias=False)
         self.key_value = nn.Linear(channels, 2 * inner, bias=False)
         self.out = nn.Linear(inner, channels)
@@ -332,8 +345,9 @@ def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     # Logits that differ little are equal in bfloat16, and the first would always win.
     keys = key.transpose(2, 3).to(torch.promote_types(key.dtype, torch.float32))
+    count = max(1, min(_QUERY_CHUNK, _LOGITS_SIZE // (keys[..., 0, :].numel() * keys.itemsize)))
     with torch.autocast("cpu" if query.is_meta else query.device.type, enabled=False):
-        best = [(q.to(keys.dtype) @ keys).argmax(dim=3) for q in query.split(_QUERY_CHUNK, dim=2)]
+        best = [(q.to(keys.dtype) @ keys).argmax(dim=3) for q in query.split(count, dim=2)]
     indices = torch.cat(best, dim=2)[..., None]  # (n, heads, queries, 1)
     return value.gather(2, indices.expand(-1, -1, -1, value.shape[3]))
 
@@ -397,25 +411,26 @@ def _ddpm(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module
 
 
 def _simple_diffusion(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """Encoder and decoder as in github.com/filipbasara0/simple-diffusion, model/unet.py.
+    """Encoder and decoder as in github.com/filipbasara0/simple-diffusion, folder ``model``.
 
-    A level's blocks keep its width, the layer behind them leads to the next width; the last does
-    not halve the resolution. Attention follows the last block of a level. Skip connections come
-    from the blocks, and from the first convolution to one more block at the end.
+    A level's blocks keep its width, the layer behind them leads to the next width. The last level
+    of each way keeps its resolution, and attention follows its last block: the encoder's lowest
+    resolution, the decoder's full one. Skip connections come from the blocks, and from the first
+    convolution to one more block at the end.
     """
     encoder, decoder = {}, {}
     levels, last = list(pairwise(config.widths)), config.blocks - 1
     sizes = [config.image_size // config.stem >> level for level in range(len(levels))]
     for (width, wider), size, after in zip(levels, sizes, [*sizes[1:], sizes[-1]], strict=True):
         for number in range(config.blocks):
-            attention = size <= config.attention_below and number == last
+            attention = after == size and number == last
             encoder[f"{size}x{size}_block{number}"] = Block(config, width, width, attention)
         direction = "down" if after < size else "conv"
         encoder[f"{after}x{after}_{direction}"] = Resample(width, wider, direction)
     upwards = zip(levels, sizes, [sizes[0], *sizes[:-1]], strict=True)
     for (width, wider), size, after in reversed(list(upwards)):
         for number in range(config.blocks):
-            attention = size <= config.attention_below and number == last
+            attention = after == size and number == last
             decoder[f"{size}x{size}_block{number}"] = Block(config, wider + width, wider, attention)
         direction = "up" if after > size else "conv"
         decoder[f"{after}x{after}_{direction}"] = Resample(wider, width, direction)
