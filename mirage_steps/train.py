@@ -42,7 +42,7 @@ from mirage_steps.networks.diffusion_model import save_model
 
 # Raised by hand when a change invalidates old checkpoints or models; other edits must not cost days
 # of training.
-VERSION = 4
+VERSION = 5
 
 # Exit code at the time limit of a job: retry (EX_TEMPFAIL of sysexits.h).
 TIME_IS_UP = 75

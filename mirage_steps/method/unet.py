@@ -26,6 +26,7 @@ from mirage_steps.settings import Guidance
 # Hard attention compares this many queries with all keys at once, fewer where their logits take
 # more bytes: those of 24 views of 64 x 64 queries, 4096 keys and 4 heads take 6.4 GB.
 _QUERY_CHUNK, _LOGITS_SIZE = 1024, 2**28
+_FEW_KEYS = 256
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class UNetConfig:
     widths: Sequence[int]  # channels of each level
     blocks: int = 2  # residual blocks of a level of the encoder
     attention_below: int = 32  # resolutions up to this have attention (layout `ddpm`)
+    # Up to this one, which is higher, the decoder's last block of a level has it too.
+    decoder_attention_below: int = 0
     head_dim: int = 32  # channels of an attention head
     heads: int = 4  # their channels together need not equal the level's
     # Factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none. With a stem,
@@ -69,7 +72,8 @@ class UNetConfig:
 _PRESETS = {
     "paper": {"widths": (64, 128, 256, 512), "layout": "simple-diffusion"},
     "small": {
-        "widths": (96, 192, 192), "blocks": 1, "attention_below": 8, "stem": 4,
+        "widths": (96, 192, 192), "blocks": 1, "attention_below": 8,
+        "decoder_attention_below": 16, "stem": 4,
         "prediction": "velocity",
     },
 }  # fmt: skip
@@ -312,7 +316,7 @@ class SelfAttention(nn.Module):
         query = self.query(tokens).unflatten(0, (-1, frames.count)).flatten(1, 2)
         query = self._split(query)  # (objects, heads, frames * HW, head_dim)
         soft = height * width * (1 + frames.views)
-        attended = functional.scaled_dot_product_attention(query[:, :, :soft], key, value)
+        attended = soft_attention(query[:, :, :soft], key, value)
         if frames.hard:
             if frames.hard_reference:
                 key, value = self._key_value(tokens, frames, 1 + frames.views)
@@ -331,6 +335,21 @@ class SelfAttention(nn.Module):
     def _split(self, tokens: Tensor) -> Tensor:
         """(n, L, heads * d) to (n, heads, L, d)."""
         return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def soft_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Equation 5 or 6: each query's mean of the values by the soft-max of its logits.
+
+    On the CPU plain products are faster for few keys, in bfloat16 twice as fast
+    (``benchmarks/views.py``); elsewhere torch's fused attention, which keeps no logits.
+
+    Args:
+        query: (n, heads, queries, d), the shape of the result.
+        key: (n, heads, keys, d), like the values.
+    """
+    if query.device.type != "cpu" or key.shape[2] > _FEW_KEYS:
+        return functional.scaled_dot_product_attention(query, key, value)
+    return (query * query.shape[3] ** -0.5 @ key.mT).softmax(dim=3) @ value
 
 
 def hard_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -401,7 +420,9 @@ def _ddpm(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module
             skips.append(channels := width)
     for level, width in reversed(list(enumerate(config.widths))):
         for number in range(config.blocks + 1):
-            block = Block(config, channels + skips.pop(), width, size <= config.attention_below)
+            attention = size <= config.attention_below
+            attention |= size <= config.decoder_attention_below and number == config.blocks
+            block = Block(config, channels + skips.pop(), width, attention)
             decoder[f"{size}x{size}_block{number}"] = block
             channels = width
         if level > 0:
