@@ -379,6 +379,14 @@ class NovelViews(Settings):
     max_pixels: int = _MAX_PIXELS
 
 
+class Sampling(Settings):
+    """Sections that say how a photo is shown in all poses; a run stores them beside its model."""
+
+    views: Views = Views()
+    guidance: Guidance = Guidance()
+    novel_views: NovelViews = NovelViews()
+
+
 class Sheet(Settings):
     """The contact sheet: objects in rows, all poses in columns."""
 
