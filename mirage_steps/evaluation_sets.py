@@ -64,6 +64,10 @@ EVALUATION_SETS = (
         unmasked="real-b", row="real-vs-real-nobg",
     ),
     EvaluationSet(
+        "mv-nobg-no-hag", "masked", "real-a-nobg",
+        "multi-view sets without guidance, both sides without background", unmasked="mv-bg-no-hag",
+    ),
+    EvaluationSet(
         "mv-nobg-hag", "masked", "real-a-nobg",
         "multi-view sets with guidance, both sides without background", unmasked="mv-bg-hag",
     ),

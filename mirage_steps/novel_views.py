@@ -6,6 +6,7 @@ warnings; and ``NAME.views/`` with the separate images. Unusable photos are repo
 the exit code is 1 if there are any.
 """
 
+import argparse
 import contextlib
 import os
 import time
@@ -22,7 +23,7 @@ from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_n
 from mirage_steps.files.photo_views import require_free
 from mirage_steps.files.photos import open_photo
 from mirage_steps.files.terminal import progress
-from mirage_steps.run import Run, on_photo, require_steps
+from mirage_steps.run import Run, on_photo, require_steps, stored_sampling
 
 
 def main(
@@ -32,13 +33,15 @@ def main(
     out: Path,
     box: tuple[float, float, float, float] | None = None,
     name: str | None = None,
-    views: settings.Views = settings.Views(),
-    guidance: settings.Guidance = settings.Guidance(),
-    novel_views: settings.NovelViews = settings.NovelViews(),
+    views: settings.Views | None = None,
+    guidance: settings.Guidance | None = None,
+    novel_views: settings.NovelViews | None = None,
     backbone: Path | None = None,
     device: str = "auto",
 ) -> list[str]:
     """Render the objects of given photos in all poses.
+
+    Settings that are not given are the run's.
 
     Args:
         photos: Image files.
@@ -63,6 +66,9 @@ def main(
         once.setdefault(os.path.realpath(photo), photo)
     photos = tuple(once.values())
     stems = _output_names(photos, box, name)
+    stored = stored_sampling(run)
+    views, guidance = views or stored.views, guidance or stored.guidance
+    novel_views = novel_views or stored.novel_views
     require_steps(views)
     usable, done = [], []
     for photo, stem in zip(photos, stems, strict=True):
@@ -131,5 +137,13 @@ def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str
     return stems
 
 
+def of_the_run(words: Sequence[str]) -> dict[str, settings.Settings]:
+    """The sections of the run that a command line names, the defaults where it names none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--run", type=Path, nargs="?")
+    folder = parser.parse_known_args(words)[0].run
+    return dict(stored_sampling(folder) if folder else settings.Sampling())
+
+
 if __name__ == "__main__":
-    run_step(main)
+    run_step(main, of_the_run)

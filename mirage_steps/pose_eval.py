@@ -4,20 +4,15 @@ No other step reads these labels. Writes ``pose_eval.json`` and ``pose_eval.png`
 known.
 """
 
-import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.errors import UserError
 from mirage_steps.files import plots
 from mirage_steps.files.atomic import write_json
 from mirage_steps.files.command import log, run
-from mirage_steps.files.labels import read_azimuths
+from mirage_steps.files.labels import match_labels
 from mirage_steps.files.manifest import read_manifest
-from mirage_steps.files.names import decoded, encoded
 from mirage_steps.files.tables import read_pose_counts, read_poses
 from mirage_steps.method.pose_scores import score_azimuths, score_labels
 
@@ -63,68 +58,6 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
         scores["note"] = "no true azimuth or viewpoint is known"
         plots.no_truth(picture)
     write_json(out / "pose_eval.json", scores)
-
-
-def match_labels(labels: Path, images: list[str]) -> dict[str, float]:
-    """Azimuths of a labels file by the manifest's names.
-
-    A label belongs to the image whose path ends with the label's: ``a/b.jpg`` or just ``b.jpg``,
-    if that names one image only. Images with several azimuths have none.
-
-    Raises:
-        UserError: the table cannot be used, or no label matches.
-    """
-    by_name = defaultdict(list)
-    for image in images:
-        path = _parts(decoded(image))
-        by_name[path[-1]].append((image, path))
-    found: dict[str, set[float]] = defaultdict(set)
-    unused: dict[str, list[str]] = defaultdict(list)
-    for label, azimuth in read_azimuths(labels):
-        matches = _named(label, by_name)
-        if len(matches) == 1:
-            found[matches[0]].add(azimuth)
-        else:
-            why = "name several images" if matches else "name no image of the data set"
-            unused[why].append(label)
-    clear = {image: azimuths.pop() for image, azimuths in found.items() if len(azimuths) == 1}
-    if several := [image for image in found if image not in clear]:
-        unused["have several azimuths"] = several
-    counts = ", ".join(
-        f"{len(names)} {why} ({encoded(names[0])}{', ...' if names[1:] else ''})"
-        for why, names in unused.items()
-    )
-    if not clear:
-        raise UserError(
-            f"labels {labels}: no label can be used: {counts}; "
-            "write names as in manifest.csv, with folders where several files have the same"
-        )
-    if counts:
-        log.warning("labels %s: %s; these are not used", labels, counts)
-    return clear
-
-
-def _named(label: str, by_name: Mapping[str, list[tuple[str, list[str]]]]) -> list[str]:
-    """The images that a label names, as it is written, or by the spelling of tables or Windows."""
-    unix = label.replace("\\", "/")
-    for spelled in (label, decoded(label), unix, decoded(unix)):
-        end = _parts(spelled)
-        near = by_name.get(end[-1], ()) if end else ()
-        found = [image for image, path in near if path[-len(end) :] == end]
-        # Of names that differ in their Unicode form only, the label's own.
-        if exact := [image for image in found if f"/{decoded(image)}".endswith(f"/{spelled}")]:
-            return exact
-        if found:
-            return found
-    return []
-
-
-def _parts(path: str) -> list[str]:
-    """Parts of a path in one Unicode form, without ``.`` and leading ``..``."""
-    parts = list(Path(unicodedata.normalize("NFC", path)).parts)
-    while parts[:1] == [".."]:
-        parts.pop(0)
-    return parts
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.atomic import identity
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.images import MAX_PIXELS
@@ -42,7 +43,7 @@ from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.networks.fetching import PACKAGES, REVISIONS, place
 from mirage_steps.settings import Backbone as BackboneSettings
-from mirage_steps.settings import Guidance, NovelViews, Views
+from mirage_steps.settings import Guidance, NovelViews, Sampling, Views
 
 # Share of the variance of a photo's scores that lies between foreground and background. Photos of
 # the demo's cars have 0.88 and more.
@@ -69,6 +70,7 @@ class Run:
     backbone: Backbone  # the vision transformer that made the run's features
     estimator: PoseEstimator  # with all its parts
     identity: dict[str, object]  # what tells the model and the backbone apart
+    sampling: Sampling = Sampling()  # how the run samples, unless another setting is given
 
     def __repr__(self) -> str:
         return f"Run({self.folder}: {self.model.config.poses} poses, {self.backbone.name})"
@@ -105,7 +107,7 @@ class Run:
             "model": identity(folder / "training/model.safetensors"),
             "backbone": {"name": network.name, "sha256": network.sha256},
         }
-        return cls(folder, model, network, estimator, used)
+        return cls(folder, model, network, estimator, used, stored_sampling(folder))
 
     def locate(
         self, photo: Photo, box: Box | None = None, max_pixels: int = MAX_PIXELS
@@ -194,11 +196,11 @@ class Run:
         photo: Photo,
         *,
         box: Box | None = None,
-        views: Views = Views(),
-        guidance: Guidance = Guidance(),
-        novel_views: NovelViews = NovelViews(),
+        views: Views | None = None,
+        guidance: Guidance | None = None,
+        novel_views: NovelViews | None = None,
     ) -> PhotoViews:
-        """Show a photo's object in all poses.
+        """Show a photo's object in all poses; sections that are not given are the run's.
 
         Args:
             photo: a file, an RGB image, or (H, W, 3) uint8.
@@ -210,6 +212,9 @@ class Run:
         Raises:
             UserError: as in :meth:`locate`.
         """
+        views = views or self.sampling.views
+        guidance = guidance or self.sampling.guidance
+        novel_views = novel_views or self.sampling.novel_views
         started = time.perf_counter()
         located = self.locate(photo, box, novel_views.max_pixels)
         seconds = {"locate": round(time.perf_counter() - started, 3)}
@@ -437,6 +442,21 @@ def load_backbone(
             "with; give those by --backbone"
         )
     return backbone
+
+
+def stored_sampling(folder: Path) -> Sampling:
+    """The settings by which a run samples; the defaults where it stored none.
+
+    Raises:
+        UserError: the file is damaged or of another version.
+    """
+    path = folder / "training/sampling.json"
+    try:
+        return Sampling.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Sampling()
+    except ValidationError:
+        raise UserError(f"{path}: damaged or of another version; {rerun('sampling')}") from None
 
 
 def _find(folder: Path, path: Path) -> Path | None:

@@ -288,8 +288,8 @@ class Training(Settings):
     ema: float = stated(0.9999, 0.9999, "Decay of the EMA weights.", ge=0, lt=1)
     dropout: float = stated(0.1, 0.1, "Dropout in residual blocks.", ge=0, lt=1)
     clip: float = stated(1.0, 1.0, "Largest norm of the gradient.", gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware has it."
+    precision: Literal["auto", "float32", "bfloat16"] = stated(
+        "auto", "float32", "Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
     log_every: int = Field(
         100, ge=1, description="Steps whose mean loss makes one line of metrics.jsonl."
@@ -320,8 +320,8 @@ class Views(Settings):
     batch_size: int = Field(
         64, ge=1, description="Images denoised at once, views and reference together."
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Arithmetic of the network; auto: bfloat16 where the hardware has it."
+    precision: Literal["auto", "float32", "bfloat16"] = stated(
+        "auto", "float32", "Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
     shared_noise: bool = stated(
         True, True, "All views of an object start from the same noise; otherwise from their own."
@@ -385,6 +385,14 @@ class NovelViews(Settings):
         ge=1,
     )
     max_pixels: int = _MAX_PIXELS
+
+
+class Sampling(Settings):
+    """Sections that say how a photo is shown in all poses; a run stores them beside its model."""
+
+    views: Views = Views()
+    guidance: Guidance = Guidance()
+    novel_views: NovelViews = NovelViews()
 
 
 class Sheet(Settings):

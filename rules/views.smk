@@ -21,8 +21,28 @@ rule real:
         RUN
 
 
+# How the run samples, for photos that are shown by its model later.
+rule sampling:
+    output:
+        settings="<results>/{dataset}/training/sampling.json",
+        run="<results>/{dataset}/training/sampling.run.json",
+    log:
+        "<results>/{dataset}/logs/sampling.log",
+    localrule: True
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step("sampling"),
+    message:
+        "{wildcards.dataset}: storing the settings of sampling"
+    shell:
+        RUN
+
+
 rule views:
     input:
+        # A setting that only photos depend on makes no set stale.
+        stored=ancient(rules.sampling.output.settings),
         model=rules.train.output.model,
         config=rules.train.output.config,
         poses=rules.poses.output.poses,
@@ -95,6 +115,7 @@ rule baseline:
 
 rule sheet:
     input:
+        stored=ancient(rules.sampling.output.settings),
         model=rules.train.output.model,
         config=rules.train.output.config,
         estimator=scoring_estimator,

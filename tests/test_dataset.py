@@ -14,11 +14,10 @@ from mirage_steps import dataset
 from mirage_steps.errors import UserError
 from mirage_steps.files import provenance
 from mirage_steps.files.atomic import read_csv, write_csv, write_json
-from mirage_steps.files.labels import read_azimuths
+from mirage_steps.files.labels import match_labels, read_azimuths
 from mirage_steps.files.loading import read_entry
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
 from mirage_steps.pose_eval import main as evaluate
-from mirage_steps.pose_eval import match_labels
 from mirage_steps.settings import Folder, Procedural
 
 

@@ -113,6 +113,30 @@ def test_every_timestep_and_its_alpha_are_asked_for_once_from_the_last():
         torch.testing.assert_close(x, expected)
 
 
+def _noise_of_two_points(x: torch.Tensor, t: int, alpha: float) -> torch.Tensor:
+    """The best prediction where images are -0.5 or 0.5, with a deviation of 0.1."""
+    variance = alpha * 0.01 + 1 - alpha
+    mean = torch.tanh(alpha**0.5 * 0.5 * x / variance) / 2
+    clean = mean + alpha**0.5 * 0.01 / variance * (x - alpha**0.5 * mean)
+    return (x - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+
+
+@pytest.mark.parametrize("steps", [10, 50, 200])
+def test_the_timestep_after_a_step_inverts_better_than_the_one_before(steps):
+    images = torch.linspace(-0.8, 0.8, 1001, dtype=torch.float64)[:, None]
+    timesteps, other = ddim_timesteps(steps), images
+    for t, t_next in reversed(_moves(timesteps)):
+        own = max(t_next, 0)  # the image has no timestep
+        noise = _noise_of_two_points(other, own, _alpha(own))
+        other = _literal_move(other, noise, _alpha(t_next), _alpha(t))
+    ours = ddim_invert(_noise_of_two_points, images, timesteps)[0]
+    errors = [
+        (ddim_sample(_noise_of_two_points, noise, timesteps) - images).abs().mean()
+        for noise in (ours, other)
+    ]
+    assert errors[0] < 0.97 * errors[1]
+
+
 def test_half_precision_predictions_do_not_lower_the_precision_of_the_trajectory():
     images = _images(1).float()
     trajectory = ddim_invert(lambda x, t, alpha: x.bfloat16(), images, ddim_timesteps(3))

@@ -22,11 +22,12 @@ from snakemake.target_jobs import parse_target_jobs_cli_args
 from workflow import ENVIRONMENT, ROOT, Project, errors
 
 import mirage_steps
-from mirage_steps import novel_views, settings
+from mirage_steps import novel_views, sampling, settings
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.command import run as run_step
 from mirage_steps.files.estimator import load_estimator, save_estimator
 from mirage_steps.files.file_cache import FileCache
 from mirage_steps.files.images import UnreadableImage
@@ -124,6 +125,62 @@ def test_own_pose_is_the_photo_and_the_rest_follows_the_settings(run, green):
         np.testing.assert_array_equal(other.views[own], green.views[own])
         assert (other.views != green.views).any(), change
     assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+STORED = settings.Sampling(
+    views=settings.Views(steps=3, precision="float32"),
+    guidance=settings.Guidance(gamma=2.5),
+    novel_views=settings.NovelViews(stride=1, phase_cutoff="none"),
+)
+
+
+@pytest.fixture
+def stored(bare) -> Path:
+    """A run whose settings are not the defaults, as its rule stores them."""
+    sampling.main(out=bare / "training", **dict(STORED))
+    return bare
+
+
+def _used(path: Path) -> dict:
+    about = json.loads(path.read_text())["settings"]
+    return {key: about[key] for key in ("steps", "gamma", "stride", "phase_cutoff")}
+
+
+def test_settings_that_are_not_given_are_those_of_the_run(stored, tmp_path):
+    own = {"steps": 3, "gamma": 2.5, "stride": 1, "phase_cutoff": "none"}
+    run = Run.load(stored, device="cpu")
+    assert run.sampling == STORED
+    given = run.sampling.views.model_copy(update={"steps": 4})
+    for change, expected in (({}, own), ({"views": given}, {**own, "steps": 4})):
+        found = run.novel_views(GREEN, **change).settings
+        assert {key: found[key] for key in own} == expected
+    novel_views.main((GREEN,), run=stored, out=tmp_path / "out", device="cpu")
+    assert _used(tmp_path / "out/green.json") == own
+
+
+@pytest.mark.parametrize(
+    ("words", "steps", "gamma"),
+    [(["--steps", "4"], 4, 2.5), (["--gamma", "1.5"], 3, 1.5), (["--gamma=1"], 3, 1.0)],
+)
+def test_a_flag_wins_over_the_setting_of_the_run(
+    stored, tmp_path, monkeypatch, words, steps, gamma
+):
+    """Also one that has the default's value; all other settings stay the run's."""
+    command = [str(GREEN), "--run", str(stored), f"--out={tmp_path / 'out'}", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["novel_views", *command, *words])
+    run_step(novel_views.main, novel_views.of_the_run)
+    used = {"steps": steps, "gamma": gamma, "stride": 1, "phase_cutoff": "none"}
+    assert _used(tmp_path / "out/green.json") == used
+    record = json.loads((tmp_path / "out/green.run.json").read_text())
+    assert record["settings"]["gamma"] == gamma
+
+
+def test_a_run_that_stored_no_settings_has_the_defaults(bare):
+    assert Run.load(bare).sampling == settings.Sampling()
+    (bare / "training/sampling.json").write_text('{"views": {"steps": "many"}}')
+    told = r"sampling.json: damaged or of another version; run snakemake with --forcerun sampling"
+    with pytest.raises(UserError, match=told):
+        Run.load(bare)
 
 
 def test_refined_inversion_reconstructs_better_and_counts_its_evaluations(run):
@@ -735,6 +792,7 @@ def test_photos_of_the_configured_folder_are_shown(finished):
     for name in ("green", "below/an =27öchre=27 car.v2"):
         about = json.loads(finished[f"novel_views/{name}.json"].read_text())
         assert about["settings"]["steps"] == 3 and len(about["poses"]) == 5
+        assert Run.load(finished[""]).sampling.views.steps == 3
         for suffix in ("png", "gif", "run.json"):
             assert finished[f"novel_views/{name}.{suffix}"].stat().st_size > 100
         assert finished[f"novel_views/{name}.views/crop.png"].exists()

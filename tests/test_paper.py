@@ -65,9 +65,16 @@ def test_what_the_paper_states_is_what_the_configurations_have():
         "sd_armchairs": (10, 500_000),
         "sd_mugs": (10, 700_000),
     }
-    changed = {**PAPER["compcars"], "guidance": {"gamma": 2.0}, "poses": {"k": 8}}
+    for one in PAPER.values():  # photos with `use` have no settings of their own
+        for section in ("training", "views"):
+            assert one.get(section, {"precision": "float32"})["precision"] == "float32"
+    changed = {**PAPER["compcars"], "guidance": {"gamma": 2.0}, "poses": {"k": 8}, "views": {}}
     told = differences(load({"datasets": {"a": changed}}).datasets["a"])
-    assert told == ["guidance.gamma 2.0 (paper: 1.5)", "poses.k 8 (paper: 25)"]
+    assert told == [
+        "views.precision auto (paper: float32)",
+        "guidance.gamma 2.0 (paper: 1.5)",
+        "poses.k 8 (paper: 25)",
+    ]
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -18,7 +18,7 @@ def test_table_has_every_row(finished):
     text = finished["fid.txt"].read_text()
     names = [
         "real-vs-real", "no-mv", "mv-bg-no-hag", "mv-bg-hag", "untrained",
-        "real-vs-real-nobg", "mv-nobg-hag",
+        "real-vs-real-nobg", "mv-nobg-no-hag", "mv-nobg-hag",
     ]  # fmt: skip
     for name in names:
         assert re.search(rf"^{name} +12 ", text, flags=re.MULTILINE), text
@@ -93,6 +93,7 @@ def test_second_run_does_nothing(finished):
 def test_gamma_reruns_only_what_depends_on_it(changed):
     changed.settings(guidance={"gamma": 2.0})
     assert changed.planned(*TARGETS) == {
+        "sampling": 1,
         "views": 1,
         "masks": 1,
         "embed": 2,
@@ -132,7 +133,7 @@ def test_weights_count_by_their_content(changed):
     assert changed.planned(*TARGETS) == {}
     with open(weights / "stand-in-sam-cars/model.safetensors", "ab") as file:
         file.write(b"0")
-    assert changed.planned(*TARGETS) == {"masks": 3, "embed": 3, "fid": 1, "overview": 1}
+    assert changed.planned(*TARGETS) == {"masks": 4, "embed": 4, "fid": 1, "overview": 1}
     shutil.rmtree(changed.folder / ".snakemake")
     for photo in (changed.folder / "my photos").rglob("*.png"):
         os.utime(photo, (0, 0))

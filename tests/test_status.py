@@ -114,7 +114,7 @@ def test_a_failed_step_shows_the_last_error_of_its_log(folder):
         "error: first\n 9%\rerror: masks.sam x: absent\nbye"
     )
     (logs / "poses.log").write_text("error: of a stage that was done in the meantime\n")
-    assert _line(folder, "masks") == "masks failed 0 of 3 masks.sam x: absent"
+    assert _line(folder, "masks") == "masks failed 0 of 4 masks.sam x: absent"
     assert _line(folder, "poses").startswith("poses done")
     (logs / "train.log").write_text("error: the loss is not finite\n")
     _train(folder, {"step": 7})

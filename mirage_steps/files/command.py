@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,14 +29,21 @@ from mirage_steps.files.terminal import end_bars, start_log
 from mirage_steps.files.terminal import log as log
 from mirage_steps.settings import explain_flag
 
+# From the words of a command line: defaults of arguments that depend on other arguments.
+Defaults = Callable[[Sequence[str]], Mapping[str, Any]]
 
-def run(main: Callable[..., Sequence[str] | None]) -> None:
+
+def run(main: Callable[..., Sequence[str] | None], defaults: Defaults | None = None) -> None:
     """Run ``main`` as a step: a command whose flags are its keyword arguments.
 
     ``main`` names its output folder ``out``; what was done goes to ``out/STEP.run.json``, or to
     ``out/NAME.run.json`` of every name that ``main`` returns, where several calls share ``out``.
     Errors of the user and of the disk end with one line and exit code 1; anything else is a defect
     and keeps its traceback.
+
+    Args:
+        main: its arguments are the flags.
+        defaults: of some of them, in place of those that ``main`` has.
     """
     start_log()
     # Exit through the `finally` blocks, so that a scheduler's SIGTERM leaves no temporary files.
@@ -62,7 +69,7 @@ def run(main: Callable[..., Sequence[str] | None]) -> None:
     recorded.__annotations__ = dict(main.__annotations__)
     recorded.__doc__ = main.__doc__
     atexit.register(_ignore_signals)
-    run_tool(recorded, name)
+    run_tool(recorded, name, defaults)
 
 
 def _ignore_signals() -> None:
@@ -71,12 +78,15 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def run_tool(main: Callable[..., None], name: str | None = None) -> None:
+def run_tool(
+    main: Callable[..., None], name: str | None = None, defaults: Defaults | None = None
+) -> None:
     """Run ``main`` as a command that writes no record.
 
     Args:
         main: its arguments are the flags.
         name: full name of its module, by default the one in which it is defined.
+        defaults: as in :func:`run`.
     """
     # Names of files that are no UTF-8 must not end a command. What is printed waits for the last
     # flush, whose errors name stdout.
@@ -84,8 +94,21 @@ def run_tool(main: Callable[..., None], name: str | None = None) -> None:
     with one_line_errors(), on_parse_error(_refuse_value):
         end_imports()
         _require_values(sys.argv[1:])
+        if defaults is not None:
+            _set_defaults(main, defaults(sys.argv[1:]))
         prog = f"python -m {name or _module_name(main)}"
         tyro.cli(main, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _set_defaults(main: Callable[..., None], values: Mapping[str, Any]) -> None:
+    """Give arguments of ``main`` other defaults, and the types of these."""
+    signature = inspect.signature(main)
+    parameters = [
+        one.replace(default=values.get(one.name, one.default))
+        for one in signature.parameters.values()
+    ]
+    main.__signature__ = signature.replace(parameters=parameters)
+    main.__annotations__ |= {key: type(value) for key, value in values.items()}
 
 
 def _refuse_value(event: ParseErrorEvent) -> None:

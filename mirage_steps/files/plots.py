@@ -220,3 +220,42 @@ def evidence(path: Path, found: dict, about: dict) -> None:
             fontsize=7,
         )
         axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=2)
+
+
+def number_of_poses(path: Path, name: str, categories: Sequence[dict]) -> None:
+    """What speaks for each number of poses, a panel for each measure and a line for each category.
+
+    Args:
+        path: of the picture.
+        name: of the data set.
+        categories: with ``numbers``, rows of :func:`mirage_steps.method.number_of_poses`.
+    """
+    panels = {
+        "stability": "stability between halves",
+        "silhouette": "silhouette",
+        "sharing": "clusters that share a pose",
+        "smallest": "images of the smallest cluster",
+        "median_error_deg": "median error (degrees)",
+    }
+    if not any("median_error_deg" in row for one in categories for row in one["numbers"]):
+        del panels["median_error_deg"]
+    with _plot(path, (2.6 * len(panels), 2.6), (1, len(panels))) as axes:
+        for (key, title), axis in zip(panels.items(), axes[0], strict=True):
+            axis.axis("on")
+            for one in categories:
+                rows = [{**row, "sharing": sum(map(len, row["shared"]))} for row in one["numbers"]]
+                rows = [row for row in rows if key in row]
+                label = f"category {one['category']}"
+                axis.plot(
+                    *zip(*((r["k"], r[key]) for r in rows), strict=True), "o-", ms=3, label=label
+                )
+            axis.axvline(categories[0]["run"]["k"], color="gray", lw=0.8, ls=":")
+            axis.set_title(title, fontsize=8)
+            axis.set_xlabel("K", fontsize=8)
+            axis.tick_params(labelsize=7)
+        if key == "median_error_deg":
+            numbers = sorted({row["k"] for one in categories for row in one["numbers"]})
+            axis.plot(numbers, [90 / k for k in numbers], "k--", lw=0.8, label="even parts")
+        if len(categories) > 1 or key == "median_error_deg":
+            axis.legend(fontsize=6)
+        axes[0, 0].figure.suptitle(f"{name}: numbers of poses (dotted: the run's)", fontsize=9)

@@ -25,7 +25,7 @@ class Signature:
 
     Args:
         positional: names of the positional ones.
-        flags: name -> annotation of the keyword arguments, as written.
+        flags: name -> annotation of the keyword arguments, as written but for ``| None``.
     """
 
     positional: tuple[str, ...]
@@ -39,7 +39,8 @@ def signature(step: str) -> Signature:
         for node in _parsed(step).body
         if isinstance(node, ast.FunctionDef) and node.name == "main"
     )
-    flags = {one.arg: ast.unparse(one.annotation) for one in main.args.kwonlyargs}
+    written = {one.arg: ast.unparse(one.annotation) for one in main.args.kwonlyargs}
+    flags = {name: text.removesuffix(" | None") for name, text in written.items()}
     return Signature(tuple(one.arg for one in main.args.args), flags)
 
 

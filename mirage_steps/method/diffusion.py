@@ -93,20 +93,28 @@ def ddim_invert(
 ) -> Tensor:
     """DDIM inversion (equation 4 backwards): noise from which :func:`ddim_sample` gives the images.
 
-    Going up from x to the noisier x' would take the noise predicted at x', which is not known yet:
-    x' solves x' = step(x, denoise(x')). Plain DDIM inversion, the paper's, uses the prediction at x
-    instead. That is the first iterate of a fixed-point iteration from x' = x, and more
-    iterates come as close to the solution as the arithmetic allows (the iterations of ReNoise,
-    Garibi et al. 2024, without its averaging).
+    Equation 4 leads from x' at timestep t to the less noisy x by the noise predicted at (x', t).
+    Going back from x, x' is not known yet: it solves x' = step(x, denoise(x', t)). Plain DDIM
+    inversion, the paper's, predicts at (x, t) instead: the latent before the step, with the
+    timestep after it. So the latent is all that is approximated, every timestep of the sampler is
+    asked for once, and the image, which is before timestep 0, needs none of its own. (The other
+    reading, x with the timestep of x, would never ask for the last timestep, and reconstructs
+    worse where the noise is known in closed form: ``tests/test_inversion.py``.)
+
+    That is the first iterate of a fixed-point iteration from x' = x, and more iterates come as
+    close to the solution as the arithmetic allows (the iterations of ReNoise, Garibi et al. 2024,
+    without its averaging).
 
     Args:
-        denoise: predicts the noise; called ``len(timesteps) * iterations`` times.
+        denoise: predicts the noise; called ``len(timesteps) * iterations`` times, from the last
+            timestep to the first.
         images: (n, ...) in [-1, 1].
         timesteps: of the sampler, from noise to image.
         iterations: of the fixed point at every timestep, 1 for plain DDIM inversion.
 
     Returns:
-        The trajectory (len(timesteps), n, ...): x at each of the timesteps, the noise first.
+        The trajectory (len(timesteps), n, ...): the latent at each of the timesteps, the noise
+        first; not the images, which have no timestep.
     """
     x, trajectory = images, []
     for t, alpha, alpha_next in reversed(_steps(timesteps)):

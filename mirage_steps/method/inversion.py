@@ -1,9 +1,14 @@
 """Novel views of a given image, by inversion (paper, section 3.3 and Figure 4).
 
-DDIM inversion maps the image to noise in its own pose and stores the trajectory. At every timestep
-and layer all other poses read the keys and values of the trajectory. They start from its noise, as
-generated views share theirs. But noise from inversion is not white: it shows the image's outlines,
-and a small network would reproduce them in all poses. :func:`randomize_phases` removes them.
+DDIM inversion maps the image to noise in its own pose and stores the trajectory, the latent that
+:func:`ddim_invert` reaches at each timestep. All other poses read, at timestep t and every layer,
+the keys and values of the trajectory's latent at t: those of a generated reference, which the
+sampler would lead through the same latents. (Inversion itself gave the network that latent with the
+next, noisier timestep; see :func:`ddim_invert`.)
+
+The views start from the trajectory's noise, as generated views share theirs. But noise from
+inversion is not white: it shows the image's outlines, and a small network would reproduce them in
+all poses. :func:`randomize_phases` removes them.
 """
 
 import numpy as np
@@ -30,7 +35,7 @@ def invert(
         iterations: of the fixed point at every timestep, 1 for plain DDIM inversion (paper).
 
     Returns:
-        (len(timesteps), n, 3, S, S), aligned with the timesteps, the noise first.
+        (len(timesteps), n, 3, S, S), the latent at each of the timesteps, the noise first.
     """
     denoise = single_denoiser(model, poses, timesteps)
     return ddim_invert(denoise, images, timesteps, iterations)

@@ -26,6 +26,15 @@ _NAMES = {
 }
 
 
+def _gelu(x: Tensor) -> Tensor:
+    """The exact GELU, as DINOv2 has it, of the shape of ``x``.
+
+    Were it ``functional.gelu`` itself, torch would recognize it and might fuse the whole layer; on
+    CUDA the fused layer approximates it by tanh.
+    """
+    return functional.gelu(x)
+
+
 class Dinov2(nn.Module):
     """A plain DINOv2 without weights.
 
@@ -45,7 +54,7 @@ class Dinov2(nn.Module):
             config["num_attention_heads"],
             int(width * config["mlp_ratio"]),
             dropout=0.0,
-            activation=functional.gelu,
+            activation=_gelu,
             layer_norm_eps=eps,
             batch_first=True,
             norm_first=True,

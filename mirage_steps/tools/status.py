@@ -79,6 +79,7 @@ def stages(dataset: Dataset, results: Path = Path()) -> dict[str, list[str]]:
         found |= {
             "real": ["sets/real"],
             "train": ["training/train"],
+            "sampling": ["training/sampling"],
             "views": [f"sets/{one.name}/views" for one in sets if one.generated],
             "baseline": [f"sets/{one}/baseline" for one in dataset.baselines],
             "masks": [f"sets/{one.name}/masks" for one in sets if one.unmasked],
