@@ -23,6 +23,7 @@ from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.names import not_a
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews, PhotoWarning
 from mirage_steps.files.photos import Photo, open_photo
+from mirage_steps.files.records import home_of
 from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device, memory_advice
@@ -90,6 +91,11 @@ class Run:
         folder = Path(folder).expanduser()
         if wrong := not_a("folder", folder):
             raise UserError(f"run {folder}: {wrong}; give one such as results/demo")
+        if (home := home_of(folder)) != folder:
+            raise UserError(
+                f"run {folder}: is a variant of {home}, which has the model; give {home}, and the "
+                "variant's settings as flags or arguments"
+            )
         where = choose_device(device)
         model = load_model(folder / "training", where)
         path = folder / "poses" / ESTIMATOR

@@ -29,13 +29,13 @@ rule turns:
 
 rule evidence:
     input:
-        model=rules.train.output.model,
-        config=rules.train.output.config,
-        estimator=rules.poses.output.estimator,
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        estimator=shared("poses/pose_estimator.safetensors"),
         objects=rules.sheet.output.objects,
-        crops=rules.crops.output.crops,
-        poses=rules.poses.output.poses,
-        counts=rules.poses.output.counts,
+        crops=shared("crops/crops.h5"),
+        poses=shared("poses/poses.csv"),
+        counts=shared("poses/poses.json"),
         turns=turns,
         network=network("backbone.model"),
         judge=network("evidence.judge"),
@@ -67,12 +67,12 @@ rule evidence:
 
 rule ablation:
     input:
-        model=rules.train.output.model,
-        config=rules.train.output.config,
-        estimator=rules.poses.output.estimator,
-        crops=rules.crops.output.crops,
-        poses=rules.poses.output.poses,
-        counts=rules.poses.output.counts,
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        estimator=shared("poses/pose_estimator.safetensors"),
+        crops=shared("crops/crops.h5"),
+        poses=shared("poses/poses.csv"),
+        counts=shared("poses/poses.json"),
         turns=turns,
         network=network("backbone.model"),
         judge=network("evidence.judge"),

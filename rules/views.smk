@@ -23,10 +23,10 @@ rule real:
 
 rule views:
     input:
-        model=rules.train.output.model,
-        config=rules.train.output.config,
-        poses=rules.poses.output.poses,
-        counts=rules.poses.output.counts,
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        poses=shared("poses/poses.csv"),
+        counts=shared("poses/poses.json"),
     output:
         # Shards have no picture.
         **({} if SHARD else {"picture": "<results>/{dataset}/sets/{set}/images.png"}),
@@ -45,16 +45,11 @@ rule views:
         gpu=1,
         accelerator=1,
     params:
-        # A new gamma leaves unguided sets valid.
         **step(
             "views",
             sampler=lambda wildcards: evaluation_set(wildcards).source,
             untrained=lambda wildcards: not evaluation_set(wildcards).trained,
-            guidance=lambda wildcards: (
-                dataset(wildcards).guidance
-                if evaluation_set(wildcards).guided
-                else dataset(wildcards).guidance.model_copy(update={"gamma": 1.0})
-            ),
+            guidance=lambda wildcards: dataset(wildcards).guidance_of(evaluation_set(wildcards)),
             samples=setting("fid.samples"),
             shard=shard,
         ),
@@ -94,8 +89,8 @@ rule baseline:
 
 rule sheet:
     input:
-        model=rules.train.output.model,
-        config=rules.train.output.config,
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
     output:
         sheet="<results>/{dataset}/sheet/contact_sheet.png",
         turntable="<results>/{dataset}/sheet/turntable.gif",
