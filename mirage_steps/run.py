@@ -361,7 +361,12 @@ def require_steps(views: Views) -> None:
 
 
 def generated_object(
-    model: UNet, number: int, seed: int, views: Views, guidance: Guidance
+    model: UNet,
+    number: int,
+    seed: int,
+    views: Views,
+    guidance: Guidance,
+    reference: int | None = None,
 ) -> tuple[np.ndarray, tuple[int, ...], int]:
     """A generated object in all poses of a category, and its reference.
 
@@ -374,6 +379,7 @@ def generated_object(
         seed: of noise and reference.
         views: sampler, whose own seed is not used.
         guidance: cross-frame attention and guidance.
+        reference: its place among the poses of the category; random by default.
 
     Returns:
         (k, S, S, 3) uint8, the poses (k,), and the place of the reference among them.
@@ -381,7 +387,8 @@ def generated_object(
     config, device = model.config, next(model.parameters()).device
     side, k = config.image_size, config.poses // config.categories
     poses = config.siblings(number % config.categories * k)
-    chosen = int(np.random.default_rng([seed, number, 1]).integers(k))
+    drawn = int(np.random.default_rng([seed, number, 1]).integers(k))
+    chosen = drawn if reference is None else reference
     noise = keyed_noise(seed, [number], (3, side, side))
     if not views.shared_noise:
         others = frame_noise(seed, [number], k, (3, side, side))[0, 1:]

@@ -19,6 +19,7 @@ import tyro
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -382,10 +383,33 @@ class NovelViews(Settings):
     max_pixels: int = _MAX_PIXELS
 
 
+# Azimuths in degrees, where the true ones of the images count from the front as EPFL's do.
+VIEWPOINTS = {"front": 0, "half-front": 45, "side": 90, "half-back": 135, "rear": 180}
+_REFERENCE = re.compile(rf"\d{{1,5}}|\d{{1,3}}(\.\d+)?deg|{'|'.join(VIEWPOINTS)}")
+
+
+def _references(given: object) -> object:
+    """References as text: a number of a pose is one to YAML."""
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    for one in map(str, several):
+        if not _REFERENCE.fullmatch(one):
+            raise ValueError(
+                f"{one} is none of: the number of a pose, an azimuth as 120deg, "
+                f"{', '.join(VIEWPOINTS)}"
+            )
+    return tuple(map(str, several))
+
+
 class Sheet(Settings):
     """The contact sheet: objects in rows, all poses in columns."""
 
     objects: int = Field(8, ge=1, description="Objects on the sheet.")
+    references: Annotated[tuple[str, ...], BeforeValidator(_references)] = Field(
+        (),
+        description="More sheets of the same objects, each with one reference for all: the number "
+        "of a pose; or, where true azimuths are known, the pose nearest to one (120deg, front, "
+        "half-front, side, half-back, rear). Otherwise references are random.",
+    )
 
 
 class Masks(Settings):
@@ -658,6 +682,24 @@ class Configuration(Settings):
                     f"{self.datasets[dataset.use].use}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _references_are_poses(self) -> "Configuration":
+        for name in self.datasets:
+            dataset = self.dataset(name)
+            for one in dataset.sheet.references:
+                require_pose(f"datasets.{name}.sheet.references", one, dataset.poses.k)
+        return self
+
+
+def require_pose(key: str, reference: str, k: int) -> None:
+    """Refuse a reference that is the number of a pose which is not there.
+
+    Raises:
+        ValueError: it is not below ``k``.
+    """
+    if reference.isdigit() and int(reference) >= k:
+        raise ValueError(f"{key} {reference}: there are {k} poses, 0 to {k - 1}")
 
 
 def deviations(section: type[Settings] | Settings, name: str) -> list[str]:

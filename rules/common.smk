@@ -51,7 +51,11 @@ pathvars:
 RUN = "{params.command} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
 # Data sets whose photos another's model shows; all others have evaluation sets.
 USING = [name for name, one in configuration.datasets.items() if not one.is_evaluated]
-SETS = {name: one for key in configuration.datasets for name, one in configuration.dataset(key).sets.items()}
+SETS = {
+    name: one
+    for key in configuration.datasets
+    for name, one in configuration.dataset(key).sets.items()
+}
 # Hashes of networks and verdicts on photos, which need not be made at every start.
 FILES = FileCache(Path(configuration.results, CACHE))
 # Photos that were asked for and cannot be shown, with the reason.
@@ -71,6 +75,7 @@ wildcard_constraints:
     dataset="|".join(map(re.escape, configuration.datasets)),
     set=names("real", "single", "multi-view", "baseline", "masked"),
     shard="|".join(SHARDS),
+    reference=r"[\w.-]+",
 
 
 def dataset(wildcards):
@@ -81,6 +86,12 @@ def dataset(wildcards):
 def setting(path):
     """Function of the wildcards: one setting, such as ``fid.samples``."""
     return lambda wildcards: functools.reduce(getattr, path.split("."), dataset(wildcards))
+
+
+def sheet(wildcards):
+    """Settings of a sheet, with its one reference or none."""
+    chosen = wildcards.get("reference")
+    return dataset(wildcards).sheet.model_copy(update={"references": (chosen,) if chosen else ()})
 
 
 def evaluation_set(wildcards):
@@ -427,7 +438,9 @@ def turns(wildcards):
 
 def pictures(wildcards):
     """Input function: the pictures that the overview lists."""
-    home, folder = (f"<results>/{one}" for one in (configuration.home(wildcards.dataset), wildcards.dataset))
+    home, folder = (
+        f"<results>/{one}" for one in (configuration.home(wildcards.dataset), wildcards.dataset)
+    )
     return [
         f"{home}/foreground/foreground.png",
         f"{home}/poses/poses.png",
@@ -438,6 +451,7 @@ def pictures(wildcards):
         of_set(wildcards, "mv-nobg-hag", "masks.png"),
         f"{folder}/sheet/contact_sheet.png",
         f"{folder}/sheet/turntable.gif",
+        *(f"{folder}/sheet/reference-{one}.png" for one in dataset(wildcards).sheet.references),
     ]
 
 

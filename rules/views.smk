@@ -107,11 +107,29 @@ rule sheet:
         gpu=1,
         accelerator=1,
     params:
-        **step("sheet"),
+        **step("sheet", sheet=sheet),
     message:
         "{wildcards.dataset}: contact sheet and turntable"
     shell:
         RUN
+
+
+# The same objects with one reference pose for all.
+use rule sheet as reference_sheet with:
+    input:
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        scores=shared("poses/pose_eval.json"),
+    output:
+        sheet="<results>/{dataset}/sheet/reference-{reference}.png",
+        turntable="<results>/{dataset}/sheet/reference-{reference}.gif",
+        run="<results>/{dataset}/sheet/reference-{reference}.run.json",
+    log:
+        "<results>/{dataset}/logs/reference-{reference}.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/reference-{reference}.tsv"
+    message:
+        "{wildcards.dataset}: contact sheet with reference {wildcards.reference}"
 
 
 # Photos of a data set that uses the model of another one.
@@ -141,7 +159,7 @@ rule photo_sheet:
         gpu=1,
         accelerator=1,
     params:
-        **step("photo_sheet"),
+        **step("photo_sheet", sheet=sheet),
     message:
         "{wildcards.dataset}: novel views of its photos"
     shell:

@@ -97,6 +97,7 @@ def stages(
             "masks": [f"sets/{one.name}/masks" for one in sets if one.unmasked],
             "embed": [f"sets/{one.name}/embed" for one in sets if one.name in compared],
             "sheet": ["sheet/sheet"],
+            "reference_sheet": [f"sheet/reference-{one}" for one in dataset.sheet.references],
             "fid": ["fid"],
         }
     if dataset.photos and os.path.isdir(os.path.expanduser(dataset.photos)):
@@ -135,9 +136,11 @@ def look(
 
 def _logs(stage: str, record: str, shards: int) -> list[str]:
     """Patterns of the logs of the jobs that make a record, below ``logs``."""
-    *folder, _ = record.split("/")
+    *folder, name = record.removesuffix(".run.json").split("/")
     if stage == "novel_views":
         return [f"{record.removesuffix('.run.json')}.log"]
+    if stage == "reference_sheet":
+        return [f"{name}.log"]
     name = f"{stage}-{folder[1]}" if folder[1:] else stage  # of a set: sets/NAME/STAGE.run.json
     of_shards = [f"{name}.*-of-{shards}.log", f"gather_{name}.log"] if shards > 1 else []
     return [f"{name}.log", *of_shards]
