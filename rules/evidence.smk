@@ -58,6 +58,7 @@ rule evidence:
         **step(
             "evidence",
             run=lambda wildcards, input: str(Path(input.model).parents[1]),
+            dataset=lambda wildcards: wildcards.dataset,
         ),
     message:
         "{wildcards.dataset}: do views show the pose asked for, and one object?"
@@ -95,6 +96,7 @@ rule ablation:
         **step(
             "ablation",
             run=lambda wildcards, input: str(Path(input.model).parents[1]),
+            dataset=lambda wildcards: wildcards.dataset,
         ),
     message:
         "{wildcards.dataset}: noise, attention and guidance varied one at a time"
