@@ -397,7 +397,7 @@ def _references(given: object) -> object:
                 f"{one} is none of: the number of a pose, an azimuth as 120deg, "
                 f"{', '.join(VIEWPOINTS)}"
             )
-    return tuple(map(str, several))
+    return tuple(dict.fromkeys(map(str, several)))
 
 
 class Sheet(Settings):
