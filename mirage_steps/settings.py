@@ -385,14 +385,14 @@ class NovelViews(Settings):
 
 # Azimuths in degrees, where the true ones of the images count from the front as EPFL's do.
 VIEWPOINTS = {"front": 0, "half-front": 45, "side": 90, "half-back": 135, "rear": 180}
-_REFERENCE = re.compile(rf"\d{{1,5}}|\d{{1,3}}(\.\d+)?deg|{'|'.join(VIEWPOINTS)}")
+REFERENCE = re.compile(rf"\d{{1,5}}|\d{{1,3}}(?:\.\d+)?deg|{'|'.join(VIEWPOINTS)}")
 
 
 def _references(given: object) -> object:
     """References as text: a number of a pose is one to YAML."""
     several = list(given) if isinstance(given, list | tuple) else [given]
     for one in map(str, several):
-        if not _REFERENCE.fullmatch(one):
+        if not REFERENCE.fullmatch(one):
             raise ValueError(
                 f"{one} is none of: the number of a pose, an azimuth as 120deg, "
                 f"{', '.join(VIEWPOINTS)}"

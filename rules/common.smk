@@ -20,7 +20,7 @@ from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import PACKAGES, is_complete, is_local, require_known
-from mirage_steps.settings import Settings, differences, load, sections
+from mirage_steps.settings import REFERENCE, Settings, differences, load, sections
 from mirage_steps.sources.checks import (
     check_baselines,
     check_images,
@@ -75,7 +75,7 @@ wildcard_constraints:
     dataset="|".join(map(re.escape, configuration.datasets)),
     set=names("real", "single", "multi-view", "baseline", "masked"),
     shard="|".join(SHARDS),
-    reference=r"[\w.-]+",
+    reference=REFERENCE.pattern,
 
 
 def dataset(wildcards):
