@@ -54,6 +54,7 @@ def main(
     poses: Path,
     out: Path,
     turns: Path | None = None,
+    dataset: str = "",
     ablation: settings.Ablation = settings.Ablation(),
     evidence: settings.Evidence = settings.Evidence(),
     views: settings.Views = settings.Views(),
@@ -69,6 +70,7 @@ def main(
         poses: poses.csv of these crops.
         out: Folder for ablation.json, ablation.txt and ablation.png.
         turns: turns.h5 with objects from all sides, for the ceiling.
+        dataset: Its name for the head of the table; the run's by default.
         ablation: Objects, steps and values of gamma.
         evidence: How views are judged.
         views: Sampler of the first row.
@@ -118,7 +120,7 @@ def main(
     claims = _claims(rows)
     write_json(out / "ablation.json", about | {"rows": figures, "claims": claims})
     with atomic(out / "ablation.txt") as temporary:
-        text = _as_text(run.name, about, figures, claims)
+        text = _as_text(dataset or run.name, about, figures, claims)
         temporary.write_text(text, encoding="utf-8")
     _draw(out / "ablation.png", list(rows), shown)
     log.info("\n%s", text)

@@ -53,6 +53,7 @@ def main(
     poses: Path,
     out: Path,
     turns: Path | None = None,
+    dataset: str = "",
     evidence: settings.Evidence = settings.Evidence(),
     views: settings.Views = settings.Views(),
     guidance: settings.Guidance = settings.Guidance(),
@@ -69,6 +70,7 @@ def main(
         poses: poses.csv of these crops.
         out: Folder for evidence.json, evidence.txt and the pictures.
         turns: turns.h5 with objects from all sides, for ceiling and truth.
+        dataset: Its name for the head of the table; the run's by default.
         evidence: How many objects, and the network that compares them.
         views: Sampler of the photos' views.
         guidance: Hard-attention guidance of the photos' views.
@@ -109,7 +111,7 @@ def main(
         "network": f"{judge.network.name} at {judge.network.resolution} pixels",
     }
     write_json(out / "evidence.json", about | _plain(found))
-    text = _as_text(run.name, about, found)
+    text = _as_text(dataset or run.name, about, found)
     with atomic(out / "evidence.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     plots.evidence(out / "evidence.png", found, about)

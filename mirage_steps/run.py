@@ -24,6 +24,7 @@ from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.names import not_a
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews, PhotoWarning
 from mirage_steps.files.photos import Photo, open_photo
+from mirage_steps.files.records import home_of
 from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device, memory_advice
@@ -92,6 +93,11 @@ class Run:
         folder = Path(folder).expanduser()
         if wrong := not_a("folder", folder):
             raise UserError(f"run {folder}: {wrong}; give one such as results/demo")
+        if (home := home_of(folder)) != folder:
+            raise UserError(
+                f"run {folder}: is a variant of {home}, which has the model; give {home}, and the "
+                "variant's settings as flags or arguments"
+            )
         where = choose_device(device)
         model = load_model(folder / "training", where)
         path = folder / "poses" / ESTIMATOR
@@ -367,7 +373,12 @@ def reference_pose(config: UNetConfig, number: int, seed: int) -> int:
 
 
 def generated_object(
-    model: UNet, number: int, seed: int, views: Views, guidance: Guidance
+    model: UNet,
+    number: int,
+    seed: int,
+    views: Views,
+    guidance: Guidance,
+    reference: int | None = None,
 ) -> tuple[np.ndarray, tuple[int, ...], int]:
     """A generated object in all poses of a category, and its reference.
 
@@ -380,6 +391,7 @@ def generated_object(
         seed: of noise and reference.
         views: sampler, whose own seed is not used.
         guidance: cross-frame attention and guidance.
+        reference: its place among the poses of the category; random by default.
 
     Returns:
         (k, S, S, 3) uint8, the poses (k,), and the place of the reference among them.
@@ -387,7 +399,8 @@ def generated_object(
     config, device = model.config, next(model.parameters()).device
     side, pose = config.image_size, reference_pose(config, number, seed)
     poses = config.siblings(pose)
-    k, chosen = len(poses), poses.index(pose)
+    k, drawn = len(poses), poses.index(pose)
+    chosen = drawn if reference is None else reference
     noise = keyed_noise(seed, [number], (3, side, side))
     if not views.shared_noise:
         others = frame_noise(seed, [number], k, (3, side, side))[0, 1:]

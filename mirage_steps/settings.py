@@ -19,11 +19,14 @@ import tyro
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
     Strict,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -33,8 +36,9 @@ from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_r
 
 # Folder into which published networks are fetched.
 WEIGHTS = "weights/published"
-# Keys that a data set with `use` has itself; all others come from the other data set.
-_OWN_KEYS = ("source", "use", "labels", "photos", "sheet")
+# Sections of a data set with `use` that are merged over the other data set's: they change neither
+# features nor poses nor the model.
+_MERGED = ("views", "guidance", "novel_views", "sheet", "evidence", "ablation")
 # Whole numbers that YAML takes for text.
 _EXPONENT = re.compile(r"[0-9.]+[eE]\+?[0-9]{1,2}")
 # By Snakemake, or by one of the shells through which a cluster's submission passes file names.
@@ -395,10 +399,33 @@ class Sampling(Settings):
     novel_views: NovelViews = NovelViews()
 
 
+# Azimuths in degrees, where the true ones of the images count from the front as EPFL's do.
+VIEWPOINTS = {"front": 0, "half-front": 45, "side": 90, "half-back": 135, "rear": 180}
+REFERENCE = re.compile(rf"\d{{1,5}}|\d{{1,3}}(?:\.\d+)?deg|{'|'.join(VIEWPOINTS)}")
+
+
+def _references(given: object) -> object:
+    """References as text: a number of a pose is one to YAML."""
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    for one in map(str, several):
+        if not REFERENCE.fullmatch(one):
+            raise ValueError(
+                f"{one} is none of: the number of a pose, an azimuth as 120deg, "
+                f"{', '.join(VIEWPOINTS)}"
+            )
+    return tuple(dict.fromkeys(map(str, several)))
+
+
 class Sheet(Settings):
     """The contact sheet: objects in rows, all poses in columns."""
 
     objects: int = Field(8, ge=1, description="Objects on the sheet.")
+    references: Annotated[tuple[str, ...], BeforeValidator(_references)] = Field(
+        (),
+        description="More sheets of the same objects, each with one reference for all: the number "
+        "of a pose; or, where true azimuths are known, the pose nearest to one (120deg, front, "
+        "half-front, side, half-back, rear). Otherwise references are random.",
+    )
 
 
 class Masks(Settings):
@@ -497,12 +524,13 @@ class Paper(Settings):
 class Dataset(Settings):
     """One data set: a section for each stage."""
 
-    source: Source
     use: str | None = Field(
         None,
-        description="Another data set whose pose estimator and model serve this one's photos; "
-        "nothing is fitted or trained here.",
+        description="Another data set whose pose estimator and model serve this one's photos, or "
+        "without a source: a variant of that data set, with other settings of the sampler; nothing "
+        "is fitted or trained here.",
     )
+    source: Source | None = Field(None, validate_default=True)
     categories: int = stated(
         1,
         1,
@@ -536,6 +564,13 @@ class Dataset(Settings):
     )
     paper: Paper | None = Field(None, description="The paper's own figures, for comparison.")
 
+    @field_validator("source")
+    @classmethod
+    def _images_come_from_somewhere(cls, source: Source | None, info: ValidationInfo) -> object:
+        if source is None and info.data.get("use") is None:
+            raise PydanticCustomError("missing", "is required")
+        return source
+
     @model_validator(mode="after")
     def _views_have_other_poses(self) -> "Dataset":
         if self.poses.k < 4:
@@ -544,7 +579,8 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _another_s_model_is_used_whole(self) -> "Dataset":
-        own = self.model_fields_set.difference(_OWN_KEYS)
+        allowed = ("use", "source", "photos", *_MERGED, *(() if self.is_variant else ("labels",)))
+        own = self.model_fields_set.difference(allowed)
         if self.use is not None and own:
             raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use} by use; remove it")
         return self
@@ -558,9 +594,36 @@ class Dataset(Settings):
         return self
 
     @property
+    def is_variant(self) -> bool:
+        """Whether images, poses and model are those of the data set that it uses."""
+        return self.use is not None and self.source is None
+
+    @property
+    def renders(self) -> bool:
+        """Whether its source can render an object from all sides, one kind of object."""
+        return getattr(self.source, "objects", None) in ("cars", "chairs")
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether it has a table; not where another's model shows its photos."""
+        return self.use is None or self.is_variant
+
+    @property
     def sets(self) -> dict[str, EvaluationSet]:
         """The evaluation sets by name, those of the baselines among them."""
         return evaluation_sets({name: one.background for name, one in self.baselines.items()})
+
+    def guidance_of(self, one: EvaluationSet) -> Guidance:
+        """Guidance of a generated set; an unguided one stays valid when gamma changes."""
+        return self.guidance if one.guided else self.guidance.model_copy(update={"gamma": 1.0})
+
+    def sampling(self, one: EvaluationSet) -> list[dict[str, object]]:
+        """Settings that change the images of a generated set; of any other, none."""
+        one = self.sets[one.unmasked] if one.unmasked else one
+        if not one.generated:
+            return []
+        sections = [self.views, *([self.guidance_of(one)] if one.source == "multi-view" else [])]
+        return [section.model_dump(exclude=set(section.untracked)) for section in sections]
 
 
 class Configuration(Settings):
@@ -584,12 +647,45 @@ class Configuration(Settings):
     datasets: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Dataset]
 
     def dataset(self, name: str) -> Dataset:
-        """Settings of a data set; with ``use``, those of the other data set filled in."""
+        """Settings of a data set; with ``use``, those of the other data set filled in.
+
+        A variant's source stays None.
+        """
         dataset = self.datasets[name]
         if dataset.use is None:
             return dataset
-        own = {key: getattr(dataset, key) for key in _OWN_KEYS}
-        return self.datasets[dataset.use].model_copy(update=own)
+        used = self.datasets[dataset.use]
+        own = {"source": dataset.source, "use": dataset.use}
+        if not dataset.is_variant:
+            own |= {"photos": dataset.photos, "labels": dataset.labels}
+        elif "photos" in dataset.model_fields_set:
+            own["photos"] = dataset.photos
+        for key in dataset.model_fields_set.intersection(_MERGED):
+            section = getattr(dataset, key)
+            given = {one: getattr(section, one) for one in section.model_fields_set}
+            own[key] = getattr(used, key).model_copy(update=given)
+        return used.model_copy(update=own)
+
+    def home(self, name: str) -> str:
+        """The data set that has the images, poses and model: of a variant, the used one."""
+        dataset = self.datasets[name]
+        return dataset.use if dataset.is_variant else name
+
+    def makers(self, name: str) -> dict[str, str]:
+        """For each evaluation set the data set that makes it.
+
+        A variant makes what its settings change and takes the rest from the used one.
+        """
+        dataset, home = self.dataset(name), self.home(name)
+        sampling = self.dataset(home).sampling
+        return {
+            key: home if dataset.sampling(one) == sampling(one) else name
+            for key, one in dataset.sets.items()
+        }
+
+    def own_sets(self, name: str) -> tuple[str, ...]:
+        """The evaluation sets that a data set makes itself."""
+        return tuple(key for key, maker in self.makers(name).items() if maker == name)
 
     @model_validator(mode="after")
     def _names_exist(self) -> "Configuration":
@@ -607,6 +703,24 @@ class Configuration(Settings):
                     f"{self.datasets[dataset.use].use}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _references_are_poses(self) -> "Configuration":
+        for name in self.datasets:
+            dataset = self.dataset(name)
+            for one in dataset.sheet.references:
+                require_pose(f"datasets.{name}.sheet.references", one, dataset.poses.k)
+        return self
+
+
+def require_pose(key: str, reference: str, k: int) -> None:
+    """Refuse a reference that is the number of a pose which is not there.
+
+    Raises:
+        ValueError: it is not below ``k``.
+    """
+    if reference.isdigit() and int(reference) >= k:
+        raise ValueError(f"{key} {reference}: there are {k} poses, 0 to {k - 1}")
 
 
 def deviations(section: type[Settings] | Settings, name: str) -> list[str]:

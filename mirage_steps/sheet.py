@@ -3,6 +3,9 @@
 Writes ``contact_sheet.png``, ``turntable.gif``, the same objects as an animation, and
 ``objects.h5``, which has more of them for the evidence: ``images`` (n, k, S, S, 3) uint8, their
 ``pose`` (n, k) and ``reference`` (n,), the column that all others of a row attend to.
+
+With ``sheet.references`` instead ``reference-NAME.png`` and ``.gif`` for each of them, the same
+objects with that reference for all (Figures 9 to 13).
 """
 
 from pathlib import Path
@@ -10,11 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps import settings
+from mirage_steps.errors import UserError
 from mirage_steps.files import tiles
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import by_image, create_h5
+from mirage_steps.files.records import read_json
 from mirage_steps.files.terminal import progress
+from mirage_steps.method.circle import circular_distance
 from mirage_steps.method.device import choose_device
+from mirage_steps.method.unet import UNet, UNetConfig
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.references import References
 from mirage_steps.run import generated_object, reference_pose
@@ -29,21 +36,59 @@ def main(
     evidence: settings.Evidence = settings.Evidence(),
     views: settings.Views = settings.Views(),
     guidance: settings.Guidance = settings.Guidance(),
+    scores: Path | None = None,
     device: str = "auto",
-) -> None:
+) -> list[str]:
     """Generate objects in all poses.
 
     Args:
         model: The training step's model.safetensors, with config.json in the same folder.
         out: Folder for contact_sheet.png, turntable.gif and objects.h5.
         estimator: The run's pose_estimator.safetensors, to leave bad references out.
-        sheet: How many objects are shown.
+        sheet: How many objects are shown, and with which references.
         evidence: How many are made.
         views: Sampler.
         guidance: Hard-attention guidance.
+        scores: pose_eval.json, for references by their azimuth.
         device: auto, cpu or cuda.
+
+    Returns:
+        Names of the records.
     """
     network = load_model(model.parent, choose_device(device))
+    which = " of their category" if network.config.categories > 1 else ""
+    title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
+    if not sheet.references:
+        chooser = References.load(network, views, estimator)
+        _random_references(network, chooser, out, title, sheet, evidence, views, guidance)
+        return ["sheet"]
+    # All are chosen before the first sheet is made.
+    chosen = {one: _columns(one, network.config, scores) for one in sheet.references}
+    for reference, columns in chosen.items():
+        rows, places = [], []
+        for number in progress(range(sheet.objects), desc=reference, unit="object"):
+            column = columns[number % len(columns)]
+            made = generated_object(network, number, views.seed + 1, views, guidance, column)
+            rows.append(made[0])
+            places.append(made[2])
+        poses = ", ".join(map(str, dict.fromkeys(columns)))
+        about = title if reference.isdigit() else f"{title}, reference {reference}: pose {poses}"
+        names = (f"reference-{reference}.png", f"reference-{reference}.gif")
+        tiles.write_sheet(out, np.stack(rows), places, about, names)
+    return [f"reference-{one}" for one in chosen]
+
+
+def _random_references(
+    network: UNet,
+    chooser: References,
+    out: Path,
+    title: str,
+    sheet: settings.Sheet,
+    evidence: settings.Evidence,
+    views: settings.Views,
+    guidance: settings.Guidance,
+) -> None:
+    """Write the contact sheet, the turntable and the objects of the evidence."""
     config, count = network.config, max(sheet.objects, evidence.judged_objects)
     k, side = config.poses // config.categories, config.image_size
     shown, references = [], []
@@ -51,7 +96,7 @@ def main(
         by_image(file, "images", count, (k, side, side, 3), np.uint8)
         file["pose"], poses = np.zeros((count, k), np.int32), []
         # Another seed than that of the sets, so that the sheet shows other objects.
-        seed, chooser = views.seed + 1, References.load(network, views, estimator)
+        seed = views.seed + 1
         numbers = chooser.chosen(range(count), seed, lambda n: reference_pose(config, n, seed))
         for place, number in enumerate(progress(numbers, unit="object")):
             made = generated_object(network, number, seed, views, guidance)
@@ -62,9 +107,38 @@ def main(
                 shown.append(made[0])
         file["pose"][:] = poses
         file["reference"] = np.array(references)
-    which = " of their category" if config.categories > 1 else ""
-    title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
     tiles.write_sheet(out, np.stack(shown), references[: sheet.objects], title)
+
+
+def _columns(reference: str, config: UNetConfig, scores: Path | None) -> list[int]:
+    """The column of a reference in each category.
+
+    Args:
+        reference: number of a pose, azimuth such as 120deg, or name of a viewpoint.
+        config: of the model.
+        scores: pose_eval.json with the mean azimuth of each pose.
+
+    Raises:
+        UserError: there is no such pose, or a category has no known azimuth.
+    """
+    k = config.poses // config.categories
+    try:
+        settings.require_pose("sheet.references", reference, k)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if reference.isdigit():
+        return [int(reference)] * config.categories
+    found = read_json(scores).get("poses", []) if scores else []
+    means = np.array([one["mean_azimuth_deg"] for one in found], float)  # NaN for None
+    means = means if len(means) == config.poses else np.full(config.poses, np.nan)
+    if np.isnan(means := means.reshape(config.categories, k)).all(1).any():
+        raise UserError(
+            f"sheet.references {reference}: no true azimuths of the poses are known (labels); give "
+            f"the number of a pose, 0 to {k - 1}"
+        )
+    azimuth = settings.VIEWPOINTS.get(reference)
+    azimuth = float(reference.removesuffix("deg")) if azimuth is None else azimuth
+    return np.nanargmin(circular_distance(means, azimuth), axis=1).tolist()
 
 
 if __name__ == "__main__":

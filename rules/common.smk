@@ -20,7 +20,7 @@ from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import PACKAGES, is_complete, is_local, require_known
-from mirage_steps.settings import Settings, differences, load, sections
+from mirage_steps.settings import REFERENCE, Settings, differences, load, sections
 from mirage_steps.sources.checks import (
     check_baselines,
     check_images,
@@ -49,10 +49,13 @@ pathvars:
 # Shell command of every step. A scheduler's signal reaches all processes of a job; `tee` ignores it,
 # because the step still saves a checkpoint and logs it.
 RUN = "{params.command} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
-# Data sets that train a model, and those whose photos use another's.
-TRAINED = [name for name, one in configuration.datasets.items() if one.use is None]
-USING = [name for name, one in configuration.datasets.items() if one.use is not None]
-SETS = {name: one for key in TRAINED for name, one in configuration.dataset(key).sets.items()}
+# Data sets whose photos another's model shows; all others have evaluation sets.
+USING = [name for name, one in configuration.datasets.items() if not one.is_evaluated]
+SETS = {
+    name: one
+    for key in configuration.datasets
+    for name, one in configuration.dataset(key).sets.items()
+}
 # Hashes of networks and verdicts on photos, which need not be made at every start.
 FILES = FileCache(Path(configuration.results, CACHE))
 # Photos that were asked for and cannot be shown, with the reason.
@@ -72,6 +75,7 @@ wildcard_constraints:
     dataset="|".join(map(re.escape, configuration.datasets)),
     set=names("real", "single", "multi-view", "baseline", "masked"),
     shard="|".join(SHARDS),
+    reference=REFERENCE.pattern,
 
 
 def dataset(wildcards):
@@ -82,6 +86,12 @@ def dataset(wildcards):
 def setting(path):
     """Function of the wildcards: one setting, such as ``fid.samples``."""
     return lambda wildcards: functools.reduce(getattr, path.split("."), dataset(wildcards))
+
+
+def sheet(wildcards):
+    """Settings of a sheet, with its one reference or none."""
+    chosen = wildcards.get("reference")
+    return dataset(wildcards).sheet.model_copy(update={"references": (chosen,) if chosen else ()})
 
 
 def evaluation_set(wildcards):
@@ -192,6 +202,7 @@ def results(wildcards):
 
 def source_there(wildcards):
     """Input function: refuse a missing source."""
+    refuse_variant(wildcards)
     return require(wildcards, check_images, dataset(wildcards), results(wildcards))
 
 
@@ -224,6 +235,7 @@ def own(file):
     """Input function: a file of a data set that trains its own model."""
 
     def path(wildcards):
+        refuse_variant(wildcards)
         if used := dataset(wildcards).use:
             refuse(
                 f"{wildcards.dataset} uses the model of {used} and trains none; its target is "
@@ -234,9 +246,30 @@ def own(file):
     return path
 
 
+def refuse_variant(wildcards):
+    """End where a file is asked of a variant that only the data set it uses has."""
+    name, folder = wildcards.dataset, configuration.results
+    if dataset(wildcards).is_variant:
+        home = configuration.home(name)
+        refuse(
+            f"{name} is a variant of {home}, whose images, poses and model it shares; ask for these "
+            f"in {folder}/{home}, and for the variant by {folder}/{name}/overview.txt"
+        )
+
+
+def shared(file):
+    """Input function: a file that a variant takes from the data set that it uses."""
+    return lambda wildcards: f"<results>/{configuration.home(wildcards.dataset)}/{file}"
+
+
+def of_set(wildcards, name, file):
+    """A file of an evaluation set, where it is made."""
+    return f"<results>/{configuration.makers(wildcards.dataset)[name]}/sets/{name}/{file}"
+
+
 def final(name):
     """The final target of a data set."""
-    last = "overview.txt" if name in TRAINED else "photo_sheet/contact_sheet.png"
+    last = "photo_sheet/contact_sheet.png" if name in USING else "overview.txt"
     return f"<results>/{name}/{last}"
 
 
@@ -337,7 +370,7 @@ def source_code(wildcards):
 @functools.cache
 def photos(name):
     """Photos of a data set by the names of their outputs, and (photo, reason) of what is left out."""
-    folder = configuration.datasets[name].photos
+    folder = configuration.dataset(name).photos
     if folder is None:
         return {}, []
     limit = configuration.dataset(name).novel_views.max_pixels
@@ -400,13 +433,36 @@ def scoring_estimator(wildcards):
     """Input function: what scores references, where bad ones are left out."""
     if not dataset(wildcards).views.reject:
         return []
-    return f"<results>/{wildcards.dataset}/poses/pose_estimator.safetensors"
+    return shared("poses/pose_estimator.safetensors")(wildcards)
 
 
 def turns(wildcards):
     """Input function: objects from all sides, where the source renders one kind of them."""
-    rendered = getattr(dataset(wildcards).source, "objects", None) in ("cars", "chairs")
-    return [f"<results>/{wildcards.dataset}/turns/turns.h5"] if rendered else []
+    home = configuration.home(wildcards.dataset)
+    renders = configuration.dataset(home).renders
+    return [f"<results>/{home}/turns/turns.h5"] if renders else []
+
+
+def pictures(wildcards):
+    """Input function: the pictures that the overview lists."""
+    home, folder = (
+        f"<results>/{one}" for one in (configuration.home(wildcards.dataset), wildcards.dataset)
+    )
+    return [
+        f"{home}/foreground/foreground.png",
+        f"{home}/poses/poses.png",
+        f"{home}/poses/pose_eval.png",
+        f"{home}/training/loss.png",
+        of_set(wildcards, "no-mv", "images.png"),
+        of_set(wildcards, "mv-bg-hag", "images.png"),
+        of_set(wildcards, "mv-nobg-hag", "masks.png"),
+        f"{folder}/sheet/contact_sheet.png",
+        f"{folder}/sheet/turntable.gif",
+        *(f"{folder}/sheet/reference-{one}.png" for one in dataset(wildcards).sheet.references),
+        f"{folder}/evidence/evidence.png",
+        f"{folder}/evidence/references.png",
+        f"{folder}/ablation/ablation.png",
+    ]
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -417,9 +473,7 @@ def features_of_rows(wildcards):
     rows = table_rows(dataset(wildcards).sets).values()
     compared = {name for one in rows for name in (one.name, one.reference)}
     # Snakemake reserves some names, such as `count`.
-    return {
-        f"set_{name}": f"<results>/{wildcards.dataset}/sets/{name}/features.h5" for name in compared
-    }
+    return {f"set_{name}": of_set(wildcards, name, "features.h5") for name in compared}
 
 
 def rows(wildcards, input):
@@ -453,5 +507,6 @@ def published_fid(wildcards):
 
 def deviations(wildcards):
     """Settings that differ from the paper's, if its figures are in the table."""
-    chosen = dataset(wildcards)
+    home = configuration.home(wildcards.dataset)
+    chosen = dataset(wildcards).model_copy(update={"source": configuration.dataset(home).source})
     return [] if chosen.paper is None else differences(chosen)

@@ -29,13 +29,13 @@ rule turns:
 
 rule evidence:
     input:
-        model=rules.train.output.model,
-        config=rules.train.output.config,
-        estimator=rules.poses.output.estimator,
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        estimator=shared("poses/pose_estimator.safetensors"),
         objects=rules.sheet.output.objects,
-        crops=rules.crops.output.crops,
-        poses=rules.poses.output.poses,
-        counts=rules.poses.output.counts,
+        crops=shared("crops/crops.h5"),
+        poses=shared("poses/poses.csv"),
+        counts=shared("poses/poses.json"),
         turns=turns,
         network=network("backbone.model"),
         judge=network("evidence.judge"),
@@ -59,6 +59,7 @@ rule evidence:
         **step(
             "evidence",
             run=lambda wildcards, input: str(Path(input.model).parents[1]),
+            dataset=lambda wildcards: wildcards.dataset,
         ),
     message:
         "{wildcards.dataset}: do views show the pose asked for, and one object?"
@@ -68,12 +69,12 @@ rule evidence:
 
 rule ablation:
     input:
-        model=rules.train.output.model,
-        config=rules.train.output.config,
-        estimator=rules.poses.output.estimator,
-        crops=rules.crops.output.crops,
-        poses=rules.poses.output.poses,
-        counts=rules.poses.output.counts,
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        estimator=shared("poses/pose_estimator.safetensors"),
+        crops=shared("crops/crops.h5"),
+        poses=shared("poses/poses.csv"),
+        counts=shared("poses/poses.json"),
         turns=turns,
         network=network("backbone.model"),
         judge=network("evidence.judge"),
@@ -96,6 +97,7 @@ rule ablation:
         **step(
             "ablation",
             run=lambda wildcards, input: str(Path(input.model).parents[1]),
+            dataset=lambda wildcards: wildcards.dataset,
         ),
     message:
         "{wildcards.dataset}: noise, attention and guidance varied one at a time"

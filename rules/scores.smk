@@ -5,7 +5,7 @@ rule masks:
         images=lambda wildcards: (
             f"<results>/{wildcards.dataset}/sets/{evaluation_set(wildcards).unmasked}/images.h5"
         ),
-        estimator=rules.foreground.output.estimator,
+        estimator=shared("foreground/pose_estimator.safetensors"),
         network=network("backbone.model"),
         sam=network("masks.sam"),
     output:
@@ -97,20 +97,7 @@ rule overview:
         table=rules.fid.output.table,
         evidence=rules.evidence.output.table,
         ablation=rules.ablation.output.table,
-        pictures=[
-            rules.foreground.output.picture,
-            rules.poses.output.picture,
-            rules.pose_eval.output.picture,
-            rules.train.output.loss,
-            "<results>/{dataset}/sets/no-mv/images.png",
-            "<results>/{dataset}/sets/mv-bg-hag/images.png",
-            "<results>/{dataset}/sets/mv-nobg-hag/masks.png",
-            rules.sheet.output.sheet,
-            rules.sheet.output.turntable,
-            rules.evidence.output.picture,
-            rules.evidence.output.references,
-            rules.ablation.output.picture,
-        ],
+        pictures=pictures,
         photos=photo_strips,
     output:
         overview="<results>/{dataset}/overview.txt",

@@ -42,11 +42,11 @@ rule sampling:
 rule views:
     input:
         # A setting that only photos depend on makes no set stale.
-        stored=ancient(rules.sampling.output.settings),
-        model=rules.train.output.model,
-        config=rules.train.output.config,
-        poses=rules.poses.output.poses,
-        counts=rules.poses.output.counts,
+        stored=ancient(shared("training/sampling.json")),
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        poses=shared("poses/poses.csv"),
+        counts=shared("poses/poses.json"),
         estimator=scoring_estimator,
     output:
         # Shards have no picture.
@@ -66,16 +66,11 @@ rule views:
         gpu=1,
         accelerator=1,
     params:
-        # A new gamma leaves unguided sets valid.
         **step(
             "views",
             sampler=lambda wildcards: evaluation_set(wildcards).source,
             untrained=lambda wildcards: not evaluation_set(wildcards).trained,
-            guidance=lambda wildcards: (
-                dataset(wildcards).guidance
-                if evaluation_set(wildcards).guided
-                else dataset(wildcards).guidance.model_copy(update={"gamma": 1.0})
-            ),
+            guidance=lambda wildcards: dataset(wildcards).guidance_of(evaluation_set(wildcards)),
             samples=setting("fid.samples"),
             shard=shard,
         ),
@@ -115,9 +110,9 @@ rule baseline:
 
 rule sheet:
     input:
-        stored=ancient(rules.sampling.output.settings),
-        model=rules.train.output.model,
-        config=rules.train.output.config,
+        stored=ancient(shared("training/sampling.json")),
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
         estimator=scoring_estimator,
     output:
         sheet="<results>/{dataset}/sheet/contact_sheet.png",
@@ -135,11 +130,29 @@ rule sheet:
         gpu=1,
         accelerator=1,
     params:
-        **step("sheet"),
+        **step("sheet", sheet=sheet),
     message:
         "{wildcards.dataset}: contact sheet and turntable"
     shell:
         RUN
+
+
+# The same objects with one reference pose for all.
+use rule sheet as reference_sheet with:
+    input:
+        model=shared("training/model.safetensors"),
+        config=shared("training/config.json"),
+        scores=shared("poses/pose_eval.json"),
+    output:
+        sheet="<results>/{dataset}/sheet/reference-{reference}.png",
+        turntable="<results>/{dataset}/sheet/reference-{reference}.gif",
+        run="<results>/{dataset}/sheet/reference-{reference}.run.json",
+    log:
+        "<results>/{dataset}/logs/reference-{reference}.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/reference-{reference}.tsv"
+    message:
+        "{wildcards.dataset}: contact sheet with reference {wildcards.reference}"
 
 
 # Photos of a data set that uses the model of another one.
@@ -169,7 +182,7 @@ rule photo_sheet:
         gpu=1,
         accelerator=1,
     params:
-        **step("photo_sheet"),
+        **step("photo_sheet", sheet=sheet),
     message:
         "{wildcards.dataset}: novel views of its photos"
     shell:

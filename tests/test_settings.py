@@ -267,6 +267,7 @@ def _other(value: object, field) -> object:
     choices = {"rule": "first-component", "threshold": "zero", "fallback_sign": -1}
     choices |= {"preset": "small", "schedule": "cosine", "precision": "bfloat16"}
     choices |= {"optimizer": "muon", "levels": (16,), "attention": "all", "reference": "guided"}
+    choices |= {"gammas": (7.0,), "references": ("3", "45.5deg")}
     choices |= {"token": "mean-patch", "background": "kept"}
     if field in choices:
         return choices[field]

@@ -22,6 +22,17 @@ def read_json(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
+def home_of(folder: Path) -> Path:
+    """The folder of the run that has the model: another's for a variant, by its steps' records."""
+    if (folder / "training").is_dir():
+        return folder
+    for record in (*folder.glob("sheet/*.run.json"), *folder.glob("sets/*/views*.run.json")):
+        model = read_json(record).get("inputs", {}).get("model", {}).get("path", "")
+        if len(parts := Path(model).parts) > 2:
+            return folder.parent / parts[-3]
+    return folder
+
+
 def read_metrics(folder: Path) -> list[dict]:
     """Records of a training's ``metrics.jsonl``; lines that a kill cut off are skipped.
 

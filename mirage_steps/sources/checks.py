@@ -33,7 +33,7 @@ def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
         results: its folder.
         images: whether the source's must be there.
     """
-    if images:
+    if images and not dataset.is_variant:
         check_images(dataset, results)
     for key, network in networks_of(dataset).items():
         require_known(network, key)
@@ -105,7 +105,7 @@ def networks_of(dataset: Dataset) -> dict[str, str]:
     """The networks of a data set, each a path or the name of published weights, by their key."""
     found = {"source.model": getattr(dataset.source, "model", None)}
     found["backbone.model"] = dataset.backbone.model
-    if dataset.use is None:
+    if dataset.is_evaluated:
         found["evidence.judge"] = dataset.evidence.judge
         found["masks.sam"] = dataset.masks.sam
         found["embed.inception"] = dataset.embed.inception.replace("auto", "inception")

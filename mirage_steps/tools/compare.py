@@ -14,7 +14,7 @@ import tyro
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import run_tool
-from mirage_steps.files.records import read_json
+from mirage_steps.files.records import home_of, read_json
 from mirage_steps.files.text_table import aligned
 
 # By their folders, since searching those of 100 000 images takes long.
@@ -56,13 +56,17 @@ def main(
 def read_run(folder: Path) -> dict[str, dict]:
     """Content of a run's files by their paths in its folder, empty for damaged ones.
 
+    A variant has those of the run whose model it uses, too.
+
     Raises:
         UserError: the folder is missing or holds no results.
     """
     paths = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
     if not paths:
         raise UserError(f"{folder}: no results there; give the folder of a run, as results/demo")
-    return {str(path.relative_to(folder)): read_json(path) for path in paths}
+    found = {str(path.relative_to(folder)): read_json(path) for path in paths}
+    home = home_of(folder)
+    return found if home == folder else read_run(home) | found
 
 
 def settings(run: dict[str, dict]) -> dict[tuple[str, str], str]:

@@ -28,7 +28,7 @@ from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
 from mirage_steps.networks.efficientnet import LEVELS
 from mirage_steps.networks.fetching import FILES, PACKAGES, is_complete, is_local, place
-from mirage_steps.settings import Configuration, Dataset
+from mirage_steps.settings import Configuration
 from mirage_steps.sources.checks import check_dataset, errors_of, require_samples
 
 # DINOv2 as published: width and layers.
@@ -72,7 +72,8 @@ def main(
     dataset = read_dataset(configuration, name)
     with errors_of(name):
         check_dataset(dataset, Path(configuration.results, name), images is None)
-    count = count_images(dataset.source) if images is None else images
+    source = read_dataset(configuration, configuration.home(name)).source
+    count = count_images(source) if images is None else images
     samples, training = dataset.fid.samples, dataset.training
     weights = Path(configuration.weights)
     if count < 1:
@@ -84,13 +85,14 @@ def main(
     files.append(("all", sum(size for _, size, _ in files), ""))
     table = [(pattern, human_size(size), note) for pattern, size, note in files]
     table = aligned([("disk", "size", ""), *table], "<><")
-    print("\n".join([f"{name}: at most {count} images", "", *table, ""]))
-    work = list(operations(dataset, count, vit, network))
+    shared = f", with the model of {dataset.use}" if dataset.is_variant else ""
+    print("\n".join([f"{name}: at most {count} images{shared}", "", *table, ""]))
+    work = list(operations(configuration, name, count, vit, network))
     work.append(("all", sum(flops for _, flops, _ in work), ""))
     table = [(step, f"{flops / 1e12:,.1f}", runs) for step, flops, runs in work]
     print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")))
     with errors_of(name):
-        require_samples(count, 0 if dataset.use else samples)
+        require_samples(count, samples if dataset.is_evaluated else 0)
     missing: dict[Path, float] = {}
     for pattern, size, note in files[:-1]:
         folder = weights if note == "fetched once" else Path(configuration.results, name)
@@ -174,52 +176,65 @@ def artifacts(
     if isinstance(source, settings.StableDiffusion):
         fetched[source.model] = _STABLE_DIFFUSION[0]
         yield "images/**/*.png", count * source.saved_size**2 * 3, "without compression"
-    if not dataset.use:
+    if dataset.is_evaluated:
         names = (dataset.masks.sam, inception.replace("auto", "inception"))
-        fetched |= {name: FILES[name].size for name in names if name in FILES}
-    for name, size in fetched.items():
-        there = name in PACKAGES or is_local(name) or is_complete(name, weights)
+        fetched |= {one: FILES[one].size for one in names if one in FILES}
+    for one, size in fetched.items():
+        there = one in PACKAGES or is_local(one) or is_complete(one, weights)
         if not there:
-            yield str(place(name, Path())), size, "fetched once"
+            yield str(place(one, Path())), size, "fetched once"
+    if not dataset.is_variant:
+        yield from _before_training(configuration, folder, count, pixels, vit)
+    model = "training/model.safetensors"
+    if dataset.use is None:
+        size = 4 * sum(map(torch.numel, network.parameters()))
+        if not (folder / model).exists():
+            # Weights, EMA weights, one moment (Muon) or two (Adam); two are kept, one is written.
+            checkpoint = size * (3 if dataset.training.optimizer == "muon" else 4)
+            yield "training/checkpoints/*.pt", 3 * checkpoint, f"until {model}"
+        yield model, size, ""
+    if dataset.is_evaluated:
+        # Images, of some sets with masks, and features: float32, Inception's of length 2048.
+        features = 4 * (vit.dim + (2048 if inception != "none" else 0))
+        sets = (dataset.sets[one] for one in configuration.own_sets(name))
+        sizes = (pixels * (3 + (one.source == "masked")) + features for one in sets)
+        yield "sets/*/*.h5", dataset.fid.samples * sum(sizes), ""
+
+
+def _before_training(
+    configuration: Configuration, folder: Path, count: int, pixels: int, vit: Backbone
+) -> Iterator[tuple[str, float, str]]:
+    """As :func:`artifacts`, of features, crops and poses."""
     tokens = count * (vit.patches + 1) * vit.dim * 2
     yield "features/tokens*.h5", tokens, ""
     yield "crops/crops.h5", count * pixels * 3, ""
-    maps, model = "pose_space/maps.h5", "training/model.safetensors"
+    maps = "pose_space/maps.h5"
     if not (folder / maps).exists():
         copies = 1 if configuration.shards == 1 else 2  # the shards and the whole
         yield "crop_features/tokens*.h5", copies * tokens, f"until {maps}"
     yield maps, count * vit.patches * 13, ""  # three float32 and a bool a patch
-    if dataset.use:
-        return
-    size = 4 * sum(map(torch.numel, network.parameters()))
-    if not (folder / model).exists():
-        # Weights, EMA weights, one moment (Muon) or two (Adam); two are kept, one is written.
-        checkpoint = size * (3 if dataset.training.optimizer == "muon" else 4)
-        yield "training/checkpoints/*.pt", 3 * checkpoint, f"until {model}"
-    yield model, size, ""
-    # Images, of some sets with masks, and features: float32, Inception's of length 2048.
-    features = 4 * (vit.dim + (2048 if inception != "none" else 0))
-    sizes = (pixels * (3 + (one.source == "masked")) + features for one in dataset.sets.values())
-    yield "sets/*/*.h5", dataset.fid.samples * sum(sizes), ""
 
 
 def operations(
-    dataset: Dataset, count: int, vit: Backbone, network: UNet
+    configuration: Configuration, name: str, count: int, vit: Backbone, network: UNet
 ) -> Iterator[tuple[str, float, str]]:
     """Step, operations and what is run, in the order of the pipeline."""
+    dataset = configuration.dataset(name)
     source, training, samples = dataset.source, dataset.training, dataset.fid.samples
     if isinstance(source, settings.StableDiffusion):
         passes = source.steps * (2 if source.guidance_scale > 1 else 1)
         flops = _STABLE_DIFFUSION[1] * (source.size / 512) ** 2
         yield "dataset", count * passes * flops, f"{count} images, {source.steps} steps"
-    yield "features", 2 * count * vit.flops, f"{count} images and their crops"
-    if dataset.use:
+    if not dataset.is_variant:
+        yield "features", 2 * count * vit.flops, f"{count} images and their crops"
+    if not dataset.is_evaluated:
         return
     encoder, decoder = unet_flops(network)
-    flops = 3 * training.iterations * training.batch_size * (encoder + decoder)
-    runs = f"{training.iterations} steps of {training.batch_size} images"
-    yield "train", flops, f"{runs}, {training.preset} U-Net"
-    sets, steps = dataset.sets.values(), dataset.views.steps
+    if dataset.use is None:
+        flops = 3 * training.iterations * training.batch_size * (encoder + decoder)
+        runs = f"{training.iterations} steps of {training.batch_size} images"
+        yield "train", flops, f"{runs}, {training.preset} U-Net"
+    sets, steps = [dataset.sets[one] for one in configuration.own_sets(name)], dataset.views.steps
     objects = -(-samples // 3)  # with a reference and three views
     made = {"single": samples, "multi-view": 4 * objects}
     images = sum(made.get(one.source, 0) for one in sets)

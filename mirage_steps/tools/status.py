@@ -11,7 +11,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from glob import escape
 from itertools import pairwise
@@ -49,21 +49,33 @@ def main(
     results = Path(configuration.results)
     names = name or [one for one in configuration.datasets if (results / one).is_dir()]
     found = {
-        one: look(results / one, read_dataset(configuration, one), configuration.shards)
+        one: look(
+            results / one,
+            read_dataset(configuration, one),
+            configuration.shards,
+            configuration.own_sets(one),
+        )
         for one in names
     }
     text = "\n\n".join(_as_text(*one) for one in found.items())
     print(json.dumps(found, indent=2) if as_json else text or "no data set was begun")
 
 
-def stages(dataset: Dataset, results: Path = Path()) -> dict[str, list[str]]:
+def stages(
+    dataset: Dataset, results: Path = Path(), own_sets: Collection[str] | None = None
+) -> dict[str, list[str]]:
     """Stages in the order of the pipeline, each with the records it leaves below results/NAME.
 
-    ``results`` is the folder of all results, with what Snakemake found out about photos.
+    Args:
+        dataset: its settings.
+        results: folder of all results, with what Snakemake found out about photos.
+        own_sets: evaluation sets that it makes; all by default.
     """
-    sets = dataset.sets.values()
-    compared = {name for one in sets if one.reference for name in (one.name, one.reference)}
-    found = {
+    sets = [one for one in dataset.sets.values() if own_sets is None or one.name in own_sets]
+    compared = {
+        name for one in dataset.sets.values() if one.reference for name in (one.name, one.reference)
+    }
+    of_images = {
         "dataset": ["dataset"],
         "features": ["features/features"],
         "foreground": ["foreground/foreground"],
@@ -75,17 +87,22 @@ def stages(dataset: Dataset, results: Path = Path()) -> dict[str, list[str]]:
         "pose_eval": ["poses/pose_eval"],
         "photo_sheet": ["photo_sheet/photo_sheet"] if dataset.use else [],
     }
+    found = {} if dataset.is_variant else of_images
     if dataset.use is None:
+        found |= {"real": ["sets/real"], "train": ["training/train"]}
+        found["sampling"] = ["training/sampling"]
+    if dataset.is_evaluated:
         found |= {
-            "real": ["sets/real"],
-            "train": ["training/train"],
-            "sampling": ["training/sampling"],
             "views": [f"sets/{one.name}/views" for one in sets if one.generated],
-            "baseline": [f"sets/{one}/baseline" for one in dataset.baselines],
+            "baseline": [f"sets/{one.name}/baseline" for one in sets if one.source == "baseline"],
             "masks": [f"sets/{one.name}/masks" for one in sets if one.unmasked],
-            "embed": [f"sets/{name}/embed" for name in dataset.sets if name in compared],
+            "embed": [f"sets/{one.name}/embed" for one in sets if one.name in compared],
             "sheet": ["sheet/sheet"],
+            "reference_sheet": [f"sheet/reference-{one}" for one in dataset.sheet.references],
             "fid": ["fid"],
+            "turns": ["turns/turns"] if dataset.renders else [],
+            "evidence": ["evidence/evidence"],
+            "ablation": ["ablation/ablation"],
         }
     if dataset.photos and os.path.isdir(os.path.expanduser(dataset.photos)):
         cache = FileCache(results / CACHE)
@@ -94,17 +111,20 @@ def stages(dataset: Dataset, results: Path = Path()) -> dict[str, list[str]]:
     return {stage: [f"{one}.run.json" for one in found[stage]] for stage in found if found[stage]}
 
 
-def look(folder: Path, dataset: Dataset, shards: int = 1) -> dict:
+def look(
+    folder: Path, dataset: Dataset, shards: int = 1, own_sets: Collection[str] | None = None
+) -> dict:
     """Stages, training, poses and distances of a data set, as JSON.
 
     Args:
         folder: of its results.
         dataset: its settings.
         shards: of features and generated images.
+        own_sets: evaluation sets that it makes; all by default.
     """
     training = _training(folder / "training/checkpoints", dataset.training.iterations)
     found = {}
-    for stage, paths in stages(dataset, folder.parent).items():
+    for stage, paths in stages(dataset, folder.parent, own_sets).items():
         # Logs of sets, photos and shards that are no longer asked for do not count.
         missing = [path for path in paths if not any(folder.glob(path))]
         patterns = [pattern for path in missing for pattern in _logs(stage, path, shards)]
@@ -120,9 +140,11 @@ def look(folder: Path, dataset: Dataset, shards: int = 1) -> dict:
 
 def _logs(stage: str, record: str, shards: int) -> list[str]:
     """Patterns of the logs of the jobs that make a record, below ``logs``."""
-    *folder, _ = record.split("/")
+    *folder, name = record.removesuffix(".run.json").split("/")
     if stage == "novel_views":
         return [f"{record.removesuffix('.run.json')}.log"]
+    if stage == "reference_sheet":
+        return [f"{name}.log"]
     name = f"{stage}-{folder[1]}" if folder[1:] else stage  # of a set: sets/NAME/STAGE.run.json
     of_shards = [f"{name}.*-of-{shards}.log", f"gather_{name}.log"] if shards > 1 else []
     return [f"{name}.log", *of_shards]

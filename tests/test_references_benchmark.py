@@ -1,0 +1,49 @@
+"""The benchmark of references: what varies is the noise of the views alone."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_sheet import K, model  # noqa: F401
+
+from mirage_steps.judge import Seen
+from mirage_steps.method.evidence import Consistency
+from mirage_steps.settings import Guidance
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "references.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("references", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _judge(network) -> SimpleNamespace:
+    """A judge whose only features are the pixels."""
+
+    def see_views(views: np.ndarray) -> Seen:
+        assert views.shape[0] == K - 1  # all poses but the reference's
+        flat = views.reshape(*views.shape[:2], -1).astype(np.float32)
+        return Seen(np.zeros(views.shape[:2], int), np.zeros(0), {"pixels": flat})
+
+    dim = 3 * network.config.image_size**2
+    scale = Consistency(np.zeros((K, dim)), np.full((K, K), 1000.0))
+    run = SimpleNamespace(model=network, backbone=SimpleNamespace(device=torch.device("cpu")))
+    return SimpleNamespace(run=run, scales={"pixels": scale}, see_views=see_views)
+
+
+def test_views_vary_with_their_noise_and_not_without(benchmark, model, monkeypatch):  # noqa: F811
+    judge = _judge(model)
+    varied = benchmark.variation(judge, 2, objects=2, seeds=2, steps=2, guidance=Guidance())
+    assert varied.shape == (2,) and (varied > 0).all()
+    keyed = benchmark.keyed_noise
+    same = lambda seed, numbers, shape: keyed(0, numbers, shape)  # noqa: E731
+    monkeypatch.setattr(benchmark, "keyed_noise", same)
+    alike = benchmark.variation(judge, 2, objects=2, seeds=2, steps=2, guidance=Guidance())
+    np.testing.assert_allclose(alike, 0, atol=1e-9)
