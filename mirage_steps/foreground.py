@@ -27,6 +27,7 @@ from mirage_steps.method.pose_estimator import Detection, PoseEstimator
 _EXAMPLES = 16  # images in the picture
 _FEW = 0.5  # share of the images with an object below which the component hardly is the object's
 _PADDED = 5e-4  # share of padding that is more than the rounding of a window
+_MUCH_PADDED = 0.05  # mean share of padding that a diffusion model will show
 
 
 def main(
@@ -146,11 +147,20 @@ def _add_counts(about: dict, rows: list[tuple], entries: list[Entry]) -> dict[st
             f"the object's box is the whole image in {whole} of {len(found)} images: if the "
             "objects do not fill them, the component does not separate; look at foreground.png"
         )
+    padded = np.array([row[-2] for _, row in found])
+    if padded.mean() > _MUCH_PADDED:
+        warnings.append(
+            f"{padded.mean():.0%} of the pixels of the crops are padding (up to {padded.max():.0%} "
+            f"in one, some in {(padded > _PADDED).sum()} of {len(found)}): the photos are less "
+            "high or wide than the window, and the model learns their blurred edges; look at "
+            "foreground.png and leave more room around the objects"
+        )
     return about | {
         "images": len(rows),
         "images_without_object": len(rows) - len(found),
         "images_filled_by_their_box": whole,
-        "images_with_padded_crop": sum(row[-2] > _PADDED for _, row in found),
+        "images_with_padded_crop": int((padded > _PADDED).sum()),
+        "padded_share": round(float(padded.mean()), 4),
         "warnings": warnings,
     }
 

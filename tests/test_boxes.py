@@ -140,12 +140,12 @@ def test_windows_are_square_show_the_object_and_stay_inside_if_they_can(margin):
             start, end = window[low], window[low + 2]
             if side < limit:
                 assert start >= 0 and end <= limit + 1e-9
-                center = (box[low] + box[low + 2]) / 2
-                # Centered on the object unless the image's end is in the way.
-                if start > 1e-9 and end < limit - 1e-9:
-                    np.testing.assert_allclose((start + end) / 2, center, rtol=1e-9, atol=1e-9)
             else:
-                np.testing.assert_allclose(start + end, limit, rtol=1e-9, atol=1e-9)
+                assert start <= 0 and end >= limit - 1e-9
+            center = (box[low] + box[low + 2]) / 2
+            # Centered on the object unless one end of the image is in the way.
+            if min(abs(start), abs(end - limit)) > 1e-9:
+                np.testing.assert_allclose((start + end) / 2, center, rtol=1e-9, atol=1e-9)
 
 
 def test_a_window_at_the_edge_is_shifted_not_padded():
@@ -153,9 +153,17 @@ def test_a_window_at_the_edge_is_shifted_not_padded():
     assert square_window((80, 80, 100, 100), 100, 100, 0.25) == (60, 60, 100, 100)
 
 
-def test_a_window_larger_than_the_image_is_centered_on_it():
-    window = square_window((0, 0, 100, 40), 100, 40, 0.1)
-    np.testing.assert_allclose(window, (-12.5, -42.5, 112.5, 82.5))
+def test_a_window_taller_than_the_photo_is_centered_on_the_object_where_that_pads_no_more():
+    whole = square_window((0, 0, 100, 40), 100, 40, 0.1)
+    np.testing.assert_allclose(whole, (-12.5, -42.5, 112.5, 82.5))
+    for y in (0, 5, 10, 20):  # an object of 80 x 20 in the lower and the upper half
+        x0, y0, x1, y1 = square_window((10, y, 90, y + 20), 100, 40, 0.1)
+        assert (x0, x1) == (0, 100) and y0 + y1 == 2 * y + 20
+        assert padded_share((x0, y0, x1, y1), 100, 40) == pytest.approx(0.6)
+    # Centered at y = 5 it would begin 45 above the photo and end 5 above its lower edge.
+    window = square_window((10, 0, 90, 10), 100, 60, 0.1)
+    np.testing.assert_allclose(window, (0, -40, 100, 60))
+    assert padded_share(centered(window, (10, 0, 90, 10)), 100, 60) > padded_share(window, 100, 60)
 
 
 def test_a_centered_window_keeps_its_side_and_shows_the_box_in_its_middle():
@@ -213,16 +221,56 @@ def test_a_crop_inside_is_a_plain_cut_and_a_scaled_one_is_pillows():
     np.testing.assert_array_equal(np.asarray(crop(image, box, 32)), np.asarray(expected))
 
 
+def _literal_blur(edge: np.ndarray, away: int) -> np.ndarray:
+    """A row (w, 3) under a Gaussian of standard deviation ``away``, its ends repeated."""
+    columns = np.arange(len(edge))
+    offsets = np.arange(-5 * away, 5 * away + 1)
+    weights = np.exp(-(offsets**2) / (2 * away**2))
+    near = edge[np.clip(columns[:, None] + offsets, 0, len(edge) - 1)].astype(float)
+    return (near * (weights / weights.sum())[:, None]).sum(1)
+
+
+def test_above_and_below_a_photo_its_edge_is_blurred_by_the_distance():
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (20, 160, 3), np.uint8)
+    found = np.asarray(crop(Image.fromarray(photo), (0, -70, 160, 90), 160)).astype(float)
+    np.testing.assert_array_equal(found[70:90], photo)
+    for away in (1, 2, 5, 10, 15):
+        # Blurs follow one another, which at the ends is not one large blur.
+        middle = slice(3 * away, -3 * away)
+        for row, edge in ((found[70 - away], photo[0]), (found[89 + away], photo[-1])):
+            expected = _literal_blur(edge, away)
+            np.testing.assert_allclose(row[middle], expected[middle], atol=1.5)
+
+
+def test_padding_beside_a_photo_is_that_above_it_turned():
+    photo = np.asarray(_noise(40, 16))
+    above = np.asarray(crop(Image.fromarray(photo), (0, -10, 40, 30), 40))
+    turned = Image.fromarray(photo.swapaxes(0, 1))
+    beside = np.asarray(crop(turned, (-10, 0, 30, 40), 40))
+    np.testing.assert_array_equal(beside.swapaxes(0, 1), above)
+
+
+def test_a_stripe_on_the_edge_is_not_drawn_out():
+    photo = np.full((20, 64, 3), 200, np.uint8)
+    photo[:, 31:33] = 0
+    found = np.asarray(crop(Image.fromarray(photo), (0, -22, 64, 42), 64))[..., 0].astype(int)
+    depth = 200 - found[:22].min(1)[::-1]  # from the edge outwards
+    assert depth[0] > 80 and (np.diff(depth) <= 0).all() and depth[-1] < 12
+    assert (found[22:42, 31:33] == 0).all()
+
+
 @pytest.mark.parametrize(
     "window", [(-8, 0, 12, 20), (0, -5, 20, 15), (15, 4, 35, 24), (3, 9, 23, 29), (-9, -8, 41, 42)]
 )
-def test_outside_the_image_edge_pixels_are_replicated_exactly(window):
+def test_what_a_window_has_of_the_image_is_a_plain_cut_wherever_it_lies(window):
     image = _noise(24, 20)
     x0, y0, x1, y1 = window
-    rows = np.clip(np.arange(y0, y1), 0, 19)
-    columns = np.clip(np.arange(x0, x1), 0, 23)
-    expected = np.asarray(image)[rows[:, None], columns]
-    np.testing.assert_array_equal(np.asarray(crop(image, window, x1 - x0)), expected)
+    found = np.asarray(crop(image, window, x1 - x0))
+    rows = slice(max(y0, 0), min(y1, 20))
+    columns = slice(max(x0, 0), min(x1, 24))
+    inside = found[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+    np.testing.assert_array_equal(inside, np.asarray(image)[rows, columns])
 
 
 def test_any_window_of_any_image_gives_a_crop_of_the_size_asked():

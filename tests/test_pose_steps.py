@@ -1,5 +1,6 @@
 """From images to pose labels: the steps themselves, with a tiny random backbone."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -33,17 +35,18 @@ from mirage_steps import (
     settings,
 )
 from mirage_steps.errors import UserError
+from mirage_steps.files import plots
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import read_names, write_names
 from mirage_steps.files.images import read_rgb
-from mirage_steps.files.manifest import read_manifest
+from mirage_steps.files.manifest import Entry, read_manifest
 from mirage_steps.files.tables import read_poses
 from mirage_steps.files.tokens import Tokens, open_tokens
-from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share
+from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share, square_window
 from mirage_steps.method.foreground import ForegroundModel, TokenBatch, token_moments
 from mirage_steps.method.pca import Pca
-from mirage_steps.method.pose_estimator import PoseEstimator
+from mirage_steps.method.pose_estimator import Detection, PoseEstimator
 from mirage_steps.networks.backbone import Backbone
 
 CPU = torch.device("cpu")
@@ -81,7 +84,7 @@ def _draw(path, number: int) -> None:
     rng = np.random.default_rng(number)
     width, height = [(60, 60), (90, 45), (40, 80), (33, 32), (100, 20)][number % 5]
     image = Image.fromarray(rng.integers(0, 60, (height, width, 3), dtype=np.uint8))
-    cx, cy = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.4, 0.6)
+    cx, cy = width * rng.uniform(0.3, 0.7), height * rng.uniform(0.3, 0.7)
     rx, ry = width * rng.uniform(0.15, 0.3), height * rng.uniform(0.15, 0.3)
     color = tuple(int(value) for value in rng.integers(170, 256, 3))
     ImageDraw.Draw(image).ellipse((cx - rx, cy - ry, cx + rx, cy + ry), fill=color)
@@ -404,11 +407,64 @@ def test_a_foreground_in_few_images_is_warned_of_with_its_share(done, tmp_path, 
     about = _at_quantile(done, tmp_path, 0.25)
     found = COUNT - about["images_without_object"]
     assert 0 < found < COUNT / 2
-    (warning,) = about["warnings"]
+    (warning,) = (one for one in about["warnings"] if "padding" not in one)
     told = f"an object was found in only {found} of {COUNT} images ({found / COUNT:.0%})"
     assert told in warning and told in caplog.text
     sound = json.loads((done.root / "found/foreground.json").read_text())
     assert not any("found in only" in warning for warning in sound["warnings"])
+
+
+def _detection(entry: Entry) -> Detection:
+    window = square_window(entry.box, entry.width, entry.height, 0.06)
+    return Detection(entry.box, window, None, np.zeros((GRID, GRID)))
+
+
+def test_much_padding_is_warned_of_with_its_share(done):
+    for height, warned in ((40, True), (76, False)):
+        entries = [
+            replace(entry, width=80, height=height, box=(5.0, 5.0, 75.0, 35.0))
+            for entry in done.entries
+        ]
+        rows = [foreground._row(one, _detection(one)) for one in entries]
+        about = foreground._add_counts({"warnings": []}, rows, entries)
+        share = padded_share(rows[0][6:10], 80, height)
+        assert about["padded_share"] == pytest.approx(share, abs=1e-4)
+        assert about["images_with_padded_crop"] == COUNT
+        told = f"{share:.0%} of the pixels of the crops are padding (up to {share:.0%} in one"
+        assert [told in one for one in about["warnings"]] == [True] * warned
+
+
+def test_the_picture_shows_the_whole_window_with_its_padding_hatched(tmp_path, monkeypatch):
+    drawn = []
+
+    @contextlib.contextmanager
+    def plot(path, size, grid):
+        drawn.append(Figure().subplots(*grid, squeeze=False))
+        yield drawn[-1]
+
+    monkeypatch.setattr(plots, "_plot", plot)
+    Image.new("RGB", (90, 40)).save(tmp_path / "a.png")
+    Image.new("RGB", (90, 90)).save(tmp_path / "b.png")
+    entries = [
+        Entry("a.png", tmp_path / "a.png", 90, 40, box=(5.0, 5.0, 85.0, 35.0)),
+        Entry("b.png", tmp_path / "b.png", 90, 90, box=(20.0, 20.0, 60.0, 60.0)),
+        Entry("b.png", tmp_path / "b.png", 90, 90),
+    ]
+    nothing = Detection(None, None, None, np.zeros((GRID, GRID)))
+    examples = [*zip(entries, [*map(_detection, entries[:2]), nothing], strict=True)]
+    plots.foreground(tmp_path / "picture.png", examples, 0.5)
+    padded, whole, empty = drawn[0][0]
+    side = 80 / 0.88
+    assert padded.get_xlim() == pytest.approx((min(0, 45 - side / 2), max(90, 45 + side / 2)))
+    assert padded.get_ylim() == pytest.approx((20 + side / 2, 20 - side / 2))
+    assert whole.get_xlim() == (0, 90) and whole.get_ylim() == (90, 0)
+    (hatched,) = (one for one in padded.patches if one.get_hatch())
+    window = examples[0][1].window
+    assert hatched.get_bbox().extents == pytest.approx(window)
+    # The photo covers all of it but the padding.
+    assert hatched.get_zorder() < padded.images[0].get_zorder()
+    assert tuple(padded.images[0].get_extent()) == (0, 90, 40, 0)
+    assert not empty.patches and empty.get_xlim() == (0, 90)
 
 
 def test_a_foreground_in_no_image_is_an_error(done, tmp_path):

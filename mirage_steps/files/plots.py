@@ -16,7 +16,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.loading import read_entry
 from mirage_steps.files.manifest import Entry
 from mirage_steps.files.tiles import tile
-from mirage_steps.method.boxes import content_box
+from mirage_steps.method.boxes import Box, content_box
 from mirage_steps.method.circle import circular_mean
 from mirage_steps.method.pose_estimator import Detection
 
@@ -49,27 +49,40 @@ def _plot(
 
 
 def foreground(path: Path, examples: Sequence[tuple[Entry, Detection]], threshold: float) -> None:
-    """Images with box and crop window above the component's scores with its threshold."""
+    """Images with box and crop window above the component's scores with its threshold.
+
+    What a window has outside its image, the padding of the crop, is hatched.
+    """
     columns = min(8, len(examples))
     bands = -(-len(examples) // columns)
     reach = max(np.nanmax(np.abs(found.scores - threshold)) for _, found in examples)
     with _plot(path, (1.5 * columns, 3.1 * bands + 0.3), (2 * bands, columns)) as axes:
         pairs = axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
         for (entry, found), (top, bottom) in zip(examples, pairs, strict=False):
-            top.imshow(read_entry(entry))
-            for box, color in ((found.box, "lime"), (found.window, "yellow")):
-                if box is not None:
-                    corner, width, height = box[:2], box[2] - box[0], box[3] - box[1]
-                    top.add_patch(Rectangle(corner, width, height, fill=False, ec=color, lw=1.2))
+            top.imshow(read_entry(entry), extent=(0, entry.width, entry.height, 0))
+            if found.window is not None:
+                x0, y0, x1, y1 = found.window
+                # Behind the image.
+                _outline(top, found.window, "gray", lw=0, hatch="////", zorder=-1)
+                top.set_xlim(min(x0, 0), max(x1, entry.width))
+                top.set_ylim(max(y1, entry.height), min(y0, 0))
+                _outline(top, found.window, "yellow", lw=1.2)
+                _outline(top, found.box, "lime", lw=1.2)
             x0, y0, x1, y1 = content_box(entry.width, entry.height)
             scores = found.scores - threshold
             bottom.imshow(scores, "coolwarm", vmin=-reach, vmax=reach, extent=(0, 1, 1, 0))
             bottom.set(xlim=(x0, x1), ylim=(y1, y0))
         axes[0, 0].figure.suptitle(
-            "Above: object's box (green), crop to train on (yellow). "
+            "Above: object's box (green), crop to train on (yellow), its padding (hatched). "
             "Below: the component, red is foreground.",
             fontsize=9,
         )
+
+
+def _outline(axis: Axes, box: Box, color: str, **options: object) -> None:
+    """Draw a box in the axis's pixels."""
+    size = box[2] - box[0], box[3] - box[1]
+    axis.add_patch(Rectangle(box[:2], *size, fill=False, ec=color, **options))
 
 
 def _tile_rows(
