@@ -41,8 +41,6 @@ rule sampling:
 
 rule views:
     input:
-        # A setting that only photos depend on makes no set stale.
-        stored=ancient(shared("training/sampling.json")),
         model=shared("training/model.safetensors"),
         config=shared("training/config.json"),
         poses=shared("poses/poses.csv"),
@@ -110,7 +108,6 @@ rule baseline:
 
 rule sheet:
     input:
-        stored=ancient(shared("training/sampling.json")),
         model=shared("training/model.safetensors"),
         config=shared("training/config.json"),
         estimator=scoring_estimator,
