@@ -171,6 +171,7 @@ def test_tokens_have_their_shapes_types_and_order(done):
         assert about == {
             "model": str(done.root / "backbone"),
             "resolution": 32,
+            "levels": [16, 32],
             "weights": settings.WEIGHTS,
             "sha256": {"model.safetensors": hashlib.sha256(weights).hexdigest()},
         }
