@@ -26,7 +26,13 @@ SOURCES = (
     Folder, settings.CompCars, settings.Epfl, settings.StableDiffusion, Procedural,
 )  # fmt: skip
 # Sections that no step takes as flags.
-NO_FLAGS = (settings.Dataset, settings.Configuration, settings.Baseline, settings.Paper)
+NO_FLAGS = (
+    settings.Dataset,
+    settings.Configuration,
+    settings.Baseline,
+    settings.Paper,
+    settings.Sampling,
+)
 STEP_SECTIONS = [cls for cls in SECTIONS if cls not in (*SOURCES, *NO_FLAGS)]
 
 
