@@ -6,7 +6,7 @@ that the interval of a difference tells whether chance explains it. Writes ``abl
 ``ablation.txt`` with what the paper says of each factor and whether it holds, and ``ablation.png``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
-from mirage_steps.judge import Judge, Views, read_turns
+from mirage_steps.judge import Judge, Views, calibrated_judge
 from mirage_steps.method.evidence import Figure, coverage, difference, figure
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.run import Run, generated_object
@@ -79,13 +79,7 @@ def main(
         device: auto, cpu or cuda.
     """
     loaded = Run.load(run, device=device)
-    judge = Judge.load(loaded, evidence, weights)
-    real = None
-    if turns is not None:
-        truth = read_turns(turns, loaded)
-        every = np.tile(np.arange(judge.k), (len(truth.views), 1))
-        real = judge.see_views(truth.views), every
-    judge = judge.calibrated(crops, poses, evidence, real)
+    judge, _, _ = calibrated_judge(loaded, evidence, crops, poses, turns, weights)
     views = views.model_copy(update={"steps": ablation.ablation_steps})
     variants = _variants(views, guidance, ablation)
     rows, shown = {}, []
@@ -93,20 +87,15 @@ def main(
         for name, (own_views, own_guidance) in variants.items():
             made = []
             for number in range(ablation.ablated_objects):
-                # The objects of the contact sheet and of the evidence.
-                made.append(
-                    generated_object(loaded.model, number, views.seed + 1, own_views, own_guidance)
+                # Those of the contact sheet and of the evidence, where no reference is left out.
+                one = generated_object(
+                    loaded.model, number, views.seed + 1, own_views, own_guidance
                 )
+                made.append(one)
                 bar.update()
-            made = Views(*map(np.array, zip(*made, strict=True)))
-            changed = {
-                key: value
-                for one, base in ((own_views, views), (own_guidance, guidance))
-                for key, value in one
-                if value != getattr(base, key)
-            }
-            rows[name] = _judged(judge, made, changed)
-            shown.append(made)
+            shown.append(Views(*map(np.array, zip(*made, strict=True))))
+            changed = _changed((own_views, own_guidance), (views, guidance))
+            rows[name] = _judged(judge, shown[-1], changed)
     about = {
         "objects": ablation.ablated_objects,
         "poses": judge.k,
@@ -117,13 +106,25 @@ def main(
         "network": f"{judge.network.name} at {judge.network.resolution} pixels",
     }
     figures = _figures(judge, rows)
-    claims = _claims(rows)
+    claims = _claims(rows, guidance.gamma)
     write_json(out / "ablation.json", about | {"rows": figures, "claims": claims})
     with atomic(out / "ablation.txt") as temporary:
         text = _as_text(dataset or run.name, about, figures, claims)
         temporary.write_text(text, encoding="utf-8")
     _draw(out / "ablation.png", list(rows), shown)
     log.info("\n%s", text)
+
+
+def _changed(
+    sections: Sequence[settings.Settings], first: Sequence[settings.Settings]
+) -> dict[str, object]:
+    """Settings of a row that are not those of the first row."""
+    return {
+        key: value
+        for one, base in zip(sections, first, strict=True)
+        for key, value in one
+        if value != getattr(base, key)
+    }
 
 
 def _variants(
@@ -146,12 +147,14 @@ def _variants(
     found = {
         _BASE: varied(),
         _OWN_NOISE: varied(shared_noise=False),
-        _NO_ATTENTION: varied(attention="none"),
+        _NO_ATTENTION: varied(shared_noise=True, attention="none"),
         _NEITHER: varied(shared_noise=False, attention="none"),
         _ENCODER: varied(attention="all"),
         _GUIDED: varied(reference="guided"),
     }
-    found |= {f"gamma {gamma:g}": varied(gamma=gamma) for gamma in ablation.gammas}
+    # Without guidance at least, which the claims ask for.
+    gammas = sorted({1.0, *ablation.gammas})
+    found |= {f"gamma {gamma:g}": varied(gamma=gamma) for gamma in gammas}
     return {
         name: variant for name, variant in found.items() if name == _BASE or variant != found[_BASE]
     }
@@ -169,7 +172,7 @@ def _judged(judge: Judge, made: Views, changed: dict[str, object]) -> Row:
     values = {"near": made.mean(judge.shows(seen, made.poses)), "realism": inside.mean(1)}
     return Row(
         changed,
-        values | judge.alikeness(seen, made.poses),
+        values | judge.alikeness(seen, made.poses, made.given),
         frechet_from_features(flat[:count], real[chosen]),
         kernel_distance(flat, real),
     )
@@ -197,27 +200,35 @@ def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, objec
     return found
 
 
-def _claims(rows: Mapping[str, Row]) -> list[dict[str, object]]:
+def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:
     """What the paper says of each factor, with the differences that decide it.
 
-    A claim that a factor helps holds if no kind of consistency falls and one rises, by the
+    A claim that a factor helps holds if no kind of consistency falls and one rises, by their joint
     intervals; that it has no effect, if no interval excludes zero.
+
+    Args:
+        rows: by their names.
+        gamma: of the first row.
     """
     kinds = [key for key in rows[_BASE].values if key not in ("near", "realism")]
-    gammas = [name for name in rows if name.startswith("gamma")]
-    largest = max(gammas, key=lambda name: float(name.split()[1]), default=_BASE)
+    unguided = _BASE if gamma == 1 else "gamma 1"
+    larger = [float(name.split()[1]) for name in rows if name.startswith("gamma")]
+    largest = f"gamma {max(larger):g}" if max(larger, default=0) > gamma else _BASE
     asked = [
         ("shared noise alone makes views more alike", _NO_ATTENTION, _NEITHER, kinds, "rises"),
-        ("cross-frame attention makes views more alike", "gamma 1", _NO_ATTENTION, kinds, "rises"),
+        ("cross-frame attention makes views more alike", unguided, _NO_ATTENTION, kinds, "rises"),
         ("attention in the encoder has no effect", _ENCODER, _BASE, kinds, "same"),
-        ("guidance makes views more alike", _BASE, "gamma 1", kinds, "rises"),
+        ("guidance makes views more alike", _BASE, unguided, kinds, "rises"),
         ("too large a gamma is unrealistic", largest, _BASE, ["realism"], "falls"),
     ]
     claims = []
     for claim, one, other, keys, expected in asked:
-        if one not in rows or other not in rows or one == other:
+        if one == other:  # nothing to compare: the first row is unguided, or has the largest gamma
             continue
-        found = {key: difference(rows[one].values[key], rows[other].values[key]) for key in keys}
+        found = {
+            key: difference(rows[one].values[key], rows[other].values[key], comparisons=len(keys))
+            for key in keys
+        }
         claims.append(
             {
                 "claim": claim,
@@ -261,17 +272,23 @@ def _as_text(
         "near: share of views in the pose asked for or a neighbor; realism: share among the real",
         "images' features (precision); consistency: 0 unrelated objects, 1 real ones where known;",
         f"FD, KID: of {about['network']}, on the object",
-        "in parentheses the 95 % interval over objects; * differs from the first row",
+        "in parentheses the 95 % interval over objects; * differs from the first row (one in twenty",
+        "comparisons does by chance)",
         "",
         *aligned(table, "<" * (len(keys) + 1) + ">>"),
         "",
         "What the paper says, and whether it holds for this model:",
     ]
     for one in claims:
-        changes = "; ".join(f"{key} {Figure(**value)}" for key, value in one["differences"].items())
+        changes = "; ".join(f"{key} {_signed(value)}" for key, value in one["differences"].items())
         against = " against ".join(one["rows"])
         lines.append(f"- {one['claim']}: {one['verdict']} ({against}: {changes})")
     return "\n".join([*lines, ""])
+
+
+def _signed(change: Mapping[str, float]) -> str:
+    """A difference with its joint interval."""
+    return f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})"
 
 
 def _draw(path: Path, names: list[str], shown: list[Views]) -> None:

@@ -28,7 +28,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
-from mirage_steps.judge import Judge, Seen, Turns, Views, read_turns
+from mirage_steps.judge import Judge, Seen, Turns, Views, calibrated_judge
 from mirage_steps.method.device import memory_advice
 from mirage_steps.method.evidence import (
     Figure,
@@ -79,12 +79,8 @@ def main(
         device: auto, cpu or cuda.
     """
     loaded = Run.load(run, device=device)
-    judge = Judge.load(loaded, evidence, weights)
     generated = _read_objects(objects, loaded)
-    truth = None if turns is None else read_turns(turns, loaded)
-    every = None if truth is None else np.tile(np.arange(judge.k), (len(truth.views), 1))
-    real = None if truth is None else judge.see_views(truth.views)
-    judge = judge.calibrated(crops, poses, evidence, None if truth is None else (real, every))
+    judge, truth, real = calibrated_judge(loaded, evidence, crops, poses, turns, weights)
     count = evidence.judged_objects
     photos, own = _some_crops(crops, poses, count) if truth is None else (truth.photos, truth.poses)
     turned = _turned(loaded, photos, own, views, guidance, novel_views)
@@ -94,7 +90,7 @@ def main(
         if absent := int((one.poses < 0).sum()):
             log.warning("no object is found in %d of %d views, %s", absent, one.poses.size, kind)
     found: dict[str, object] = {
-        "pose_control": _pose_control(judge, seen, judged, None if real is None else (real, every)),
+        "pose_control": _pose_control(judge, seen, judged, real),
         "consistency": _consistency(judge, seen, judged),
     }
     found["references"], scores = _references(judge, seen["generated"], generated)
@@ -109,6 +105,7 @@ def main(
         "real_images": len(judge.labels),
         "pose_estimator": loaded.backbone.name,
         "network": f"{judge.network.name} at {judge.network.resolution} pixels",
+        "network_found_poses": judge.found_poses,
     }
     write_json(out / "evidence.json", about | _plain(found))
     text = _as_text(dataset or run.name, about, found)
@@ -193,7 +190,10 @@ def _consistency(
     judge: Judge, seen: dict[str, Seen], judged: dict[str, Views]
 ) -> dict[str, dict[str, object]]:
     """Place between floor and ceiling by the kind of features; alikeness where none is known."""
-    alike = {kind: judge.alikeness(seen[kind], views.poses) for kind, views in judged.items()}
+    alike = {
+        kind: judge.alikeness(seen[kind], views.poses, views.given)
+        for kind, views in judged.items()
+    }
     found = {}
     for feature, scale in judge.scales.items():
         row: dict[str, object] = {kind: scale.position(alike[kind][feature]) for kind in judged}
@@ -211,7 +211,7 @@ def _references(judge: Judge, seen: Seen, made: Views) -> tuple[dict[str, object
     """
     scores = judge.reference_scores(seen, made)
     quality = {"near": made.mean(judge.shows(seen, made.poses))}
-    quality |= judge.alikeness(seen, made.poses)
+    quality |= judge.alikeness(seen, made.poses, made.given)
     order, curve = np.argsort(scores, kind="stable"), []
     for dropped in _DROPPED:
         kept = order[: max(2, round((1 - dropped) * len(order)))]
@@ -320,7 +320,8 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, object]) -> s
         f"{about['generated_objects']} generated objects; {about['photos']} photos "
         f"({about['photos_are']}); {about['real_images']} real images",
         f"poses and masks by the run's own estimator ({about['pose_estimator']}); "
-        f"color: mean inside the mask; features of the object alone: {about['network']}",
+        f"color: mean inside the mask; features of the object alone: {about['network']}"
+        f"{', which found the poses itself' if about['network_found_poses'] else ''}",
         "in parentheses the 95 % interval over objects",
         "",
         *aligned(list(_rows(found)), "<<<<<"),

@@ -6,7 +6,7 @@ and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
 ``fid.txt`` and, with all digits, ``metrics.json``.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.image_set import OWN_WHITE
 from mirage_steps.files.text_table import aligned
-from mirage_steps.method.evidence import Figure, coverage, figure
+from mirage_steps.method.evidence import coverage
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.networks.names import INCEPTION, STAND_IN
 
@@ -60,8 +60,8 @@ class Row:
         inception_name: the network, or why it is absent.
         frechet: Frechet distance of the backbone's features.
         kernel: kernel distance of the backbone's features.
-        coverage: precision, recall, density and coverage of the backbone's features, with
-            intervals over images; empty where there are too few.
+        coverage: precision, recall, density and coverage of the backbone's features; empty where
+            there are too few.
         networks: what made the backbone's features.
         sam: model that removed both backgrounds, empty where they were kept.
         own_white: whether the scored images came without background.
@@ -74,7 +74,7 @@ class Row:
     inception_name: str
     frechet: float
     kernel: float
-    coverage: dict[str, Figure]
+    coverage: dict[str, float]
     networks: dict[str, object]
     sam: str
     own_white: bool
@@ -192,7 +192,9 @@ def compare(name: str, scored: Path, real: Path, caption: str = "") -> Row:
         kernel_distance(x.backbone, y.backbone),
         {}
         if n < _FEWEST
-        else {key: figure(values) for key, values in coverage(y.backbone, x.backbone).items()},
+        else {
+            key: float(values.mean()) for key, values in coverage(y.backbone, x.backbone).items()
+        },
         x.networks,
         y.sam,
         x.sam == OWN_WHITE,
@@ -215,7 +217,7 @@ def as_json(dataset: str, rows: list[Row], published: Published | None = None) -
                 "fd_inception": row.inception,
                 "fd_backbone": row.frechet,
                 "kid_backbone": row.kernel,
-                "coverage_backbone": {key: asdict(one) for key, one in row.coverage.items()},
+                "coverage_backbone": row.coverage,
                 "sam": row.sam or None,
                 "paper_fid": None if published is None else published.fid.get(row.name),
             }
@@ -233,7 +235,7 @@ def as_text(dataset: str, rows: list[Row], published: Published | None = None) -
     for row in rows:
         inception = "-" if row.inception is None else f"{row.inception:.3f}"
         distances = [inception, f"{row.frechet:.3f}", f"{row.kernel:.6f}"]
-        shares = [f"{row.coverage[key].value:.2f}" if row.coverage else "-" for key in _SHARES]
+        shares = [f"{row.coverage[key]:.2f}" if row.coverage else "-" for key in _SHARES]
         table.append([row.name, str(row.n), *distances, *shares, row.caption])
     if published is not None:
         printed = [published.fid.get(row.name) for row in rows]

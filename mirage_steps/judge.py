@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
+from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.command import log
 from mirage_steps.files.h5 import open_h5, slices
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.boxes import crop
-from mirage_steps.method.evidence import Consistency, in_pose, reference_scores
+from mirage_steps.method.evidence import Consistency, figure, in_pose, reference_scores
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.run import Run
@@ -113,16 +113,22 @@ class Judge:
         """The judge of a run, without scales.
 
         Raises:
-            UserError: the network cannot be loaded, or found the run's poses itself.
+            UserError: the network cannot be loaded.
         """
         chosen = settings.Backbone(model=evidence.judge, resolution=evidence.judge_resolution)
-        network = Backbone.load(chosen, run.backbone.device, weights)
-        if network.sha256 == run.backbone.sha256:
-            raise UserError(
-                f"evidence.judge {evidence.judge}: found the poses of {run.folder} itself, so it "
-                "cannot judge them; choose another network"
+        network = Backbone.load(chosen, run.backbone.device, weights, "evidence.judge")
+        judge = cls(run, network, {})
+        if judge.found_poses:
+            log.warning(
+                "evidence.judge %s found the poses itself; another network would judge them better",
+                evidence.judge,
             )
-        return cls(run, network, {})
+        return judge
+
+    @property
+    def found_poses(self) -> bool:
+        """Whether the network is the one that the run's poses were found with."""
+        return self.network.sha256 == self.run.backbone.sha256
 
     @property
     def kinds(self) -> tuple[str, str]:
@@ -162,9 +168,7 @@ class Judge:
             colors = np.stack([one[mask].mean(0) for one, mask in zip(pixels, masks, strict=True)])
             bare = np.where(masks[..., None], pixels, _GRAY).astype(np.uint8)
             features = {color: colors.astype(np.float32), other: self.network.feature(bare, "cls")}
-            # Nothing is in any pose.
-            poses = np.where(found.shown.any(1), found.poses, -1)
-            yield Seen(poses, found.distances, masks, features)
+            yield Seen(found.seen_poses, found.distances, masks, features)
 
     def calibrated(
         self,
@@ -183,23 +187,28 @@ class Judge:
                 views; None where no object was seen so.
 
         Raises:
-            UserError: a pose has too few images, or most images show no object.
+            UserError: no two poses have two images each.
         """
         images, labels = _real_images(crops, poses, self.run.model.config.poses, evidence)
         count, real = self.run.model.config.poses, self.see(images)
         if absent := int((real.poses < 0).sum()):
-            message = f"{crops}: no object is found in {absent} of {len(labels)} real images"
-            if 2 * absent > len(labels):
-                raise UserError(f"{message}; look at foreground/foreground.png")
-            log.warning("%s", message)
+            log.warning("%s: no object is found in %d of %d images", crops, absent, len(labels))
+        few = np.flatnonzero(np.bincount(labels, minlength=count) < 2)
+        if len(few) > count - 2:
+            raise UserError(f"{poses}: needs two poses with two images each; add images")
+        if len(few):
+            log.warning("poses with fewer than two images do not count for consistency: %s", few)
         means = np.stack([images[labels == pose].mean(0) for pose in range(count)])
         scales = {kind: Consistency.fit(real.features[kind], labels, count) for kind in self.kinds}
         means = means.round().astype(np.uint8)
         judge = replace(self, scales=scales, real=real, labels=labels, means=means)
         if turns is None:
             return judge
-        ceilings = judge.alikeness(*turns)
-        scales = {kind: replace(scales[kind], ceiling=ceilings[kind]) for kind in scales}
+        for kind, ceiling in judge.alikeness(*turns).items():
+            if figure(ceiling).low > 0:
+                scales[kind] = replace(scales[kind], ceiling=ceiling)
+            else:
+                log.warning("%s does not tell real objects from unrelated ones: no ceiling", kind)
         return replace(judge, scales=scales)
 
     def shows(self, seen: Seen, poses: np.ndarray, within: int = 1) -> np.ndarray:
@@ -212,34 +221,64 @@ class Judge:
         far = self.run.estimator.far
         return reference_scores(views.poses[own], seen.poses[own], seen.distances[own], far, self.k)
 
-    def alikeness(self, seen: Seen, poses: np.ndarray) -> dict[str, np.ndarray]:
+    def alikeness(
+        self, seen: Seen, poses: np.ndarray, given: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """How alike the views of each object are, (n,) up to 1, by the kind of features.
 
         Args:
             seen: arrays (n, v, ...).
             poses: (n, v) that were asked for.
+            given: (n,) column of the reference or photo, whose pose is beyond doubt.
         """
         shows = self.shows(seen, poses)
+        if given is not None:
+            shows[np.arange(len(given)), given] = True
         return {
             kind: scale.alikeness(seen.features[kind], poses, shows)
             for kind, scale in self.scales.items()
         }
 
 
-def read_turns(path: Path, loaded: Run) -> Turns:
-    """Crops of real objects by the run's estimator, with their masks cropped likewise."""
+def calibrated_judge(
+    run: Run,
+    evidence: settings.Evidence,
+    crops: Path,
+    poses: Path,
+    turns: Path | None,
+    weights: Path,
+) -> tuple[Judge, Turns | None, tuple[Seen, np.ndarray] | None]:
+    """The judge of a run with its scales; the real objects, and what it sees in them, if known.
+
+    Args:
+        run: whose views are judged.
+        evidence: the judge's network and numbers.
+        crops, poses: of the data set, for the scale.
+        turns: turns.h5, for the ceiling.
+        weights: folder of fetched networks.
+    """
+    judge, truth, real = Judge.load(run, evidence, weights), None, None
+    if turns is not None:
+        truth = read_turns(turns, run, evidence.judged_objects)
+        real = judge.see_views(truth.views), np.tile(np.arange(judge.k), (len(truth.views), 1))
+    return judge.calibrated(crops, poses, evidence, real), truth, real
+
+
+def read_turns(path: Path, loaded: Run, most: int) -> Turns:
+    """Crops of at most so many real objects by the run's estimator, and of their masks."""
     side, k = loaded.model.config.image_size, loaded.estimator.k
     with open_h5(path, "images", "masks") as file:
         images, masks = file["images"], file["masks"]
+        count = min(most, len(images))
         if images.shape[1] != 1 + k:
             raise UserError(
                 f"{path}: objects from {images.shape[1] - 1} sides, the run has {k} poses; run "
                 "snakemake with --forcerun turns"
             )
-        views = np.empty((len(images), 1 + k, side, side, 3), np.uint8)
+        views = np.empty((count, 1 + k, side, side, 3), np.uint8)
         cropped = np.empty(views.shape[:-1], bool)
         own = []
-        for number in progress(range(len(images)), desc="real objects", unit="object"):
+        for number in progress(range(count), desc="real objects", unit="object"):
             for column in range(1 + k):
                 located = loaded.locate(images[number, column])
                 views[number, column] = located.crop
@@ -263,11 +302,8 @@ def _real_images(
     for pose in range(count):
         members = np.flatnonzero(labels == pose)
         chosen.append(rng.permutation(members)[: evidence.real_images])
-    if short := [pose for pose in range(count) if len(chosen[pose]) < 2]:
-        raise UserError(
-            f"{poses}: pose {short[0]} has {len(chosen[short[0]])} images, and evidence needs two "
-            "of each; lower poses.k or add images"
-        )
+    if empty := [pose for pose in range(count) if not len(chosen[pose])]:
+        raise UserError(f"{poses}: pose {empty[0]} has no image; {rerun('poses')}")
     rows = np.sort(np.concatenate(chosen))
     with open_h5(crops, "images") as file:
         return np.stack([file["images"][int(row)] for row in rows]), labels[rows]

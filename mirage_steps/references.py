@@ -106,5 +106,5 @@ class References:
             whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(asked), 1))
             seen = self.estimator.estimate(TokenBatch(rows, *tokens, whole))
             far, k = self.estimator.far, self.estimator.k
-            found.append(reference_scores(asked, seen.poses, seen.distances, far, k))
+            found.append(reference_scores(asked, seen.seen_poses, seen.distances, far, k))
         return np.concatenate(found)

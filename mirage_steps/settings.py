@@ -492,6 +492,11 @@ class Embed(Settings):
     )
 
 
+def published_inception(inception: str) -> str:
+    """The name of an Inception among published networks, or its path."""
+    return "inception" if inception == "auto" else inception
+
+
 class Baseline(Settings):
     """Images of another method, scored as a row of the table."""
 
@@ -601,7 +606,8 @@ class Dataset(Settings):
     @property
     def renders(self) -> bool:
         """Whether its source can render an object from all sides, one kind of object."""
-        return getattr(self.source, "objects", None) in ("cars", "chairs")
+        kinds = getattr(self.source, "objects", None)
+        return self.categories == 1 and kinds in ("cars", "chairs")
 
     @property
     def is_evaluated(self) -> bool:
@@ -617,12 +623,20 @@ class Dataset(Settings):
         """Guidance of a generated set; an unguided one stays valid when gamma changes."""
         return self.guidance if one.guided else self.guidance.model_copy(update={"gamma": 1.0})
 
+    def views_of(self, one: EvaluationSet) -> Views:
+        """Sampler of a generated set; single images share no noise and have no references."""
+        single = {"reject": 0.0, "shared_noise": True}
+        return self.views if one.source == "multi-view" else self.views.model_copy(update=single)
+
     def sampling(self, one: EvaluationSet) -> list[dict[str, object]]:
         """Settings that change the images of a generated set; of any other, none."""
         one = self.sets[one.unmasked] if one.unmasked else one
         if not one.generated:
             return []
-        sections = [self.views, *([self.guidance_of(one)] if one.source == "multi-view" else [])]
+        sections = [
+            self.views_of(one),
+            *([self.guidance_of(one)] if one.source == "multi-view" else []),
+        ]
         return [section.model_dump(exclude=set(section.untracked)) for section in sections]
 
 

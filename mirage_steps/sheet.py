@@ -33,7 +33,7 @@ def main(
     out: Path,
     estimator: Path | None = None,
     sheet: settings.Sheet = settings.Sheet(),
-    evidence: settings.Evidence = settings.Evidence(),
+    judged_objects: int = 24,
     views: settings.Views = settings.Views(),
     guidance: settings.Guidance = settings.Guidance(),
     scores: Path | None = None,
@@ -46,7 +46,7 @@ def main(
         out: Folder for contact_sheet.png, turntable.gif and objects.h5.
         estimator: The run's pose_estimator.safetensors, to leave bad references out.
         sheet: How many objects are shown, and with which references.
-        evidence: How many are made.
+        judged_objects: How many are made for the evidence.
         views: Sampler.
         guidance: Hard-attention guidance.
         scores: pose_eval.json, for references by their azimuth.
@@ -60,7 +60,7 @@ def main(
     title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
     if not sheet.references:
         chooser = References.load(network, views, estimator)
-        _random_references(network, chooser, out, title, sheet, evidence, views, guidance)
+        _random_references(network, chooser, out, title, sheet, judged_objects, views, guidance)
         return ["sheet"]
     # All are chosen before the first sheet is made.
     chosen = {one: _columns(one, network.config, scores) for one in sheet.references}
@@ -84,12 +84,12 @@ def _random_references(
     out: Path,
     title: str,
     sheet: settings.Sheet,
-    evidence: settings.Evidence,
+    judged_objects: int,
     views: settings.Views,
     guidance: settings.Guidance,
 ) -> None:
     """Write the contact sheet, the turntable and the objects of the evidence."""
-    config, count = network.config, max(sheet.objects, evidence.judged_objects)
+    config, count = network.config, max(sheet.objects, judged_objects)
     k, side = config.poses // config.categories, config.image_size
     shown, references = [], []
     with create_h5(out / "objects.h5") as file:

@@ -37,7 +37,7 @@ def main(
     placement: float,
     seed: settings.Seed,
     out: Path,
-    evidence: settings.Evidence = settings.Evidence(),
+    judged_objects: int = 24,
 ) -> None:
     """Render held-out objects from all sides.
 
@@ -48,14 +48,14 @@ def main(
         placement: How much scale and position vary.
         seed: The data set's; others are drawn.
         out: Folder for turns.h5.
-        evidence: How many objects.
+        judged_objects: How many objects.
     """
     poses = read_json(pose_eval).get("poses") or []
     azimuths = [pose["mean_azimuth_deg"] for pose in poses]
     if not azimuths or None in azimuths:
         raise UserError(f"{pose_eval}: lacks the azimuth of a pose; {rerun('pose_eval')}")
     render = partial(_render, shape, size, placement, (seed + _HELD_OUT) % 2**32, azimuths)
-    count, sides = evidence.judged_objects, 1 + len(azimuths)
+    count, sides = judged_objects, 1 + len(azimuths)
     with create_h5(out / "turns.h5") as file:
         by_image(file, "images", count, (sides, size, size, 3), np.uint8)
         by_image(file, "masks", count, (sides, size, size), np.uint8)

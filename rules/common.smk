@@ -329,7 +329,7 @@ def network(path):
         part, _, key = path.partition(".")
         value = str(getattr(getattr(dataset(wildcards), part), key, "none"))
         if path == "backbone.model":
-            require(wildcards, check_resolution, dataset(wildcards).backbone)
+            require(wildcards, check_resolution, dataset(wildcards))
         if is_local(value):
             # Times change with a copy or a clone; the content is among the params.
             return [ancient(file) for file in local_files(value)]

@@ -20,6 +20,7 @@ rule turns:
             size=setting("source.size"),
             placement=setting("source.placement"),
             seed=setting("source.seed"),
+            judged_objects=setting("evidence.judged_objects"),
         ),
     message:
         "{wildcards.dataset}: rendering held-out objects from all sides"

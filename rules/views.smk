@@ -69,6 +69,7 @@ rule views:
             sampler=lambda wildcards: evaluation_set(wildcards).source,
             untrained=lambda wildcards: not evaluation_set(wildcards).trained,
             guidance=lambda wildcards: dataset(wildcards).guidance_of(evaluation_set(wildcards)),
+            views=lambda wildcards: dataset(wildcards).views_of(evaluation_set(wildcards)),
             samples=setting("fid.samples"),
             shard=shard,
         ),
@@ -127,7 +128,7 @@ rule sheet:
         gpu=1,
         accelerator=1,
     params:
-        **step("sheet", sheet=sheet),
+        **step("sheet", sheet=sheet, judged_objects=setting("evidence.judged_objects")),
     message:
         "{wildcards.dataset}: contact sheet and turntable"
     shell:

@@ -41,7 +41,7 @@ def arguments(model, tmp_path) -> dict:
         "scores": tmp_path / "pose_eval.json",
         "out": tmp_path / "sheet",
         "views": VIEWS,
-        "evidence": settings.Evidence(judged_objects=2),
+        "judged_objects": 2,
         "device": "cpu",
     }
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from scipy.stats import rankdata
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student_t
 
 from mirage_steps.method.metrics import psnr
 
@@ -27,7 +28,7 @@ class Figure:
 
     Attributes:
         value: the mean.
-        low, high: the 95 % interval (percentiles of the means of resampled objects).
+        low, high: the 95 % interval (percentiles of the means of resampled objects, expanded).
         n: number of objects, or of images where these are what is resampled.
     """
 
@@ -54,21 +55,38 @@ def figure(values: np.ndarray, seed: int = 0, most: float | None = None) -> Figu
     return _bootstrap(len(values), lambda rows: values[rows].mean(-1), seed, most)
 
 
-def difference(one: np.ndarray, other: np.ndarray, seed: int = 0) -> Figure:
-    """Mean of ``one`` less that of ``other``, both (n,) of the same objects: a paired bootstrap."""
-    return figure(one - other, seed)
+def difference(one: np.ndarray, other: np.ndarray, seed: int = 0, comparisons: int = 1) -> Figure:
+    """Mean of ``one`` less that of ``other``, both (n,) of the same objects: a paired bootstrap.
+
+    With several ``comparisons`` that decide one question, the interval of each is wider, so that
+    they hold together in 95 % of the cases (Bonferroni).
+    """
+    differences = one - other
+    level = 1 - (1 - _LEVEL) / comparisons
+    return _bootstrap(len(differences), lambda rows: differences[rows].mean(-1), seed, None, level)
 
 
 def _bootstrap(
-    count: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int, most: float | None
+    count: int,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    seed: int,
+    most: float | None,
+    level: float = _LEVEL,
 ) -> Figure:
-    """A statistic of rows (resamples, n) or (n,) with its percentile interval."""
+    """A statistic of rows (resamples, n) or (n,) with its expanded percentile interval.
+
+    Percentiles of few objects are too close together: their variance is divided by n, and they are
+    those of a normal distribution. Expanding them by both makes the interval of a mean as wide as
+    Student's (Hesterberg 2015, section 5.2).
+    """
     if count < 2:
         raise ValueError(f"an interval needs two objects, got {count}")
     rng = np.random.default_rng([seed, count])
     drawn = statistic(rng.integers(count, size=(_RESAMPLES, count)))
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    values = (statistic(np.arange(count)), low, high)
+    ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    upper, value = (1 + level) / 2, statistic(np.arange(count))
+    wider = student_t.ppf(upper, count - 1) / norm.ppf(upper) * (count / (count - 1)) ** 0.5
+    values = (value, *(value + wider * (ends - value)))
     if most is not None:
         values = tuple(min(value, most) for value in values)
     return Figure(*map(float, values), count)
@@ -138,8 +156,10 @@ class Consistency:
     are alike, but they are not views of it.
 
     Attributes:
-        means: (p, d) of the real images of each pose, of all categories.
-        floor: (p, p) mean distance of centered real images of unrelated objects.
+        means: (p, d) of the real images of each pose, of all categories; NaN where there are fewer
+            than two.
+        floor: (p, p) mean distance of centered real images of unrelated objects in two different
+            poses; NaN on the diagonal and where there are too few.
         ceiling: (m,) alikeness of real objects, None where no object was seen from all sides.
     """
 
@@ -149,22 +169,26 @@ class Consistency:
 
     @classmethod
     def fit(cls, features: np.ndarray, poses: np.ndarray, count: int) -> "Consistency":
-        """The scale of real images without a ceiling.
+        """The scale of real images without a ceiling; poses with fewer than two are left out of it.
 
         Args:
             features: (n, d) of images of different objects.
-            poses: (n,) their poses, each of 0..count-1 at least twice.
+            poses: (n,) their poses, of 0..count-1.
             count: number of poses.
-
-        Raises:
-            ValueError: a pose has fewer than two images.
         """
-        groups = [features[poses == pose].astype(np.float64) for pose in range(count)]
-        if short := [pose for pose, group in enumerate(groups) if len(group) < 2]:
-            raise ValueError(f"pose {short[0]} has fewer than two images")
-        means = np.stack([group.mean(0) for group in groups])
-        residuals = [group - mean for group, mean in zip(groups, means, strict=True)]
-        floor = np.array([[_distances(a, b).mean() for b in residuals] for a in residuals])
+        means, residuals = np.full((count, features.shape[1]), np.nan), {}
+        for pose in range(count):
+            group = features[poses == pose].astype(np.float64)
+            n = len(group)
+            if n > 1:
+                means[pose] = group.mean(0)
+                # Images are closer to their own mean than others will be, by this factor.
+                residuals[pose] = (group - means[pose]) * ((n + 1) / (n - 1)) ** 0.5
+        floor = np.full((count, count), np.nan)
+        for one, a in residuals.items():
+            for other, b in residuals.items():
+                if one != other:
+                    floor[one, other] = cdist(a, b).mean()
         return cls(means, floor)
 
     def alikeness(self, features: np.ndarray, poses: np.ndarray, shows: np.ndarray) -> np.ndarray:
@@ -177,13 +201,15 @@ class Consistency:
 
         Returns:
             (n,), 0 for unrelated objects and 1 for equal features; negative for worse than chance.
+            Pairs of poses without a floor do not count.
         """
         centered = features.astype(np.float64) - self.means[poses]
         one, other = np.triu_indices(poses.shape[1], 1)
         apart = np.linalg.norm(centered[:, one] - centered[:, other], axis=2)  # (n, pairs)
         floor = self.floor[poses[:, one], poses[:, other]]
         apart = np.where(shows[:, one] & shows[:, other], apart, floor)
-        return 1 - apart.sum(1) / floor.sum(1)
+        known = ~np.isnan(floor)
+        return 1 - apart.sum(1, where=known) / floor.sum(1, where=known)
 
     def position(self, alikeness: np.ndarray, seed: int = 0) -> Figure:
         """Place between floor (0) and ceiling (1, the cap) of alikeness (n,).
@@ -202,12 +228,6 @@ class Consistency:
             return alikeness[rows].mean(-1) / top
 
         return _bootstrap(len(alikeness), ratio, seed, most=1.0)
-
-
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances of all rows of a and b; of one set to itself without equal rows."""
-    apart = cdist(a, b)
-    return apart[~np.eye(len(a), dtype=bool)] if a is b else apart
 
 
 # --- truth ------------------------------------------------------------------------------------

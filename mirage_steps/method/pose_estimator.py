@@ -61,6 +61,11 @@ class Estimate(NamedTuple):
     distances: np.ndarray
     shown: np.ndarray
 
+    @property
+    def seen_poses(self) -> np.ndarray:
+        """The poses (n,), -1 where no patch shows an object: nothing is in any pose."""
+        return np.where(self.shown.any(1), self.poses, -1)
+
 
 @dataclass(frozen=True)
 class PoseEstimator:

@@ -97,8 +97,9 @@ class Backbone:
             raise UserError(f"{key} {folder}: has no patch tokens; use a vision transformer")
         if backbone.resolution % kind.multiple:
             near = round(backbone.resolution / kind.multiple) * kind.multiple
+            sized = "backbone.resolution" if key == "backbone.model" else f"{key}_resolution"
             raise UserError(
-                f"backbone.resolution {backbone.resolution} is not a multiple of the patch size "
+                f"{sized} {backbone.resolution} is not a multiple of the patch size "
                 f"{kind.multiple} of {folder}; use {max(near, kind.multiple)}"
             )
         return cls(

@@ -9,8 +9,8 @@ from mirage_steps.files.labels import read_azimuths
 from mirage_steps.files.names import not_a
 from mirage_steps.files.photos import photos_folder
 from mirage_steps.files.records import read_json
-from mirage_steps.networks.fetching import require_known
-from mirage_steps.settings import Backbone, Dataset
+from mirage_steps.networks.fetching import PACKAGES, require_known
+from mirage_steps.settings import Dataset, published_inception
 from mirage_steps.sources import check_source
 
 # Each raises UserError, naming the key.
@@ -37,7 +37,7 @@ def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
         check_images(dataset, results)
     for key, network in networks_of(dataset).items():
         require_known(network, key)
-    check_resolution(dataset.backbone)
+    check_resolution(dataset)
     if dataset.photos is not None:
         photos_folder(dataset.photos)
     if dataset.use is None:
@@ -67,14 +67,22 @@ def require_samples(images: int, samples: int) -> None:
         )
 
 
-def check_resolution(backbone: Backbone) -> None:
-    """Refuse a resolution that is no multiple of the backbone's patches, where they are known."""
-    published = 14 if backbone.model.startswith("facebook/dinov2-") else None
-    patch = read_json(Path(backbone.model, "config.json")).get("patch_size", published)
-    if isinstance(patch, int) and patch > 0 and backbone.resolution % patch:
+def check_resolution(dataset: Dataset) -> None:
+    """Refuse resolutions that are no multiples of a network's patches, where they are known."""
+    one, other = dataset.backbone, dataset.evidence
+    _check_multiple("backbone.resolution", one.resolution, one.model, max(one.levels))
+    if dataset.is_evaluated:
+        _check_multiple("evidence.judge_resolution", other.judge_resolution, other.judge, 32)
+
+
+def _check_multiple(key: str, resolution: int, model: str, level: int) -> None:
+    published = 14 if model.startswith("facebook/dinov2-") else None
+    published = level if model in PACKAGES else published
+    patch = read_json(Path(model, "config.json")).get("patch_size", published)
+    if isinstance(patch, int) and patch > 0 and resolution % patch:
         raise UserError(
-            f"backbone.resolution {backbone.resolution}: not a multiple of the patch size {patch}; "
-            f"use {max(round(backbone.resolution / patch), 1) * patch}"
+            f"{key} {resolution}: not a multiple of the patch size {patch}; "
+            f"use {max(round(resolution / patch), 1) * patch}"
         )
 
 
@@ -108,5 +116,5 @@ def networks_of(dataset: Dataset) -> dict[str, str]:
     if dataset.is_evaluated:
         found["evidence.judge"] = dataset.evidence.judge
         found["masks.sam"] = dataset.masks.sam
-        found["embed.inception"] = dataset.embed.inception.replace("auto", "inception")
+        found["embed.inception"] = published_inception(dataset.embed.inception)
     return {key: network for key, network in found.items() if network not in (None, "none")}

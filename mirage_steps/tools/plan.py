@@ -177,7 +177,7 @@ def artifacts(
         fetched[source.model] = _STABLE_DIFFUSION[0]
         yield "images/**/*.png", count * source.saved_size**2 * 3, "without compression"
     if dataset.is_evaluated:
-        names = (dataset.masks.sam, inception.replace("auto", "inception"))
+        names = (dataset.masks.sam, settings.published_inception(inception))
         fetched |= {one: FILES[one].size for one in names if one in FILES}
     for one, size in fetched.items():
         there = one in PACKAGES or is_local(one) or is_complete(one, weights)
