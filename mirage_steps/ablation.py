@@ -82,20 +82,7 @@ def main(
     judge, _, _ = calibrated_judge(loaded, evidence, crops, poses, turns, weights)
     views = views.model_copy(update={"steps": ablation.ablation_steps})
     variants = _variants(views, guidance, ablation)
-    rows, shown = {}, []
-    with progress(total=len(variants) * ablation.ablated_objects, unit="object") as bar:
-        for name, (own_views, own_guidance) in variants.items():
-            made = []
-            for number in range(ablation.ablated_objects):
-                # Those of the contact sheet and of the evidence, where no reference is left out.
-                one = generated_object(
-                    loaded.model, number, views.seed + 1, own_views, own_guidance
-                )
-                made.append(one)
-                bar.update()
-            shown.append(Views(*map(np.array, zip(*made, strict=True))))
-            changed = _changed((own_views, own_guidance), (views, guidance))
-            rows[name] = _judged(judge, shown[-1], changed)
+    rows, shown = _rows(judge, variants, ablation.ablated_objects, views.seed + 1)
     about = {
         "objects": ablation.ablated_objects,
         "poses": judge.k,
@@ -113,6 +100,29 @@ def main(
         temporary.write_text(text, encoding="utf-8")
     _draw(out / "ablation.png", list(rows), shown)
     log.info("\n%s", text)
+
+
+def _rows(
+    judge: Judge,
+    variants: Mapping[str, tuple[settings.Views, settings.Guidance]],
+    objects: int,
+    seed: int,
+) -> tuple[dict[str, Row], list[Views]]:
+    """The rows by name, and the views of each.
+
+    The objects are those of the contact sheet and of the evidence, unless these leave references
+    out.
+    """
+    rows, shown = {}, []
+    with progress(total=len(variants) * objects, unit="object") as bar:
+        for name, variant in variants.items():
+            made = []
+            for number in range(objects):
+                made.append(generated_object(judge.run.model, number, seed, *variant))
+                bar.update()
+            shown.append(Views(*map(np.array, zip(*made, strict=True))))
+            rows[name] = _judged(judge, shown[-1], _changed(variant, variants[_BASE]))
+    return rows, shown
 
 
 def _changed(
@@ -272,7 +282,7 @@ def _as_text(
         "near: share of views in the pose asked for or a neighbor; realism: share among the real",
         "images' features (precision); consistency: 0 unrelated objects, 1 real ones where known;",
         f"FD, KID: of {about['network']}, on the object",
-        "in parentheses the 95 % interval over objects; * differs from the first row (one in twenty",
+        "in parentheses the 95 % interval over objects; * differs from the first row (one in 20",
         "comparisons does by chance)",
         "",
         *aligned(table, "<" * (len(keys) + 1) + ">>"),

@@ -190,15 +190,18 @@ def compare(name: str, scored: Path, real: Path, caption: str = "") -> Row:
         x.inception_name,
         frechet_from_features(x.backbone, y.backbone),
         kernel_distance(x.backbone, y.backbone),
-        {}
-        if n < _FEWEST
-        else {
-            key: float(values.mean()) for key, values in coverage(y.backbone, x.backbone).items()
-        },
+        _coverage(y.backbone, x.backbone),
         x.networks,
         y.sam,
         x.sam == OWN_WHITE,
     )
+
+
+def _coverage(real: np.ndarray, scored: np.ndarray) -> dict[str, float]:
+    """Precision, recall, density and coverage; none where there are too few images."""
+    if len(real) < _FEWEST:
+        return {}
+    return {key: float(values.mean()) for key, values in coverage(real, scored).items()}
 
 
 def as_json(dataset: str, rows: list[Row], published: Published | None = None) -> dict[str, object]:

@@ -633,10 +633,9 @@ class Dataset(Settings):
         one = self.sets[one.unmasked] if one.unmasked else one
         if not one.generated:
             return []
-        sections = [
-            self.views_of(one),
-            *([self.guidance_of(one)] if one.source == "multi-view" else []),
-        ]
+        sections: list[Settings] = [self.views_of(one)]
+        if one.source == "multi-view":
+            sections.append(self.guidance_of(one))
         return [section.model_dump(exclude=set(section.untracked)) for section in sections]
 
 

@@ -255,9 +255,8 @@ def test_table_holds_the_distances_of_the_files(tmp_path):
         assert cells[row["row"]] == distances
         line = next(line for line in lines if line.startswith(row["row"]))
         assert line.split()[5:9] == shares
-        assert row["coverage_backbone"] == pytest.approx(
-            {key: values.mean() for key, values in found.items()}
-        )
+        means = {key: values.mean() for key, values in found.items()}
+        assert row["coverage_backbone"] == pytest.approx(means)
     assert "what it shows" in next(line for line in lines if line.startswith("real-vs-real"))
     assert not any(line.startswith("- in ") for line in lines)
 
