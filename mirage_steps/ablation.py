@@ -20,7 +20,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
 from mirage_steps.judge import Judge, Views, calibrated_judge
-from mirage_steps.method.evidence import Figure, coverage, difference, figure
+from mirage_steps.method.evidence import Figure, difference, figure, remoteness
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.run import Run, generated_object
 
@@ -36,8 +36,7 @@ class Row:
     Attributes:
         settings: that differ from the first row's.
         values: (n,) of each measure: ``near``, the share of views in the pose asked for or a
-            neighbor; ``realism``, the share among the real images (precision); and alikeness by
-            the kind of features.
+            neighbor; ``remoteness`` from real images; and alikeness by the kind of features.
         frechet, kernel: distances of the features of all views from those of real images.
     """
 
@@ -178,8 +177,8 @@ def _judged(judge: Judge, made: Views, changed: dict[str, object]) -> Row:
     flat = features.reshape(-1, features.shape[-1])
     count = min(len(flat), len(real))
     chosen = np.random.default_rng(5).permutation(len(real))[:count]
-    inside = coverage(real, flat)["precision"].reshape(features.shape[:2])
-    values = {"near": made.mean(judge.shows(seen, made.poses)), "realism": inside.mean(1)}
+    far = remoteness(real, flat).reshape(features.shape[:2])
+    values = {"near": made.mean(judge.shows(seen, made.poses)), "remoteness": far.mean(1)}
     return Row(
         changed,
         values | judge.alikeness(seen, made.poses, made.given),
@@ -192,7 +191,7 @@ def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, objec
     """Every row's means, and their differences from the first row's, with intervals."""
     base, found = rows[_BASE], {}
     for name, row in rows.items():
-        means = {key: figure(row.values[key]) for key in ("near", "realism")}
+        means = {key: figure(row.values[key]) for key in ("near", "remoteness")}
         means |= {
             f"consistency, {kind}": scale.position(row.values[kind])
             for kind, scale in judge.scales.items()
@@ -220,16 +219,17 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:
         rows: by their names.
         gamma: of the first row.
     """
-    kinds = [key for key in rows[_BASE].values if key not in ("near", "realism")]
+    kinds = [key for key in rows[_BASE].values if key not in ("near", "remoteness")]
     unguided = _BASE if gamma == 1 else "gamma 1"
     larger = [float(name.split()[1]) for name in rows if name.startswith("gamma")]
     largest = f"gamma {max(larger):g}" if max(larger, default=0) > gamma else _BASE
     asked = [
         ("shared noise alone makes views more alike", _NO_ATTENTION, _NEITHER, kinds, "rises"),
         ("cross-frame attention makes views more alike", unguided, _NO_ATTENTION, kinds, "rises"),
+        ("attention and guidance alone do so", _OWN_NOISE, _NEITHER, kinds, "rises"),
         ("attention in the encoder has no effect", _ENCODER, _BASE, kinds, "same"),
         ("guidance makes views more alike", _BASE, unguided, kinds, "rises"),
-        ("too large a gamma is unrealistic", largest, _BASE, ["realism"], "falls"),
+        ("too large a gamma is unrealistic", largest, _BASE, ["remoteness"], "rises"),
     ]
     claims = []
     for claim, one, other, keys, expected in asked:
@@ -254,8 +254,6 @@ def _verdict(found: list[Figure], expected: str) -> str:
     up, down = any(one.low > 0 for one in found), any(one.high < 0 for one in found)
     if expected == "same":
         return "does not hold" if up or down else "no effect seen"
-    if expected == "falls":
-        up, down = down, up
     if up and down:
         return "mixed"
     return "holds" if up else "the opposite holds" if down else "not decided"
@@ -268,7 +266,7 @@ def _as_text(
     claims: list[dict[str, object]],
 ) -> str:
     """The figures as tables; a star marks what differs from the first row by more than chance."""
-    keys = [key for key in figures[_BASE] if key in ("near", "realism") or "consistency" in key]
+    keys = [key for key in figures[_BASE] if key in ("near", "remoteness") or "consistency" in key]
     table = [["", *keys, "FD", "KID"]]
     for row, found in figures.items():
         cells = []
@@ -279,8 +277,8 @@ def _as_text(
     lines = [
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
         f"{about['steps']} DDIM steps",
-        "near: share of views in the pose asked for or a neighbor; realism: share among the real",
-        "images' features (precision); consistency: 0 unrelated objects, 1 real ones where known;",
+        "near: share of views in the pose asked for or a neighbor; remoteness: 1 as far from real",
+        "images as they are from each other; consistency: 0 unrelated objects, 1 real ones if known;",
         f"FD, KID: of {about['network']}, on the object",
         "in parentheses the 95 % interval over objects; * differs from the first row (one in 20",
         "comparisons does by chance)",

@@ -24,6 +24,7 @@ from mirage_steps.method.evidence import (
     masked_psnr,
     rank_correlation,
     reference_scores,
+    remoteness,
 )
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.references import References
@@ -293,6 +294,16 @@ def test_precision_recall_density_and_coverage_equal_their_definitions(shift, mo
     assert {key: values.mean() for key, values in found.items()} == pytest.approx(expected)
 
 
+def test_remoteness_is_one_for_real_images_and_grows_away_from_them():
+    real = RNG.normal(size=(60, 3))
+    apart = np.linalg.norm(real[:, None] - real[None], axis=2)
+    own = np.sort(apart, axis=1)[:, 1:6].mean()
+    other = RNG.normal(2, 1, (9, 3))
+    expected = np.sort(np.linalg.norm(other[:, None] - real[None], axis=2), axis=1)[:, :5].mean(1)
+    np.testing.assert_allclose(remoteness(real, other), expected / own)
+    assert remoteness(real, RNG.normal(size=(200, 3))).mean() == pytest.approx(1, abs=0.15)
+
+
 def test_few_modes_have_precision_but_no_coverage():
     real = RNG.normal(size=(200, 4))
     same = np.repeat(real[:3], 20, axis=0) + RNG.normal(0, 1e-3, (60, 4))
@@ -505,9 +516,9 @@ def test_rendered_turns_are_the_same_object_from_all_sides(finished):
 # Claims
 
 
-def _row(color: float, other: float, realism: float = 0.5) -> ablation.Row:
+def _row(color: float, other: float, remoteness: float = 1.2) -> ablation.Row:
     noise = np.random.default_rng(3).normal(0, 0.01, 6)
-    values = {"near": noise, "realism": realism + noise, "color": color + noise[::-1]}
+    values = {"near": noise, "remoteness": remoteness + noise, "color": color + noise[::-1]}
     return ablation.Row({}, values | {"net": other + noise}, 0.0, 0.0)
 
 
@@ -516,26 +527,28 @@ def test_claims_hold_fail_or_stay_open_by_their_intervals():
         "as configured": _row(0.5, 0.5),
         "no attention": _row(0.3, 0.3),
         "no attention, own noise": _row(0.3, 0.1),
+        "own noise": _row(0.3, 0.1),
         "encoder too": _row(0.5, 0.5),
         "gamma 1": _row(0.6, 0.4),
-        "gamma 3": _row(0.5, 0.5, realism=0.2),
+        "gamma 3": _row(0.5, 0.5, remoteness=2.0),
     }
     found = {one["claim"]: one["verdict"] for one in ablation._claims(rows, 1.5)}
     assert found == {
         "shared noise alone makes views more alike": "holds",
         "cross-frame attention makes views more alike": "holds",
+        "attention and guidance alone do so": "not decided",
         "attention in the encoder has no effect": "no effect seen",
         "guidance makes views more alike": "mixed",
         "too large a gamma is unrealistic": "holds",
     }
     rows["encoder too"], rows["gamma 1"] = _row(0.5, 0.6), _row(0.6, 0.6)
-    rows["gamma 3"] = _row(0.5, 0.5, realism=0.8)
+    rows["gamma 3"] = _row(0.5, 0.5, remoteness=1.0)
     found = [one["verdict"] for one in ablation._claims(rows, 1.5)]
-    assert found[2:] == ["does not hold", "the opposite holds", "the opposite holds"]
+    assert found[3:] == ["does not hold", "the opposite holds", "the opposite holds"]
     # Of an unguided first row nothing is claimed about guidance; the rest compares with it.
     del rows["gamma 1"]
     claims = [one["claim"] for one in ablation._claims(rows, 1.0)]
-    assert len(claims) == 4 and "guidance makes views more alike" not in claims
+    assert len(claims) == 5 and "guidance makes views more alike" not in claims
 
 
 def test_variants_have_an_unguided_row_and_change_one_factor():

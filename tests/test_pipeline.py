@@ -81,7 +81,7 @@ def test_the_ablation_varies_one_factor_at_a_time(finished):
         "gamma 1": {"gamma": 1.0},
         "gamma 3": {"gamma": 3.0},
     }
-    assert len(found["claims"]) == 5
+    assert len(found["claims"]) == 6
     base = found["rows"]["as configured"]["less_first_row"]
     assert all(change["value"] == 0 for change in base.values())
 

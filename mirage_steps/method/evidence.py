@@ -283,6 +283,24 @@ def coverage(real: np.ndarray, generated: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def remoteness(real: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """How far images are from the real ones, (m,): 1 as far as real images are from each other.
+
+    The mean distance to the 5 nearest real images, by the mean of that of real images.
+
+    Args:
+        real: (n, d) features, more than 5.
+        x: (m, d).
+    """
+
+    def nearest(a: np.ndarray, first: int) -> np.ndarray:
+        last = first + _NEIGHBORS
+        found = [np.partition(apart, last - 1, axis=1)[:, :last] for _, apart in _blocks(a, real)]
+        return np.sqrt(np.sort(np.concatenate(found), axis=1)[:, first:]).mean(1)
+
+    return nearest(x, 0) / nearest(real, 1).mean()
+
+
 def _radii(x: np.ndarray) -> np.ndarray:
     """Squared distance (n,) of each row of x (n, d) to its 5th neighbor."""
     found = [np.partition(apart, _NEIGHBORS, axis=1)[:, _NEIGHBORS] for _, apart in _blocks(x, x)]
