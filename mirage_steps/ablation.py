@@ -278,7 +278,7 @@ def _as_text(
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
         f"{about['steps']} DDIM steps",
         "near: share of views in the pose asked for or a neighbor; remoteness: 1 as far from real",
-        "images as they are from each other; consistency: 0 unrelated objects, 1 real ones if known;",
+        "images as they are from each other; consistency: 0 unrelated objects, 1 real ones;",
         f"FD, KID: of {about['network']}, on the object",
         "in parentheses the 95 % interval over objects; * differs from the first row (one in 20",
         "comparisons does by chance)",
