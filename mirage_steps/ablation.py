@@ -24,7 +24,7 @@ from mirage_steps.method.evidence import Figure, difference, figure, remoteness
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.run import Run, generated_object
 
-_SHOWN = 2  # objects in the picture
+_SHOWN = 1  # objects in the picture
 _BASE, _OWN_NOISE, _NO_ATTENTION = "as configured", "own noise", "no attention"
 _NEITHER, _ENCODER, _GUIDED = "no attention, own noise", "encoder too", "guided reference"
 

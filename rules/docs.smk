@@ -6,6 +6,8 @@ PICTURES = {
     "poses.png": "poses/poses.png",
     "masks.png": "sets/mv-nobg-hag/masks.png",
     "photo.png": "novel_views/green.png",
+    "evidence.png": "evidence/evidence.png",
+    "truth.png": "evidence/truth.png",
 }
 
 
