@@ -90,7 +90,7 @@ def main(
         numbers = References.load(network, views, estimator).chosen(
             objects,
             views.seed,
-            lambda n: int(_poses_of_object(network, frequencies, views.seed, n)[0]),
+            lambda n: int(_poses_of_object(network, frequencies, _rng(views.seed, n))[0]),
         )
         batches = _multi_view(network, frequencies, numbers, at_once, views, guidance, where)
         columns = 4 * NOVEL_VIEWS
@@ -145,7 +145,9 @@ def _multi_view(
     """Batches of the novel views of ``at_once`` objects."""
     for part in slices(len(objects), at_once):
         numbers = objects[part]
-        poses = np.stack([_poses_of_object(network, frequencies, views.seed, n) for n in numbers])
+        poses = np.stack(
+            [_poses_of_object(network, frequencies, _rng(views.seed, n)) for n in numbers]
+        )
         noise = _noise(network, views.seed, numbers, device)
         if not views.shared_noise:
             side = network.config.image_size
@@ -162,12 +164,13 @@ def _multi_view(
         yield novel, poses[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)
 
 
-def _poses_of_object(network: UNet, frequencies: np.ndarray, seed: int, number: int) -> np.ndarray:
+def _poses_of_object(
+    network: UNet, frequencies: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Distinct poses of one object, the reference's first; categories as often as in the data.
 
     Poses without images, which the model never saw, are left out.
     """
-    rng = _rng(seed, number)
     config, category = network.config, 0
     if config.categories > 1:
         shares = frequencies.reshape(config.categories, -1).sum(1)

@@ -30,7 +30,7 @@ def _judge(network) -> SimpleNamespace:
     def see_views(views: np.ndarray) -> Seen:
         assert views.shape[0] == K - 1  # all poses but the reference's
         flat = views.reshape(*views.shape[:2], -1).astype(np.float32)
-        return Seen(np.zeros(views.shape[:2], int), np.zeros(0), {"pixels": flat})
+        return Seen(np.zeros(views.shape[:2], int), np.zeros(0), np.zeros(0), {"pixels": flat})
 
     dim = 3 * network.config.image_size**2
     scale = Consistency(np.zeros((K, dim)), np.full((K, K), 1000.0))

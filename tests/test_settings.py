@@ -282,7 +282,7 @@ def _other(value: object, field) -> object:
     if isinstance(value, int):
         return value + 64
     if isinstance(value, float):
-        return value / 3
+        return value / 3 or 0.25
     return "a folder/with 'quotes' and ünicode"
 
 
