@@ -20,7 +20,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
 from mirage_steps.judge import Judge, Views, calibrated_judge
-from mirage_steps.method.evidence import Figure, difference, figure, remoteness
+from mirage_steps.method.evidence import Figure, difference, figure, remoteness, share
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.run import Run, generated_object
 
@@ -191,7 +191,7 @@ def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, objec
     """Every row's means, and their differences from the first row's, with intervals."""
     base, found = rows[_BASE], {}
     for name, row in rows.items():
-        means = {key: figure(row.values[key]) for key in ("near", "remoteness")}
+        means = {"near": share(row.values["near"]), "remoteness": figure(row.values["remoteness"])}
         means |= {
             f"consistency, {kind}": scale.position(row.values[kind])
             for kind, scale in judge.scales.items()

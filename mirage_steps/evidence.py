@@ -38,6 +38,7 @@ from mirage_steps.method.evidence import (
     iou,
     masked_psnr,
     rank_correlation,
+    share,
 )
 from mirage_steps.run import Run, crop_views
 
@@ -183,12 +184,12 @@ def _pose_control(
         row: dict[str, object] = {"chance": min(1.0, (1 + 2 * within) / judge.k)}
         for kind, views in judged.items():
             shows = judge.shows(seen[kind], views.poses, within)
-            row[kind] = figure(views.mean(shows))
+            row[kind] = share(views.mean(shows))
         # At the model's size, against the pose of the run's table, found at full size.
         kept = in_pose(judge.labels, judge.real.poses, judge.k, within)
-        row["training_crops"] = figure(kept.astype(float))
+        row["training_crops"] = share(kept.astype(float))
         if real is not None:
-            row["real_objects"] = figure(judge.shows(*real, within).mean(1))
+            row["real_objects"] = share(judge.shows(*real, within).mean(1))
         found[name] = row
     return found
 

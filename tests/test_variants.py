@@ -78,7 +78,7 @@ def test_sets_are_made_where_their_settings_are():
 
     assert own() == own(sheet={"objects": 3}, views={"batch_size": 1}) == set()
     assert own(guidance={"gamma": 3}) == {"mv-bg-hag", "mv-nobg-hag"}
-    multi_view = {"mv-bg-hag", "mv-nobg-hag", "mv-bg-no-hag"}
+    multi_view = {"mv-bg-hag", "mv-nobg-hag", "mv-bg-no-hag", "mv-nobg-no-hag"}
     assert own(guidance={"attention": "decoder"}) == multi_view
     assert own(views={"steps": 9}) == {*multi_view, "no-mv", "untrained"}
     makers = _load(views={"steps": 9}).makers("mine")
@@ -97,10 +97,10 @@ def test_a_variant_trains_nothing_and_makes_what_differs(tmp_path):
     commands = [line for line in output.splitlines() if "python -m mirage_steps." in line]
     made = [line for line in commands if "results/mine" in line]
     steps = sorted(line.partition("mirage_steps.")[2].split()[0] for line in made)
-    assert steps == ["embed", "embed", "fid", "masks", "novel_views", "novel_views", "sheet",
-                     "sheet", "sheet", "views"]  # fmt: skip
+    assert steps == ["ablation", "embed", "embed", "evidence", "fid", "masks", "novel_views",
+                     "novel_views", "sheet", "sheet", "sheet", "views"]  # fmt: skip
     sampled = [line for line in made if "--gamma" in line]
-    assert len(sampled) == 6 and all("--gamma 3.0" in line for line in sampled)
+    assert len(sampled) == 8 and all("--gamma 3.0" in line for line in sampled)
     (table,) = (line for line in made if "mirage_steps.fid" in line)
     assert "results/mini/sets/no-mv/features.h5" in table
     assert "results/mine/sets/mv-bg-hag/features.h5" in table and "--dataset mine" in table

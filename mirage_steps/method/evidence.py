@@ -46,13 +46,18 @@ class Figure:
         return self.low > 0 or self.high < 0
 
 
-def figure(values: np.ndarray, seed: int = 0, most: float | None = None) -> Figure:
-    """Mean of the values (n,) of independent objects; ``most`` caps what is reported.
+def figure(values: np.ndarray, seed: int = 0) -> Figure:
+    """Mean of the values (n,) of independent objects.
 
     Raises:
         ValueError: fewer than two values, from which no interval follows.
     """
-    return _bootstrap(len(values), lambda rows: values[rows].mean(-1), seed, most)
+    return _bootstrap(len(values), lambda rows: values[rows].mean(-1), seed)
+
+
+def share(values: np.ndarray) -> Figure:
+    """As :func:`figure`, of values in [0, 1], which their interval does not leave."""
+    return _bootstrap(len(values), lambda rows: values[rows].mean(-1), 0, (0.0, 1.0))
 
 
 def difference(one: np.ndarray, other: np.ndarray, seed: int = 0, comparisons: int = 1) -> Figure:
@@ -63,14 +68,14 @@ def difference(one: np.ndarray, other: np.ndarray, seed: int = 0, comparisons: i
     """
     differences = one - other
     level = 1 - (1 - _LEVEL) / comparisons
-    return _bootstrap(len(differences), lambda rows: differences[rows].mean(-1), seed, None, level)
+    return _bootstrap(len(differences), lambda rows: differences[rows].mean(-1), seed, level=level)
 
 
 def _bootstrap(
     count: int,
     statistic: Callable[[np.ndarray], np.ndarray],
     seed: int,
-    most: float | None,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
     level: float = _LEVEL,
 ) -> Figure:
     """A statistic of rows (resamples, n) or (n,) with its expanded percentile interval.
@@ -87,9 +92,7 @@ def _bootstrap(
     upper, value = (1 + level) / 2, statistic(np.arange(count))
     wider = student_t.ppf(upper, count - 1) / norm.ppf(upper) * (count / (count - 1)) ** 0.5
     values = (value, *(value + wider * (ends - value)))
-    if most is not None:
-        values = tuple(min(value, most) for value in values)
-    return Figure(*map(float, values), count)
+    return Figure(*np.clip(values, *bounds).tolist(), count)
 
 
 # --- pose control -----------------------------------------------------------------------------
@@ -139,7 +142,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Figure:
         scale = np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
         return (a * b).sum(-1) / np.maximum(scale, 1e-12)  # equal ranks correlate with nothing
 
-    return _bootstrap(len(x), correlation, seed, None)
+    return _bootstrap(len(x), correlation, seed, (-1.0, 1.0))
 
 
 # --- consistency ------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ class Consistency:
                 top = scale[again.integers(len(scale), size=(len(rows), len(scale)))].mean(-1)
             return alikeness[rows].mean(-1) / top
 
-        return _bootstrap(len(alikeness), ratio, seed, most=1.0)
+        return _bootstrap(len(alikeness), ratio, seed, (-np.inf, 1.0))
 
 
 # --- truth ------------------------------------------------------------------------------------
