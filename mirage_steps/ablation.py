@@ -7,7 +7,7 @@ that the interval of a difference tells whether chance explains it. Writes ``abl
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def main(
         "network": f"{judge.network.name} at {judge.network.resolution} pixels",
     }
     figures = _figures(judge, rows)
-    claims = _claims(rows, guidance.gamma)
+    claims = _claims(_in_units(judge, rows), guidance.gamma)
     write_json(out / "ablation.json", about | {"rows": figures, "claims": claims})
     with atomic(out / "ablation.txt") as temporary:
         text = _as_text(dataset or run.name, about, figures, claims)
@@ -189,7 +189,7 @@ def _judged(judge: Judge, made: Views, changed: dict[str, object]) -> Row:
 
 def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, object]]:
     """Every row's means, and their differences from the first row's, with intervals."""
-    base, found = rows[_BASE], {}
+    found, scaled = {}, _in_units(judge, rows)
     for name, row in rows.items():
         means = {"near": share(row.values["near"]), "remoteness": figure(row.values["remoteness"])}
         means |= {
@@ -200,13 +200,28 @@ def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, objec
             "settings": row.settings,
             **{key: asdict(one) for key, one in means.items()},
             "less_first_row": {
-                key: asdict(difference(values, base.values[key]))
-                for key, values in row.values.items()
+                key: asdict(difference(values, scaled[_BASE].values[key]))
+                for key, values in scaled[name].values.items()
             },
             "frechet": row.frechet,
             "kernel": row.kernel,
         }
     return found
+
+
+def _in_units(judge: Judge, rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows with alikeness in the unit of consistency, the ceiling's, where it is known."""
+    unit = {
+        kind: scale.ceiling.mean()
+        for kind, scale in judge.scales.items()
+        if scale.ceiling is not None
+    }
+    return {
+        name: replace(
+            row, values={key: one / unit.get(key, 1.0) for key, one in row.values.items()}
+        )
+        for name, row in rows.items()
+    }
 
 
 def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:

@@ -247,7 +247,7 @@ def as_text(dataset: str, rows: list[Row], published: Published | None = None) -
             line.insert(3, cell)
     counts = " or ".join(str(n) for n in sorted({row.n for row in rows}))
     lines = [
-        f"{dataset}: distances to real images, smaller is better; precision to coverage, larger is",
+        f"{dataset}: FD and KID to real images, smaller is better; shares, larger is better",
         f"{counts} images a side, {size} x {size} pixels; "
         f"* of {backbone} at {resolution} pixels, {token} token",
         "",
