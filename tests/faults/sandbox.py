@@ -155,6 +155,8 @@ class Sandbox:
             os.close(target)
             os.set_blocking(output, False)
             return process, output, time.monotonic()
+        # As under python -m, until a step's imports end.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.setsid()
         os.chdir(self.folder)
         os.dup2(target, 1)
