@@ -1,6 +1,11 @@
 """CompCars and the turntable cars of EPFL: what is read, what is refused, which boxes count."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -410,3 +415,17 @@ def test_the_manifest_s_box_is_taken_whether_or_not_an_object_was_found():
     own = _row(None, True)
     assert own[1] == 1 and own[2:6] != box and own[-1] == pytest.approx(2 / 16 * 1.5)
     assert _row(None, False) == ("a.jpg", 0, *[""] * 10)
+
+
+def test_an_interrupt_of_a_rendering_is_silent_in_its_processes(tmp_path):
+    command = [sys.executable, "-m", "mirage_steps.dataset", "--out", str(tmp_path)]
+    command += ["procedural", "--images", "4000", "--size", "32"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("images/*.png")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in printed

@@ -1,9 +1,13 @@
 """How a command's process begins; which one left a file behind, and whether it still runs."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 
@@ -23,6 +27,24 @@ def end_imports() -> None:
     """From here on Ctrl-C raises KeyboardInterrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes; Ctrl-C is left to this one, or each of them would print a traceback.
+
+    They are spawned: threads of this process may hold locks that a fork would wait for forever.
+    """
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pool.submit(int)  # starts all workers, which inherit what is ignored
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def machine() -> str:

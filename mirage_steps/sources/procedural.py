@@ -1,9 +1,7 @@
 """Ray-cast cars and chairs with known azimuth and mask: the embedded data set."""
 
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from mirage_steps.demo.renderer import cars, chairs
 from mirage_steps.demo.renderer.rendering import Rendering
 from mirage_steps.files.manifest import Entry
+from mirage_steps.files.process import pool_of
 from mirage_steps.files.tiles import save_image
 from mirage_steps.settings import Procedural
 from mirage_steps.sources import Listing
@@ -22,9 +21,8 @@ def list_images(source: Procedural, out: Path, progress) -> Listing:
     Every image depends on the seed and its own index alone, so the set does not depend on the
     number of processes, and a larger set begins with the smaller one. Nothing is rejected.
     """
-    # Threads of the parent may hold locks that a forked child would wait for forever.
     workers = len(os.sched_getaffinity(0))  # the job's cores, not the machine's
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with pool_of(workers) as pool:
         entries = pool.map(partial(_make, source, out), range(source.images), chunksize=16)
         return list(progress(entries, total=source.images)), []
 

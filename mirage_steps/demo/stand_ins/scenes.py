@@ -1,8 +1,6 @@
 """Render the training images of the stand-in networks into one HDF5 file."""
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from mirage_steps.demo.renderer import cars
 from mirage_steps.files.atomic import require_disk
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import create_h5
+from mirage_steps.files.process import pool_of
 from mirage_steps.files.terminal import progress
 
 # Of scene i by i modulo 4: the networks must work on whole images with small cars and on tight
@@ -69,8 +68,7 @@ def _batches(scenes: int, seed: int, size: int, workers: int) -> Iterator[Scenes
     if workers == 1:
         yield from map(work, ranges)
         return
-    # Forking a process that has threads may hang.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with pool_of(workers) as pool:
         yield from pool.map(work, ranges)
 
 
