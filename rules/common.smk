@@ -429,6 +429,13 @@ def photos_left_out(wildcards):
     return [f"{photo}: {reason}" for photo, reason in photos(wildcards.dataset)[1]]
 
 
+def own_sampling(wildcards):
+    """Input function: the stored settings of sampling; a variant has no photos' run of its own."""
+    if configuration.home(wildcards.dataset) != wildcards.dataset:
+        return []
+    return f"<results>/{wildcards.dataset}/training/sampling.json"
+
+
 def scoring_estimator(wildcards):
     """Input function: what scores references, where bad ones are left out."""
     if not dataset(wildcards).views.reject:

@@ -66,7 +66,7 @@ rule fid:
     input:
         unpack(features_of_rows),
         # For photos later. No set depends on it, or a setting of photos would make all sets stale.
-        sampling=shared("training/sampling.json"),
+        sampling=own_sampling,
     output:
         table=ensure("<results>/{dataset}/fid.txt", non_empty=True),
         metrics="<results>/{dataset}/metrics.json",
