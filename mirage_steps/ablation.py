@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError
 from mirage_steps.files import tiles
 from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.files.command import log, run
@@ -139,13 +138,10 @@ def _changed(
 def _variants(
     views: settings.Views, guidance: settings.Guidance, ablation: settings.Ablation
 ) -> dict[str, tuple[settings.Views, settings.Guidance]]:
-    """The rows in their order, by name.
-
-    Raises:
-        UserError: the first row has no attention, which all others vary.
-    """
+    """The rows in their order, by name; a row that equals the first is left out."""
     if guidance.attention == "none":
-        raise UserError("guidance.attention none: leaves nothing to vary; use decoder")
+        log.warning("guidance.attention none: there is no guidance to vary; starts from decoder")
+        guidance = guidance.model_copy(update={"attention": "decoder"})
 
     def varied(shared_noise: bool = views.shared_noise, **changes: object) -> tuple:
         return (
@@ -235,19 +231,19 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:
         gamma: of the first row.
     """
     kinds = [key for key in rows[_BASE].values if key not in ("near", "remoteness")]
-    unguided = _BASE if gamma == 1 else "gamma 1"
     larger = [float(name.split()[1]) for name in rows if name.startswith("gamma")]
     largest = f"gamma {max(larger):g}" if max(larger, default=0) > gamma else _BASE
     asked = [
         ("shared noise alone makes views more alike", _NO_ATTENTION, _NEITHER, kinds, "rises"),
-        ("cross-frame attention makes views more alike", unguided, _NO_ATTENTION, kinds, "rises"),
+        ("cross-frame attention makes views more alike", "gamma 1", _NO_ATTENTION, kinds, "rises"),
         ("attention and guidance alone do so", _OWN_NOISE, _NEITHER, kinds, "rises"),
         ("attention in the encoder has no effect", _ENCODER, _BASE, kinds, "same"),
-        ("guidance makes views more alike", _BASE, unguided, kinds, "rises"),
+        ("guidance makes views more alike", _BASE, "gamma 1", kinds, "rises"),
         ("too large a gamma is unrealistic", largest, _BASE, ["remoteness"], "rises"),
     ]
     claims = []
-    for claim, one, other, keys, expected in asked:
+    for claim, *names, keys, expected in asked:
+        one, other = (name if name in rows else _BASE for name in names)
         if one == other:  # nothing to compare: the first row is unguided, or has the largest gamma
             continue
         found = {

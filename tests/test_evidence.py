@@ -486,10 +486,22 @@ def test_turns_of_another_number_of_poses_are_one_line(finished, tmp_path):
         read_turns(tmp_path / "turns.h5", Run.load(finished[""], device="cpu"), 2)
 
 
-def test_an_ablation_needs_attention(finished, tmp_path):
-    off = settings.Guidance(attention="none")
-    with pytest.raises(UserError, match="guidance.attention none: leaves nothing to vary"):
-        ablation._variants(settings.Views(), off, settings.Ablation())
+@pytest.mark.parametrize(
+    ("views", "guidance"),
+    [
+        ({"shared_noise": False}, {}),
+        ({}, {"attention": "all"}),
+        ({}, {"attention": "none"}),
+        ({}, {"gamma": 1.0}),
+        ({}, {"gamma": 9.0, "reference": "guided"}),
+    ],
+)
+def test_claims_follow_from_any_first_row(views, guidance):
+    chosen = settings.Views(**views), settings.Guidance(**guidance)
+    variants = ablation._variants(*chosen, settings.Ablation())
+    claims = ablation._claims({name: _row(0.5, 0.5) for name in variants}, chosen[1].gamma)
+    assert len(claims) >= 4
+    assert all(set(one["rows"]) <= variants.keys() for one in claims)
 
 
 def test_rendered_turns_are_the_same_object_from_all_sides(finished):

@@ -292,12 +292,12 @@ def remoteness(real: np.ndarray, x: np.ndarray) -> np.ndarray:
     The mean distance to the 5 nearest real images, by the mean of that of real images.
 
     Args:
-        real: (n, d) features, more than 5.
+        real: (n, d) features, at least two.
         x: (m, d).
     """
 
     def nearest(a: np.ndarray, first: int) -> np.ndarray:
-        last = first + _NEIGHBORS
+        last = first + min(_NEIGHBORS, len(real) - 1)
         found = [np.partition(apart, last - 1, axis=1)[:, :last] for _, apart in _blocks(a, real)]
         return np.sqrt(np.sort(np.concatenate(found), axis=1)[:, first:]).mean(1)
 
