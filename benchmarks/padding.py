@@ -32,7 +32,7 @@ from mirage_steps.method.boxes import (
     padded_share,
     square_window,
 )
-from mirage_steps.method.evidence import Figure, difference, figure
+from mirage_steps.method.evidence import Interval, mean_interval, paired_difference
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance, psnr
 from mirage_steps.networks.backbone import Backbone
 
@@ -203,9 +203,9 @@ def main(
         ratio = np.array([one for one in ratios if one is not None])
         cells = [
             f"{np.mean(shares):.0%}",
-            _cell(figure(ratio)) if len(ratio) else "",
-            _cell(figure(apart)),
-            _cell(difference(apart, before)) if apart is not before else "",
+            _cell(mean_interval(ratio)) if len(ratio) else "",
+            _cell(mean_interval(apart)),
+            _cell(paired_difference(apart, before)) if apart is not before else "",
             f"{frechet_from_features(features, real):.0f}",
             _cell(_kernel(features, real), 2),
         ]
@@ -225,7 +225,7 @@ def _padded(scene: Scene, choice: Choice, size: int) -> tuple[np.ndarray, float,
     return pixels, share, psnr(pixels[outside], scene.true_crop(window, size)[outside])
 
 
-def _kernel(features: np.ndarray, real: np.ndarray) -> Figure:
+def _kernel(features: np.ndarray, real: np.ndarray) -> Interval:
     """Kernel distance of groups of crops to true crops of other scenes, less that of true ones."""
     parts = [np.array_split(values, _GROUPS) for values in (features, real)]
     others = parts[1][1:] + parts[1][:1]
@@ -233,7 +233,7 @@ def _kernel(features: np.ndarray, real: np.ndarray) -> Figure:
         kernel_distance(one, other) - kernel_distance(same, other)
         for one, same, other in zip(*parts, others, strict=True)
     ]
-    return figure(np.array(found))
+    return mean_interval(np.array(found))
 
 
 def _features(network: Backbone, crops: Sequence[np.ndarray]) -> np.ndarray:
@@ -241,7 +241,7 @@ def _features(network: Backbone, crops: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([network.feature(batch, "cls") for batch in batches])
 
 
-def _cell(one: Figure, decimals: int = 1) -> str:
+def _cell(one: Interval, decimals: int = 1) -> str:
     low, high = (f"{value:.{decimals}f}" for value in (one.low, one.high))
     return f"{one.value:.{decimals}f} ({low} to {high})"
 

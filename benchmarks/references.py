@@ -27,7 +27,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels
 from mirage_steps.judge import Judge
 from mirage_steps.method.diffusion import ddim_sample, ddim_timesteps, keyed_noise, to_pixels
-from mirage_steps.method.evidence import figure
+from mirage_steps.method.evidence import mean_interval
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.multiview import sample_all_poses, single_denoiser
 from mirage_steps.run import Run
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"{words.run}: {words.objects} objects, {words.seeds} seeds, {words.steps} DDIM steps")
     print("| reference pose | parts | foreground | variation between seeds |\n|---|---|---|---|")
     for pose, values in enumerate(varied):
-        print(f"| {pose} | {parts[pose]:.1f} | {share[pose]:.2f} | {figure(values)} |")
+        print(f"| {pose} | {parts[pose]:.1f} | {share[pose]:.2f} | {mean_interval(values)} |")
     for name, measure in (("parts", parts), ("foreground", share)):
         found = spearmanr(measure, varied.mean(1))
         print(f"rank correlation of variation with {name}: {found.statistic:.2f} "
@@ -138,11 +138,11 @@ def variation(
         # One row for each pose, one column for each seed.
         seen = judge.see_views(np.stack(views, axis=1))
         asked = np.repeat([[one] for one in siblings if one != pose], seeds, axis=1)
-        alike = [
-            scale.alikeness(seen.features[kind], asked, np.ones(asked.shape, bool))
+        similar = [
+            scale.similarity(seen.features[kind], asked, np.ones(asked.shape, bool))
             for kind, scale in judge.scales.items()
         ]
-        found[number] = 1 - np.mean(alike)
+        found[number] = 1 - np.mean(similar)
     return found
 
 

@@ -19,7 +19,13 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
 from mirage_steps.judge import Judge, Views, calibrated_judge
-from mirage_steps.method.evidence import Figure, difference, figure, remoteness, share
+from mirage_steps.method.evidence import (
+    Interval,
+    mean_interval,
+    nn_distance,
+    paired_difference,
+    share_interval,
+)
 from mirage_steps.method.metrics import frechet_from_features, kernel_distance
 from mirage_steps.run import Run, generated_object
 
@@ -35,7 +41,7 @@ class Row:
     Attributes:
         settings: that differ from the first row's.
         values: (n,) of each measure: ``near``, the share of views in the pose asked for or a
-            neighbor; ``remoteness`` from real images; and alikeness by the kind of features.
+            neighbor; ``nn_distance`` from real images; and similarity by the kind of features.
         frechet, kernel: distances of the features of all views from those of real images.
     """
 
@@ -51,7 +57,7 @@ def main(
     crops: Path,
     poses: Path,
     out: Path,
-    turns: Path | None = None,
+    turntables: Path | None = None,
     dataset: str = "",
     ablation: settings.Ablation = settings.Ablation(),
     evidence: settings.Evidence = settings.Evidence(),
@@ -67,7 +73,7 @@ def main(
         crops: crops.h5 of the data set, for real images.
         poses: poses.csv of these crops.
         out: Folder for ablation.json, ablation.txt and ablation.png.
-        turns: turns.h5 with objects from all sides, for the ceiling.
+        turntables: turntables.h5 with objects from all sides, for the ceiling.
         dataset: Its name for the head of the table; the run's by default.
         ablation: Objects, steps and values of gamma.
         evidence: How views are judged.
@@ -77,7 +83,7 @@ def main(
         device: auto, cpu or cuda.
     """
     loaded = Run.load(run, device=device)
-    judge, _, _ = calibrated_judge(loaded, evidence, crops, poses, turns, weights)
+    judge, _, _ = calibrated_judge(loaded, evidence, crops, poses, turntables, weights)
     views = views.model_copy(update={"steps": ablation.ablation_steps})
     variants = _variants(views, guidance, ablation)
     rows, shown = _rows(judge, variants, ablation.ablated_objects, views.seed + 1)
@@ -173,11 +179,11 @@ def _judged(judge: Judge, made: Views, changed: dict[str, object]) -> Row:
     flat = features.reshape(-1, features.shape[-1])
     count = min(len(flat), len(real))
     chosen = np.random.default_rng(5).permutation(len(real))[:count]
-    far = remoteness(real, flat).reshape(features.shape[:2])
-    values = {"near": made.mean(judge.shows(seen, made.poses)), "remoteness": far.mean(1)}
+    far = nn_distance(real, flat).reshape(features.shape[:2])
+    values = {"near": made.mean(judge.shows(seen, made.poses)), "nn_distance": far.mean(1)}
     return Row(
         changed,
-        values | judge.alikeness(seen, made.poses, made.given),
+        values | judge.similarity(seen, made.poses, made.given),
         frechet_from_features(flat[:count], real[chosen]),
         kernel_distance(flat, real),
     )
@@ -187,7 +193,10 @@ def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, objec
     """Every row's means, and their differences from the first row's, with intervals."""
     found, scaled = {}, _in_units(judge, rows)
     for name, row in rows.items():
-        means = {"near": share(row.values["near"]), "remoteness": figure(row.values["remoteness"])}
+        means = {
+            "near": share_interval(row.values["near"]),
+            "nn_distance": mean_interval(row.values["nn_distance"]),
+        }
         means |= {
             f"consistency, {kind}": scale.position(row.values[kind])
             for kind, scale in judge.scales.items()
@@ -196,7 +205,7 @@ def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, objec
             "settings": row.settings,
             **{key: asdict(one) for key, one in means.items()},
             "less_first_row": {
-                key: asdict(difference(values, scaled[_BASE].values[key]))
+                key: asdict(paired_difference(values, scaled[_BASE].values[key]))
                 for key, values in scaled[name].values.items()
             },
             "frechet": row.frechet,
@@ -206,7 +215,7 @@ def _figures(judge: Judge, rows: Mapping[str, Row]) -> dict[str, dict[str, objec
 
 
 def _in_units(judge: Judge, rows: Mapping[str, Row]) -> dict[str, Row]:
-    """The rows with alikeness in the unit of consistency, the ceiling's, where it is known."""
+    """The rows with similarity in the unit of consistency, the ceiling's, where it is known."""
     unit = {
         kind: scale.ceiling.mean()
         for kind, scale in judge.scales.items()
@@ -230,16 +239,22 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:
         rows: by their names.
         gamma: of the first row.
     """
-    kinds = [key for key in rows[_BASE].values if key not in ("near", "remoteness")]
+    kinds = [key for key in rows[_BASE].values if key not in ("near", "nn_distance")]
     larger = [float(name.split()[1]) for name in rows if name.startswith("gamma")]
     largest = f"gamma {max(larger):g}" if max(larger, default=0) > gamma else _BASE
     asked = [
-        ("shared noise alone makes views more alike", _NO_ATTENTION, _NEITHER, kinds, "rises"),
-        ("cross-frame attention makes views more alike", "gamma 1", _NO_ATTENTION, kinds, "rises"),
+        ("shared noise alone makes views more similar", _NO_ATTENTION, _NEITHER, kinds, "rises"),
+        (
+            "cross-frame attention makes views more similar",
+            "gamma 1",
+            _NO_ATTENTION,
+            kinds,
+            "rises",
+        ),
         ("attention and guidance alone do so", _OWN_NOISE, _NEITHER, kinds, "rises"),
         ("attention in the encoder has no effect", _ENCODER, _BASE, kinds, "same"),
-        ("guidance makes views more alike", _BASE, "gamma 1", kinds, "rises"),
-        ("too large a gamma is unrealistic", largest, _BASE, ["remoteness"], "rises"),
+        ("guidance makes views more similar", _BASE, "gamma 1", kinds, "rises"),
+        ("too large a gamma is unrealistic", largest, _BASE, ["nn_distance"], "rises"),
     ]
     claims = []
     for claim, *names, keys, expected in asked:
@@ -247,7 +262,9 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:
         if one == other:  # nothing to compare: the first row is unguided, or has the largest gamma
             continue
         found = {
-            key: difference(rows[one].values[key], rows[other].values[key], comparisons=len(keys))
+            key: paired_difference(
+                rows[one].values[key], rows[other].values[key], comparisons=len(keys)
+            )
             for key in keys
         }
         claims.append(
@@ -261,7 +278,7 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:
     return claims
 
 
-def _verdict(found: list[Figure], expected: str) -> str:
+def _verdict(found: list[Interval], expected: str) -> str:
     up, down = any(one.low > 0 for one in found), any(one.high < 0 for one in found)
     if expected == "same":
         return "does not hold" if up or down else "no effect seen"
@@ -277,18 +294,18 @@ def _as_text(
     claims: list[dict[str, object]],
 ) -> str:
     """The figures as tables; a star marks what differs from the first row by more than chance."""
-    keys = [key for key in figures[_BASE] if key in ("near", "remoteness") or "consistency" in key]
+    keys = [key for key in figures[_BASE] if key in ("near", "nn_distance") or "consistency" in key]
     table = [["", *keys, "FD", "KID"]]
     for row, found in figures.items():
         cells = []
         for key in keys:
-            change = Figure(**found["less_first_row"][key.removeprefix("consistency, ")])
-            cells.append(f"{Figure(**found[key])}{'*' if change.differs else ''}")
+            change = Interval(**found["less_first_row"][key.removeprefix("consistency, ")])
+            cells.append(f"{Interval(**found[key])}{'*' if change.differs else ''}")
         table.append([row, *cells, f"{found['frechet']:.1f}", f"{found['kernel']:.3f}"])
     lines = [
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
         f"{about['steps']} DDIM steps",
-        "near: share of views in the pose asked for or a neighbor; remoteness: 1 as far from real",
+        "near: share of views in the pose asked for or a neighbor; nn_distance: 1 as far from real",
         "images as they are from each other; consistency: 0 unrelated objects, 1 real ones;",
         f"FD, KID: of {about['network']}, on the object",
         "in parentheses the 95 % interval over objects; * differs from the first row (one in 20",

@@ -3,9 +3,9 @@
 FID sees neither. Generated objects and photos in all poses are judged (:mod:`mirage_steps.judge`):
 
 - *pose control*: share of views in the pose asked for, or in that or a neighbor;
-- *consistency*: how alike the views of an object are, from 0 (unrelated objects) to 1 (real objects
-  seen from all sides, where these are known), where views in another pose count as unrelated;
-- *truth*, where a renderer knows it: views of a photo against the same object really seen so,
+- *consistency*: how similar the views of an object are, from 0 (unrelated objects) to 1 (real
+  objects seen from all sides, where these are known); views in another pose count as unrelated;
+- *truth*, where a renderer knows it: views of a photo against the same object rendered from there,
   beside two baselines, the photo itself and the mean image of the pose.
 
 Intervals are 95 % bootstraps over objects. Writes ``evidence.json``, ``evidence.txt`` and
@@ -28,17 +28,17 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
-from mirage_steps.judge import Judge, Seen, Turns, Views, calibrated_judge
+from mirage_steps.judge import Judge, Seen, Turntables, Views, calibrated_judge
 from mirage_steps.method.device import memory_advice
 from mirage_steps.method.evidence import (
-    Figure,
-    difference,
-    figure,
+    Interval,
     in_pose,
     iou,
     masked_psnr,
+    mean_interval,
+    paired_difference,
     rank_correlation,
-    share,
+    share_interval,
 )
 from mirage_steps.run import Run, crop_views
 
@@ -53,7 +53,7 @@ def main(
     crops: Path,
     poses: Path,
     out: Path,
-    turns: Path | None = None,
+    turntables: Path | None = None,
     dataset: str = "",
     evidence: settings.Evidence = settings.Evidence(),
     views: settings.Views = settings.Views(),
@@ -67,10 +67,10 @@ def main(
     Args:
         run: Folder of a finished run, such as results/demo.
         objects: The sheet's objects.h5.
-        crops: crops.h5 of the data set; real images for the scale, and photos without --turns.
+        crops: crops.h5 of the data set; real images for the scale, and photos without --turntables.
         poses: poses.csv of these crops.
         out: Folder for evidence.json, evidence.txt and the pictures.
-        turns: turns.h5 with objects from all sides, for ceiling and truth.
+        turntables: turntables.h5 with objects from all sides, for ceiling and truth.
         dataset: Its name for the head of the table; the run's by default.
         evidence: How many objects, and the network that compares them.
         views: Sampler of the photos' views.
@@ -81,11 +81,11 @@ def main(
     """
     loaded = Run.load(run, device=device)
     generated = _read_objects(objects, loaded)
-    judge, truth, real = calibrated_judge(loaded, evidence, crops, poses, turns, weights)
+    judge, truth, real = calibrated_judge(loaded, evidence, crops, poses, turntables, weights)
     count = evidence.judged_objects
     photos, own = _some_crops(crops, poses, count) if truth is None else (truth.photos, truth.poses)
-    turned = _turned(loaded, photos, own, views, guidance, novel_views)
-    judged = {"generated": generated, "photos": turned}
+    novel = _novel_views(loaded, photos, own, views, guidance, novel_views)
+    judged = {"generated": generated, "photos": novel}
     seen = {kind: judge.see_views(views.images) for kind, views in judged.items()}
     for kind, one in seen.items():
         if absent := int((one.poses < 0).sum()):
@@ -97,8 +97,8 @@ def main(
     found["references"], scores = _references(judge, seen["generated"], generated)
     _draw_references(out / "references.png", generated, scores)
     if truth is not None:
-        found["truth"] = _truth(judge, turned, seen["photos"], truth)
-        _draw_truth(out / "truth.png", turned, truth)
+        found["truth"] = _truth(judge, novel, seen["photos"], truth)
+        _draw_truth(out / "truth.png", novel, truth)
     about = _about(judge, generated, photos, truth)
     write_json(out / "evidence.json", about | _plain(found))
     text = _as_text(dataset or run.name, about, found)
@@ -109,7 +109,7 @@ def main(
 
 
 def _about(
-    judge: Judge, generated: Views, photos: np.ndarray, truth: Turns | None
+    judge: Judge, generated: Views, photos: np.ndarray, truth: Turntables | None
 ) -> dict[str, object]:
     """What was judged, and by which networks."""
     return {
@@ -150,7 +150,7 @@ def _some_crops(crops: Path, poses: Path, count: int) -> tuple[np.ndarray, np.nd
         return np.stack([file["images"][int(row)] for row in chosen]), labels[chosen]
 
 
-def _turned(
+def _novel_views(
     loaded: Run,
     photos: np.ndarray,
     own: np.ndarray,
@@ -184,12 +184,12 @@ def _pose_control(
         row: dict[str, object] = {"chance": min(1.0, (1 + 2 * within) / judge.k)}
         for kind, views in judged.items():
             shows = judge.shows(seen[kind], views.poses, within)
-            row[kind] = share(views.mean(shows))
+            row[kind] = share_interval(views.mean(shows))
         # At the model's size, against the pose of the run's table, found at full size.
         kept = in_pose(judge.labels, judge.real.poses, judge.k, within)
-        row["training_crops"] = share(kept.astype(float))
+        row["training_crops"] = share_interval(kept.astype(float))
         if real is not None:
-            row["real_objects"] = share(judge.shows(*real, within).mean(1))
+            row["real_objects"] = share_interval(judge.shows(*real, within).mean(1))
         found[name] = row
     return found
 
@@ -197,16 +197,16 @@ def _pose_control(
 def _consistency(
     judge: Judge, seen: dict[str, Seen], judged: dict[str, Views]
 ) -> dict[str, dict[str, object]]:
-    """Place between floor and ceiling by the kind of features; alikeness where none is known."""
-    alike = {
-        kind: judge.alikeness(seen[kind], views.poses, views.given)
+    """Place between floor and ceiling by the kind of features; similarity where none is known."""
+    similar = {
+        kind: judge.similarity(seen[kind], views.poses, views.given)
         for kind, views in judged.items()
     }
     found = {}
     for feature, scale in judge.scales.items():
-        row: dict[str, object] = {kind: scale.position(alike[kind][feature]) for kind in judged}
-        row["alikeness"] = {kind: figure(alike[kind][feature]) for kind in judged}
-        row["ceiling_alikeness"] = None if scale.ceiling is None else figure(scale.ceiling)
+        row: dict[str, object] = {kind: scale.position(similar[kind][feature]) for kind in judged}
+        row["similarity"] = {kind: mean_interval(similar[kind][feature]) for kind in judged}
+        row["ceiling_similarity"] = None if scale.ceiling is None else mean_interval(scale.ceiling)
         found[feature] = row
     return found
 
@@ -219,27 +219,29 @@ def _references(judge: Judge, seen: Seen, made: Views) -> tuple[dict[str, object
     """
     scores = judge.reference_scores(seen, made)
     quality = {"near": made.mean(judge.shows(seen, made.poses))}
-    quality |= judge.alikeness(seen, made.poses, made.given)
+    quality |= judge.similarity(seen, made.poses, made.given)
     order, curve = np.argsort(scores, kind="stable"), []
     for dropped in _DROPPED:
         kept = order[: max(2, round((1 - dropped) * len(order)))]
-        means = {key: figure(values[kept]) for key, values in quality.items()}
+        means = {key: mean_interval(values[kept]) for key, values in quality.items()}
         curve.append({"dropped": dropped, "kept": len(kept), **means})
     correlations = {key: rank_correlation(scores, values) for key, values in quality.items()}
     return {"rank_correlation": correlations, "curve": curve}, scores
 
 
-def _truth(judge: Judge, turned: Views, seen: Seen, truth: Turns) -> dict[str, dict[str, object]]:
-    """The views of photos, and two baselines, against the same objects really seen from there.
+def _truth(
+    judge: Judge, novel: Views, seen: Seen, truth: Turntables
+) -> dict[str, dict[str, object]]:
+    """The views of photos, and two baselines, against the same objects rendered from there.
 
     ``psnr_db`` inside the true object; ``distance`` of the other network's tokens there; ``iou`` of
     the object's mask. Means over the views of an object other than its photo.
     """
     shape = truth.views.shape
     baselines = {
-        "model": turned.images,
+        "model": novel.images,
         "photo": np.broadcast_to(truth.photos[:, None], shape),
-        "mean_image": np.broadcast_to(judge.means[turned.poses], shape),
+        "mean_image": np.broadcast_to(judge.means[novel.poses], shape),
     }
     true_tokens, grid = _tokens(judge, truth.views)
     on_object = np.stack([_coarse(mask, grid) for mask in truth.masks.reshape(-1, *shape[2:4])])
@@ -255,12 +257,12 @@ def _truth(judge: Judge, turned: Views, seen: Seen, truth: Turns) -> dict[str, d
         psnrs, ious = (np.reshape(part, shape[:2]) for part in zip(*pairs, strict=True))
         measures = {"psnr_db": psnrs, "distance": apart.reshape(shape[:2]), "iou": ious}
         for measure, table in measures.items():
-            mean = turned.mean(table)
+            mean = novel.mean(table)
             values[measure][name] = mean
-            found[measure][name] = figure(mean)
+            found[measure][name] = mean_interval(mean)
     for measure, row in values.items():
         for name in ("photo", "mean_image"):
-            found[measure][f"model_less_{name}"] = difference(row["model"], row[name])
+            found[measure][f"model_less_{name}"] = paired_difference(row["model"], row[name])
     return found
 
 
@@ -284,7 +286,7 @@ def _coarse(mask: np.ndarray, grid: int) -> np.ndarray:
 
 def _plain(value: object) -> object:
     """Figures as dictionaries."""
-    if isinstance(value, Figure):
+    if isinstance(value, Interval):
         return asdict(value)
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
@@ -304,13 +306,15 @@ def _draw_references(path: Path, made: Views, scores: np.ndarray) -> None:
     tiles.save_image(path, sheet)
 
 
-def _draw_truth(path: Path, turned: Views, truth: Turns) -> None:
+def _draw_truth(path: Path, novel: Views, truth: Turntables) -> None:
     """Some photos in all poses, each above the true views."""
     count = min(_SHOWN, len(truth.views))
-    rows = np.stack([truth.views, turned.images])[::-1, :count].swapaxes(0, 1)
+    rows = np.stack([novel.images[:count], truth.views[:count]], axis=1)
     rows = rows.reshape(2 * count, *rows.shape[2:])
-    title = "photos (framed) in all poses by the model; below each the same object really seen so"
-    own = [int(column) for column in turned.given[:count].repeat(2)]
+    title = (
+        "photos (framed) in all poses by the model; below each the same object rendered from there"
+    )
+    own = [int(column) for column in novel.given[:count].repeat(2)]
     tiles.save_image(path, tiles.contact_sheet(rows, own, range(rows.shape[1]), title))
 
 
@@ -361,13 +365,13 @@ def _rows(found: dict[str, object]) -> Iterator[list[str]]:
         yield [names[name], f"{row['generated']}", f"{row['photos']}", f"{row['chance']:.2f}",
                f"{real}"]  # fmt: skip
     for feature, row in found["consistency"].items():
-        top = row["ceiling_alikeness"]
+        top = row["ceiling_similarity"]
         label = f"consistency, {feature}"
         yield [label if top else f"{label} (no ceiling known)", f"{row['generated']}",
                f"{row['photos']}", "0", "1" if top else "unknown"]  # fmt: skip
 
 
-def _told(one: Figure) -> str:
+def _told(one: Interval) -> str:
     """A difference, and whether chance explains it."""
     return f"{one}{'' if one.differs else ' n.s.'}"
 

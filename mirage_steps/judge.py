@@ -1,4 +1,4 @@
-"""Looks at views as a skeptic does: which pose they show, and whether they are of one object.
+"""Which pose views show, and how similar the views of one object are.
 
 Poses are assigned by the run's own estimator. Objects are compared by two kinds of features that
 took no part in finding poses: the mean color inside the object's mask, and the features of another
@@ -20,7 +20,7 @@ from mirage_steps.files.h5 import open_h5, slices
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.boxes import crop
-from mirage_steps.method.evidence import Consistency, figure, in_pose, reference_scores
+from mirage_steps.method.evidence import Consistency, in_pose, mean_interval, reference_scores
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.run import Run
@@ -37,7 +37,7 @@ class Views:
     Attributes:
         images: (n, k, S, S, 3) uint8.
         poses: (n, k) int that were asked for.
-        given: (n,) the column of the reference or photo, which is not judged for its pose.
+        given: (n,) the column of the reference or photo, for which no pose was asked.
     """
 
     images: np.ndarray
@@ -51,7 +51,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Turns:
+class Turntables:
     """Crops of real objects, with what is known of them.
 
     Attributes:
@@ -159,9 +159,8 @@ class Judge:
         estimator, side, color, other = self.run.estimator, images.shape[1], *self.kinds
         for rows in slices(len(images), _BATCH):
             pixels = images[rows]
-            whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(pixels), 1))
-            tokens = TokenBatch(rows, *self.run.backbone.half_tokens(pixels), whole)
-            found = estimator.estimate(tokens)
+            tokens = self.run.backbone.half_tokens(pixels)
+            found = estimator.estimate(TokenBatch.of_crops(*tokens))
             masks = np.stack([_enlarged(shown, side) for shown in found.shown])
             # Where no object is seen, the whole image stands for it.
             masks[~masks.any((1, 2))] = True
@@ -175,7 +174,7 @@ class Judge:
         crops: Path,
         poses: Path,
         evidence: settings.Evidence,
-        turns: tuple[Seen, np.ndarray] | None = None,
+        turntables: tuple[Seen, np.ndarray] | None = None,
     ) -> "Judge":
         """This with scales from real images of every pose, and from real objects where known.
 
@@ -183,7 +182,7 @@ class Judge:
             crops: crops.h5.
             poses: poses.csv.
             evidence: how many images of each pose.
-            turns: what is seen in real objects from all sides, and the poses (n, v) of these
+            turntables: what is seen in real objects from all sides, and the poses (n, v) of these
                 views; None where no object was seen so.
 
         Raises:
@@ -202,10 +201,10 @@ class Judge:
         scales = {kind: Consistency.fit(real.features[kind], labels, count) for kind in self.kinds}
         means = means.round().astype(np.uint8)
         judge = replace(self, scales=scales, real=real, labels=labels, means=means)
-        if turns is None:
+        if turntables is None:
             return judge
-        for kind, ceiling in judge.alikeness(*turns).items():
-            if figure(ceiling).low > 0:
+        for kind, ceiling in judge.similarity(*turntables).items():
+            if mean_interval(ceiling).low > 0:
                 scales[kind] = replace(scales[kind], ceiling=ceiling)
             else:
                 log.warning("%s does not tell real objects from unrelated ones: no ceiling", kind)
@@ -221,21 +220,21 @@ class Judge:
         far = self.run.estimator.far
         return reference_scores(views.poses[own], seen.poses[own], seen.distances[own], far, self.k)
 
-    def alikeness(
+    def similarity(
         self, seen: Seen, poses: np.ndarray, given: np.ndarray | None = None
     ) -> dict[str, np.ndarray]:
-        """How alike the views of each object are, (n,) up to 1, by the kind of features.
+        """How similar the views of each object are, (n,) up to 1, by the kind of features.
 
         Args:
             seen: arrays (n, v, ...).
             poses: (n, v) that were asked for.
-            given: (n,) column of the reference or photo, whose pose is beyond doubt.
+            given: (n,) column of the reference or photo, which counts as in its pose.
         """
         shows = self.shows(seen, poses)
         if given is not None:
             shows[np.arange(len(given)), given] = True
         return {
-            kind: scale.alikeness(seen.features[kind], poses, shows)
+            kind: scale.similarity(seen.features[kind], poses, shows)
             for kind, scale in self.scales.items()
         }
 
@@ -245,26 +244,26 @@ def calibrated_judge(
     evidence: settings.Evidence,
     crops: Path,
     poses: Path,
-    turns: Path | None,
+    turntables: Path | None,
     weights: Path,
-) -> tuple[Judge, Turns | None, tuple[Seen, np.ndarray] | None]:
+) -> tuple[Judge, Turntables | None, tuple[Seen, np.ndarray] | None]:
     """The judge of a run with its scales; the real objects, and what it sees in them, if known.
 
     Args:
         run: whose views are judged.
         evidence: the judge's network and numbers.
         crops, poses: of the data set, for the scale.
-        turns: turns.h5, for the ceiling.
+        turntables: turntables.h5, for the ceiling.
         weights: folder of fetched networks.
     """
     judge, truth, real = Judge.load(run, evidence, weights), None, None
-    if turns is not None:
-        truth = read_turns(turns, run, evidence.judged_objects)
+    if turntables is not None:
+        truth = read_turntables(turntables, run, evidence.judged_objects)
         real = judge.see_views(truth.views), np.tile(np.arange(judge.k), (len(truth.views), 1))
     return judge.calibrated(crops, poses, evidence, real), truth, real
 
 
-def read_turns(path: Path, loaded: Run, most: int) -> Turns:
+def read_turntables(path: Path, loaded: Run, most: int) -> Turntables:
     """Crops of at most so many real objects by the run's estimator, and of their masks."""
     side, k = loaded.model.config.image_size, loaded.estimator.k
     with open_h5(path, "images", "masks") as file:
@@ -273,7 +272,7 @@ def read_turns(path: Path, loaded: Run, most: int) -> Turns:
         if images.shape[1] != 1 + k:
             raise UserError(
                 f"{path}: objects from {images.shape[1] - 1} sides, the run has {k} poses; run "
-                "snakemake with --forcerun turns"
+                "snakemake with --forcerun turntables"
             )
         views = np.empty((count, 1 + k, side, side, 3), np.uint8)
         cropped = np.empty(views.shape[:-1], bool)
@@ -289,7 +288,7 @@ def read_turns(path: Path, loaded: Run, most: int) -> Turns:
                     raise UserError(f"{path}: object {number} is not seen from side {column}")
                 if column == 0:
                     own.append(located.pose)
-    return Turns(views[:, 0], np.array(own), views[:, 1:], cropped[:, 1:])
+    return Turntables(views[:, 0], np.array(own), views[:, 1:], cropped[:, 1:])
 
 
 def _real_images(

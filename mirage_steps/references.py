@@ -103,8 +103,7 @@ class References:
                     ddim_timesteps(self.views.steps),
                 )
             tokens = self.backbone.half_tokens(to_pixels(images))
-            whole = np.tile(np.array([0, 0, 1, 1], np.float32), (len(asked), 1))
-            seen = self.estimator.estimate(TokenBatch(rows, *tokens, whole))
+            seen = self.estimator.estimate(TokenBatch.of_crops(*tokens))
             far, k = self.estimator.far, self.estimator.k
             found.append(reference_scores(asked, seen.seen_poses, seen.distances, far, k))
         return np.concatenate(found)

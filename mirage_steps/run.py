@@ -35,6 +35,7 @@ from mirage_steps.method.diffusion import (
     keyed_noise,
     to_pixels,
 )
+from mirage_steps.method.evidence import in_pose
 from mirage_steps.method.foreground import TokenBatch, separation
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.multiview import sample_all_poses
@@ -290,9 +291,8 @@ def _pose_warnings(
         far: beyond which hardly any training image is from its pose.
     """
     k = len(asked)
-    steps = (shown - asked[1:]) % k
-    turned = (np.minimum(steps, k - steps) <= 1) & np.isin(shown, asked)
-    share, chance, poses = float(turned.mean()), min(1.0, 3 / k), len(np.unique(shown))
+    near = in_pose(asked[1:], shown, k, within=1)
+    share, chance, poses = float(near.mean()), min(1.0, 3 / k), len(np.unique(shown))
     limit = chance + _TURNED * (1 - chance)
     if share < limit:
         reason = "few views show the pose asked for or one next to it"

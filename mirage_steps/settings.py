@@ -22,6 +22,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     Strict,
     ValidationError,
@@ -472,7 +473,7 @@ class Ablation(Settings):
 
     ablated_objects: int = Field(8, ge=2, description="Objects, the same in every row.")
     ablation_steps: int = Field(50, ge=1, le=1000, description="DDIM steps of every row.")
-    gammas: tuple[float, ...] = Field(
+    gammas: tuple[NonNegativeFloat, ...] = Field(
         (1.0, 1.25, 1.5, 2.0, 3.0, 5.0), description="Values of guidance.gamma."
     )
 

@@ -10,6 +10,7 @@ the noise; and ``images.png``, the first of them.
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -79,18 +80,14 @@ def main(
         rows = own.rows(samples, views.batch_size)
         batches, columns = _single(network, frequencies, rows, views, where), 12
     else:
-        # What is denoised at once are all frames of an object, the guided views twice.
-        at_once = max(
-            1, views.batch_size // max(Frames.of(NOVEL_VIEWS, guidance).count, 1 + NOVEL_VIEWS)
-        )
+        at_once = _objects_at_once(views, guidance)
         # With blocks of a shard's own, the same references are left out by all shards.
         size = math.lcm(at_once, BLOCK) if views.reject else at_once
         objects = own.rows(-(-samples // NOVEL_VIEWS), size)
         rows = range(*(min(NOVEL_VIEWS * end, samples) for end in (objects.start, objects.stop)))
-        numbers = References.load(network, views, estimator).chosen(
-            objects,
-            views.seed,
-            lambda n: int(_poses_of_object(network, frequencies, _rng(views.seed, n))[0]),
+        chooser = References.load(network, views, estimator)
+        numbers = chooser.chosen(
+            objects, views.seed, partial(_reference, network, frequencies, views)
         )
         batches = _multi_view(network, frequencies, numbers, at_once, views, guidance, where)
         columns = 4 * NOVEL_VIEWS
@@ -111,6 +108,12 @@ def main(
         if own.of == 1:
             write_preview(out / "images.png", file)
     return [own.name("views")]
+
+
+def _objects_at_once(views: settings.Views, guidance: settings.Guidance) -> int:
+    """Objects of a batch, all of whose frames are denoised at once, the guided views twice."""
+    frames = max(Frames.of(NOVEL_VIEWS, guidance).count, 1 + NOVEL_VIEWS)
+    return max(1, views.batch_size // frames)
 
 
 def _single(
@@ -183,6 +186,11 @@ def _poses_of_object(
             f"{1 + NOVEL_VIEWS}; lower poses.k and train again"
         )
     return poses[rng.choice(len(poses), 1 + NOVEL_VIEWS, replace=False)]
+
+
+def _reference(network: UNet, frequencies: np.ndarray, views: settings.Views, number: int) -> int:
+    """Pose of an object's reference."""
+    return int(_poses_of_object(network, frequencies, _rng(views.seed, number))[0])
 
 
 def _rng(seed: int, number: int) -> np.random.Generator:

@@ -20,7 +20,14 @@ from mirage_steps.files.photos import photos_of
 from mirage_steps.files.provenance import NETWORK_KEYS
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import PACKAGES, is_complete, is_local, require_known
-from mirage_steps.settings import REFERENCE, Settings, differences, load, sections
+from mirage_steps.settings import (
+    REFERENCE,
+    Settings,
+    differences,
+    load,
+    published_inception,
+    sections,
+)
 from mirage_steps.sources.checks import (
     check_baselines,
     check_images,
@@ -333,7 +340,7 @@ def network(path):
         if is_local(value):
             # Times change with a copy or a clone; the content is among the params.
             return [ancient(file) for file in local_files(value)]
-        item = "inception" if value == "auto" else value
+        item = published_inception(value)
         if item == "none":
             return []
         require(wildcards, require_known, item, path)
@@ -443,11 +450,11 @@ def scoring_estimator(wildcards):
     return shared("poses/pose_estimator.safetensors")(wildcards)
 
 
-def turns(wildcards):
+def turntables(wildcards):
     """Input function: objects from all sides, where the source renders one kind of them."""
     home = configuration.home(wildcards.dataset)
     renders = configuration.dataset(home).renders
-    return [f"<results>/{home}/turns/turns.h5"] if renders else []
+    return [f"<results>/{home}/turntables/turntables.h5"] if renders else []
 
 
 def pictures(wildcards):

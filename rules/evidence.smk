@@ -1,21 +1,21 @@
 # Do views show the pose asked for, and one object? (beyond the paper; Figure 3)
 # Objects that the model never saw, from all sides: where the source is a renderer.
-rule turns:
+rule turntables:
     input:
         pose_eval=rules.pose_eval.output.scores,
     output:
-        turns="<results>/{dataset}/turns/turns.h5",
-        run="<results>/{dataset}/turns/turns.run.json",
+        turntables="<results>/{dataset}/turntables/turntables.h5",
+        run="<results>/{dataset}/turntables/turntables.run.json",
     log:
-        "<results>/{dataset}/logs/turns.log",
+        "<results>/{dataset}/logs/turntables.log",
     benchmark:
-        "<results>/{dataset}/benchmarks/turns.tsv"
+        "<results>/{dataset}/benchmarks/turntables.tsv"
     priority: 10
     conda:
         "../envs/mirage.yaml"
     params:
         **step(
-            "turns",
+            "turntables",
             shape=setting("source.objects"),
             size=setting("source.size"),
             placement=setting("source.placement"),
@@ -37,7 +37,7 @@ rule evidence:
         crops=shared("crops/crops.h5"),
         poses=shared("poses/poses.csv"),
         counts=shared("poses/poses.json"),
-        turns=turns,
+        turntables=turntables,
         network=network("backbone.model"),
         judge=network("evidence.judge"),
     output:
@@ -76,7 +76,7 @@ rule ablation:
         crops=shared("crops/crops.h5"),
         poses=shared("poses/poses.csv"),
         counts=shared("poses/poses.json"),
-        turns=turns,
+        turntables=turntables,
         network=network("backbone.model"),
         judge=network("evidence.judge"),
     output:

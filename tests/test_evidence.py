@@ -9,22 +9,22 @@ import pytest
 import torch
 from scipy import stats
 
-from mirage_steps import ablation, evidence, settings, sheet, turns, views
+from mirage_steps import ablation, evidence, settings, sheet, turntables, views
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import create_h5, open_h5
-from mirage_steps.judge import _GRAY, Judge, Views, read_turns
+from mirage_steps.judge import _GRAY, Judge, Views, read_turntables
 from mirage_steps.method.evidence import (
     Consistency,
     coverage,
-    difference,
-    figure,
     in_pose,
     iou,
     masked_psnr,
+    mean_interval,
+    nn_distance,
+    paired_difference,
     rank_correlation,
     reference_scores,
-    remoteness,
 )
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.references import References
@@ -38,34 +38,38 @@ RNG = np.random.default_rng(0)
 
 def test_intervals_are_those_of_the_percentile_bootstrap_for_many_objects():
     values = RNG.gamma(2, size=400)
-    found = figure(values)
+    found = mean_interval(values)
     expected = stats.bootstrap((values,), np.mean, method="percentile", random_state=1)
     assert found.value == pytest.approx(values.mean()) and found.n == 400
     expected = expected.confidence_interval
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.03)
-    assert figure(values) == found
+    assert mean_interval(values) == found
 
 
 @pytest.mark.parametrize("count", [3, 6, 12])
 def test_intervals_of_few_objects_hold_as_often_as_they_say(count):
     rng = np.random.default_rng(11)
-    found = [figure(rng.normal(size=count), seed) for seed in range(400)]
+    found = [mean_interval(rng.normal(size=count), seed) for seed in range(400)]
     held = np.mean([one.low <= 0 <= one.high for one in found])
     assert 0.92 <= held <= 0.985
-    several = [difference(rng.normal(size=count), 0, seed, comparisons=2) for seed in range(400)]
+    several = [
+        paired_difference(rng.normal(size=count), 0, seed, comparisons=2) for seed in range(400)
+    ]
     assert np.mean([one.differs for one in several]) <= 0.05
 
 
 def test_pairs_tell_a_difference_that_their_means_hide():
     base = RNG.normal(0, 5, 30)
     shifted = base + 0.2 + RNG.normal(0, 0.1, 30)
-    assert difference(shifted, base).differs and not difference(base, base[::-1]).differs
-    assert figure(shifted).low < figure(base).high
+    assert (
+        paired_difference(shifted, base).differs and not paired_difference(base, base[::-1]).differs
+    )
+    assert mean_interval(shifted).low < mean_interval(base).high
 
 
 def test_one_object_gives_no_interval():
     with pytest.raises(ValueError, match="two objects, got 1"):
-        figure(np.ones(1))
+        mean_interval(np.ones(1))
 
 
 # Pose control
@@ -94,7 +98,7 @@ def _objects(count: int, rng: np.random.Generator, noise: float = 0.3) -> np.nda
 def _scale(rng: np.random.Generator) -> Consistency:
     singles = np.concatenate([_objects(30, rng)[:, pose] for pose in POSES])
     scale = Consistency.fit(singles, POSES.repeat(30), K)
-    ceiling = scale.alikeness(_objects(12, rng), *_asked(12))
+    ceiling = scale.similarity(_objects(12, rng), *_asked(12))
     return replace(scale, ceiling=ceiling)
 
 
@@ -102,7 +106,7 @@ def _asked(count: int, shows: bool = True) -> tuple[np.ndarray, np.ndarray]:
     return np.tile(POSES, (count, 1)), np.full((count, K), shows)
 
 
-def _literal_alikeness(scale, features, poses, shows) -> list[float]:
+def _literal_similarity(scale, features, poses, shows) -> list[float]:
     found = []
     for row, asked, in_its_pose in zip(features, poses, shows, strict=True):
         apart, floor = 0.0, 0.0
@@ -120,13 +124,13 @@ def _literal_alikeness(scale, features, poses, shows) -> list[float]:
     return found
 
 
-def test_alikeness_equals_the_literal_sum_over_pairs():
+def test_similarity_equals_the_literal_sum_over_pairs():
     rng = np.random.default_rng(1)
     scale, views = _scale(rng), _objects(4, rng)
     poses = np.stack([rng.permutation(K) for _ in range(4)])
     shows = rng.random((4, K)) < 0.7
-    expected = _literal_alikeness(scale, views, poses, shows)
-    np.testing.assert_allclose(scale.alikeness(views, poses, shows), expected)
+    expected = _literal_similarity(scale, views, poses, shows)
+    np.testing.assert_allclose(scale.similarity(views, poses, shows), expected)
 
 
 def test_the_floor_is_the_mean_distance_of_different_images():
@@ -148,7 +152,7 @@ def test_the_zero_of_the_scale_holds_for_few_real_images():
         rng = np.random.default_rng(seed)
         real, views = rng.normal(size=(3 * K, 16)), rng.normal(size=(8, K, 16))
         scale = Consistency.fit(real, POSES.repeat(3), K)
-        found.append(scale.alikeness(views, *_asked(8)).mean())
+        found.append(scale.similarity(views, *_asked(8)).mean())
     assert abs(np.mean(found)) < 0.03
 
 
@@ -158,9 +162,9 @@ def test_pairs_with_a_pose_of_one_image_do_not_count():
     scale = Consistency.fit(features, poses, 5)
     views, asked = rng.normal(size=(3, 5, 4)), np.tile(np.arange(5), (3, 1))
     shows = np.ones((3, 5), bool)
-    found = scale.alikeness(views, asked, shows)
+    found = scale.similarity(views, asked, shows)
     fewer = Consistency.fit(features[:12], poses[:12], 4)
-    expected = fewer.alikeness(views[:, :4], asked[:, :4], shows[:, :4])
+    expected = fewer.similarity(views[:, :4], asked[:, :4], shows[:, :4])
     np.testing.assert_allclose(found, expected)
 
 
@@ -173,16 +177,16 @@ def _mixed(views: np.ndarray, share: float, rng: np.random.Generator) -> np.ndar
 def test_position_orders_real_mixed_and_unrelated_objects():
     rng = np.random.default_rng(3)
     scale, views = _scale(rng), _objects(16, rng)
-    own = scale.position(scale.alikeness(views, *_asked(16)))
+    own = scale.position(scale.similarity(views, *_asked(16)))
     assert own.value == pytest.approx(1, abs=0.05) and own.high <= 1
     mixed = [
-        scale.position(scale.alikeness(_mixed(views, share, rng), *_asked(16))).value
+        scale.position(scale.similarity(_mixed(views, share, rng), *_asked(16))).value
         for share in (0.1, 0.25, 0.5)
     ]
     steps = -np.diff([own.value, *mixed])
     assert (steps > 0.03).all()
     unrelated = np.stack([_objects(16, rng)[:, pose] for pose in POSES], axis=1)
-    found = scale.position(scale.alikeness(unrelated, *_asked(16)))
+    found = scale.position(scale.similarity(unrelated, *_asked(16)))
     assert abs(found.value) < 0.1 and found.low < 0.05 < found.high + 0.05
 
 
@@ -192,14 +196,14 @@ def test_copies_of_one_image_are_not_views_of_an_object():
     copies = np.repeat(views[:, :1], K, axis=1)
     poses, shows = _asked(8)
     shows = np.broadcast_to(in_pose(poses, np.zeros_like(poses), K, 1), shows.shape)
-    assert scale.position(scale.alikeness(copies, poses, shows)).high < 0.2
+    assert scale.position(scale.similarity(copies, poses, shows)).high < 0.2
 
 
-def test_without_a_ceiling_alikeness_is_told():
+def test_without_a_ceiling_similarity_is_told():
     rng = np.random.default_rng(5)
     scale = replace(_scale(rng), ceiling=None)
-    alike = scale.alikeness(_objects(6, rng), *_asked(6))
-    assert scale.position(alike) == figure(alike)
+    similar = scale.similarity(_objects(6, rng), *_asked(6))
+    assert scale.position(similar) == mean_interval(similar)
 
 
 # Real features of rendered cars, whose masks and poses are known
@@ -229,10 +233,10 @@ def test_true_turns_are_told_from_look_alikes_and_corruptions(rendered, kind):
     shows = np.ones((10, 6), bool)
     real, views = features[:10], features[10:]
     scale = Consistency.fit(real.reshape(60, -1), poses.ravel(), 6)
-    scale = replace(scale, ceiling=scale.alikeness(real, poses, shows))
+    scale = replace(scale, ceiling=scale.similarity(real, poses, shows))
 
     def position(made: np.ndarray) -> float:
-        return scale.position(scale.alikeness(made, poses, shows)).value
+        return scale.position(scale.similarity(made, poses, shows)).value
 
     colors = rendered["color"][10:].mean(1)
     apart = np.linalg.norm(colors[:, None] - colors[None], axis=2) + 1e9 * np.eye(10)
@@ -294,14 +298,14 @@ def test_precision_recall_density_and_coverage_equal_their_definitions(shift, mo
     assert {key: values.mean() for key, values in found.items()} == pytest.approx(expected)
 
 
-def test_remoteness_is_one_for_real_images_and_grows_away_from_them():
+def test_nn_distance_is_one_for_real_images_and_grows_away_from_them():
     real = RNG.normal(size=(60, 3))
     apart = np.linalg.norm(real[:, None] - real[None], axis=2)
     own = np.sort(apart, axis=1)[:, 1:6].mean()
     other = RNG.normal(2, 1, (9, 3))
     expected = np.sort(np.linalg.norm(other[:, None] - real[None], axis=2), axis=1)[:, :5].mean(1)
-    np.testing.assert_allclose(remoteness(real, other), expected / own)
-    assert remoteness(real, RNG.normal(size=(200, 3))).mean() == pytest.approx(1, abs=0.15)
+    np.testing.assert_allclose(nn_distance(real, other), expected / own)
+    assert nn_distance(real, RNG.normal(size=(200, 3))).mean() == pytest.approx(1, abs=0.15)
 
 
 def test_few_modes_have_precision_but_no_coverage():
@@ -454,13 +458,13 @@ def test_without_turns_photos_are_training_images_and_no_ceiling_is_told(finishe
     )
     found = json.loads((tmp_path / "evidence.json").read_text())
     assert found["photos_are"] == "training images" and "truth" not in found
-    assert found["consistency"]["color"]["ceiling_alikeness"] is None
+    assert found["consistency"]["color"]["ceiling_similarity"] is None
     assert "no ceiling known" in (tmp_path / "evidence.txt").read_text()
 
 
 def test_truth_is_told_from_other_objects_and_from_one_image(finished, tmp_path):
     run = Run.load(finished[""], device="cpu")
-    truth = read_turns(finished["turns/turns.h5"], run, 2)
+    truth = read_turntables(finished["turntables/turntables.h5"], run, 2)
     chosen = settings.Evidence(real_images=3, judge_resolution=64)
     judge = Judge.load(run, chosen, tmp_path)
     judge = judge.calibrated(finished["crops/crops.h5"], finished["poses/poses.csv"], chosen)
@@ -479,11 +483,11 @@ def test_truth_is_told_from_other_objects_and_from_one_image(finished, tmp_path)
 
 
 def test_turns_of_another_number_of_poses_are_one_line(finished, tmp_path):
-    with create_h5(tmp_path / "turns.h5") as file:
+    with create_h5(tmp_path / "turntables.h5") as file:
         file["images"] = np.zeros((2, 4, 64, 64, 3), np.uint8)
         file["masks"] = np.zeros((2, 4, 64, 64), np.uint8)
-    with pytest.raises(UserError, match="turns.h5: objects from 3 sides, the run has 5 poses"):
-        read_turns(tmp_path / "turns.h5", Run.load(finished[""], device="cpu"), 2)
+    with pytest.raises(UserError, match="turntables.h5: objects from 3 sides, the run has 5 poses"):
+        read_turntables(tmp_path / "turntables.h5", Run.load(finished[""], device="cpu"), 2)
 
 
 @pytest.mark.parametrize(
@@ -505,7 +509,7 @@ def test_claims_follow_from_any_first_row(views, guidance):
 
 
 def test_rendered_turns_are_the_same_object_from_all_sides(finished):
-    with open_h5(finished["turns/turns.h5"], "images") as file:
+    with open_h5(finished["turntables/turntables.h5"], "images") as file:
         assert file["images"].shape == (2, 6, 64, 64, 3)
         masks, azimuths = file["masks"][:] > 127, file["azimuth_deg"][:]
     means = [
@@ -514,10 +518,10 @@ def test_rendered_turns_are_the_same_object_from_all_sides(finished):
     ]
     np.testing.assert_allclose(azimuths[:, 1:], [means, means], atol=1e-3)
     assert (masks.mean((2, 3)) > 0.03).all()
-    with open_h5(finished["turns/turns.h5"], "images") as file:
+    with open_h5(finished["turntables/turntables.h5"], "images") as file:
         images = file["images"][:]
     # The photo is the same car as from the sides, and none of the training images.
-    held_out = 7 + turns._HELD_OUT
+    held_out = 7 + turntables._HELD_OUT
     again = [
         cars.render(held_out, 1, cars.DEMO_FAMILIES, 64, 1.0, azimuth=azimuth).image
         for azimuth in (None, means[2])
@@ -528,9 +532,9 @@ def test_rendered_turns_are_the_same_object_from_all_sides(finished):
 # Claims
 
 
-def _row(color: float, other: float, remoteness: float = 1.2) -> ablation.Row:
+def _row(color: float, other: float, nn_distance: float = 1.2) -> ablation.Row:
     noise = np.random.default_rng(3).normal(0, 0.01, 6)
-    values = {"near": noise, "remoteness": remoteness + noise, "color": color + noise[::-1]}
+    values = {"near": noise, "nn_distance": nn_distance + noise, "color": color + noise[::-1]}
     return ablation.Row({}, values | {"net": other + noise}, 0.0, 0.0)
 
 
@@ -542,25 +546,25 @@ def test_claims_hold_fail_or_stay_open_by_their_intervals():
         "own noise": _row(0.3, 0.1),
         "encoder too": _row(0.5, 0.5),
         "gamma 1": _row(0.6, 0.4),
-        "gamma 3": _row(0.5, 0.5, remoteness=2.0),
+        "gamma 3": _row(0.5, 0.5, nn_distance=2.0),
     }
     found = {one["claim"]: one["verdict"] for one in ablation._claims(rows, 1.5)}
     assert found == {
-        "shared noise alone makes views more alike": "holds",
-        "cross-frame attention makes views more alike": "holds",
+        "shared noise alone makes views more similar": "holds",
+        "cross-frame attention makes views more similar": "holds",
         "attention and guidance alone do so": "not decided",
         "attention in the encoder has no effect": "no effect seen",
-        "guidance makes views more alike": "mixed",
+        "guidance makes views more similar": "mixed",
         "too large a gamma is unrealistic": "holds",
     }
     rows["encoder too"], rows["gamma 1"] = _row(0.5, 0.6), _row(0.6, 0.6)
-    rows["gamma 3"] = _row(0.5, 0.5, remoteness=1.0)
+    rows["gamma 3"] = _row(0.5, 0.5, nn_distance=1.0)
     found = [one["verdict"] for one in ablation._claims(rows, 1.5)]
     assert found[3:] == ["does not hold", "the opposite holds", "the opposite holds"]
     # Of an unguided first row nothing is claimed about guidance; the rest compares with it.
     del rows["gamma 1"]
     claims = [one["claim"] for one in ablation._claims(rows, 1.0)]
-    assert len(claims) == 5 and "guidance makes views more alike" not in claims
+    assert len(claims) == 5 and "guidance makes views more similar" not in claims
 
 
 def test_variants_have_an_unguided_row_and_change_one_factor():

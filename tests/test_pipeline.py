@@ -172,7 +172,7 @@ def test_labels_rerun_only_the_evaluation(changed):
     config["datasets"]["mini"]["labels"] = "labels.csv"
     path.write_text(yaml.safe_dump(config))
     assert changed.planned(*TARGETS) == {
-        "pose_eval": 1, "turns": 1, "evidence": 1, "ablation": 1, "overview": 1,
+        "pose_eval": 1, "turntables": 1, "evidence": 1, "ablation": 1, "overview": 1,
     }  # fmt: skip
 
 

@@ -45,5 +45,5 @@ def test_views_vary_with_their_noise_and_not_without(benchmark, model, monkeypat
     keyed = benchmark.keyed_noise
     same = lambda seed, numbers, shape: keyed(0, numbers, shape)  # noqa: E731
     monkeypatch.setattr(benchmark, "keyed_noise", same)
-    alike = benchmark.variation(judge, 2, objects=2, seeds=2, steps=2, guidance=Guidance())
-    np.testing.assert_allclose(alike, 0, atol=1e-9)
+    similar = benchmark.variation(judge, 2, objects=2, seeds=2, steps=2, guidance=Guidance())
+    np.testing.assert_allclose(similar, 0, atol=1e-9)

@@ -106,7 +106,7 @@ def test_a_variant_trains_nothing_and_makes_what_differs(tmp_path):
     assert "results/mine/sets/mv-bg-hag/features.h5" in table and "--dataset mine" in table
 
 
-@pytest.mark.parametrize("target", ["training/model.safetensors", "turns/turns.h5"])
+@pytest.mark.parametrize("target", ["training/model.safetensors", "turntables/turntables.h5"])
 def test_what_a_variant_lacks_is_told(tmp_path, target):
     project = _add(Project(tmp_path / "new"), mine={"use": "mini"})
     (line,) = errors(project.run("--dry-run", "--", f"results/mine/{target}", ok=False))

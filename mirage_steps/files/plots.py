@@ -209,7 +209,7 @@ def evidence(path: Path, found: dict, about: dict) -> None:
         for name, row in control.items()
     ]
     rows += [
-        (f"consistency:\n{feature}", row, 0.0, 1.0 if row["ceiling_alikeness"] else None)
+        (f"consistency:\n{feature}", row, 0.0, 1.0 if row["ceiling_similarity"] else None)
         for feature, row in found["consistency"].items()
     ]
     with _plot(path, (6.5, 0.75 * len(rows) + 1.2)) as axis:

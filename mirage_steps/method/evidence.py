@@ -23,7 +23,7 @@ _ROWS = 256  # whose distances are taken at once
 
 
 @dataclass(frozen=True)
-class Figure:
+class Interval:
     """A mean over objects with its bootstrap interval.
 
     Attributes:
@@ -46,7 +46,7 @@ class Figure:
         return self.low > 0 or self.high < 0
 
 
-def figure(values: np.ndarray, seed: int = 0) -> Figure:
+def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
     """Mean of the values (n,) of independent objects.
 
     Raises:
@@ -55,12 +55,14 @@ def figure(values: np.ndarray, seed: int = 0) -> Figure:
     return _bootstrap(len(values), lambda rows: values[rows].mean(-1), seed)
 
 
-def share(values: np.ndarray) -> Figure:
-    """As :func:`figure`, of values in [0, 1], which their interval does not leave."""
+def share_interval(values: np.ndarray) -> Interval:
+    """As :func:`mean_interval`, of values in [0, 1], which their interval does not leave."""
     return _bootstrap(len(values), lambda rows: values[rows].mean(-1), 0, (0.0, 1.0))
 
 
-def difference(one: np.ndarray, other: np.ndarray, seed: int = 0, comparisons: int = 1) -> Figure:
+def paired_difference(
+    one: np.ndarray, other: np.ndarray, seed: int = 0, comparisons: int = 1
+) -> Interval:
     """Mean of ``one`` less that of ``other``, both (n,) of the same objects: a paired bootstrap.
 
     With several ``comparisons`` that decide one question, the interval of each is wider, so that
@@ -77,7 +79,7 @@ def _bootstrap(
     seed: int,
     bounds: tuple[float, float] = (-np.inf, np.inf),
     level: float = _LEVEL,
-) -> Figure:
+) -> Interval:
     """A statistic of rows (resamples, n) or (n,) with its expanded percentile interval.
 
     Percentiles of few objects are too close together: their variance is divided by n, and they are
@@ -92,7 +94,7 @@ def _bootstrap(
     upper, value = (1 + level) / 2, statistic(np.arange(count))
     wider = student_t.ppf(upper, count - 1) / norm.ppf(upper) * (count / (count - 1)) ** 0.5
     values = (value, *(value + wider * (ends - value)))
-    return Figure(*np.clip(values, *bounds).tolist(), count)
+    return Interval(*np.clip(values, *bounds).tolist(), count)
 
 
 # --- pose control -----------------------------------------------------------------------------
@@ -129,7 +131,7 @@ def reference_scores(
     return distances / far + ~in_pose(asked, shown, k, 1)
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Figure:
+def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Interval:
     """Spearman's correlation of (n,) and (n,), with the interval of resampled pairs.
 
     Raises:
@@ -150,20 +152,20 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Figure:
 
 @dataclass(frozen=True)
 class Consistency:
-    """A scale of how alike the views of one object are, in one kind of features.
+    """A scale of how similar the views of one object are, in one kind of features.
 
     What the pose does to the features is taken out first: every pose has the mean of its real
     images subtracted. The scale's zero is the distance between real images of unrelated objects
     in the same two poses. Its one is the ceiling, real views of one object, where these are known.
     A view that does not show its pose counts as one of an unrelated object: copies of one image
-    are alike, but they are not views of it.
+    are similar, but they are not views of it.
 
     Attributes:
         means: (p, d) of the real images of each pose, of all categories; NaN where there are fewer
             than two.
         floor: (p, p) mean distance of centered real images of unrelated objects in two different
             poses; NaN on the diagonal and where there are too few.
-        ceiling: (m,) alikeness of real objects, None where no object was seen from all sides.
+        ceiling: (m,) similarity of real objects, None where no object was seen from all sides.
     """
 
     means: np.ndarray
@@ -194,7 +196,7 @@ class Consistency:
                     floor[one, other] = cdist(a, b).mean()
         return cls(means, floor)
 
-    def alikeness(self, features: np.ndarray, poses: np.ndarray, shows: np.ndarray) -> np.ndarray:
+    def similarity(self, features: np.ndarray, poses: np.ndarray, shows: np.ndarray) -> np.ndarray:
         """How much closer the views of each object are than those of unrelated objects, as a share.
 
         Args:
@@ -214,13 +216,13 @@ class Consistency:
         known = ~np.isnan(floor)
         return 1 - apart.sum(1, where=known) / floor.sum(1, where=known)
 
-    def position(self, alikeness: np.ndarray, seed: int = 0) -> Figure:
-        """Place between floor (0) and ceiling (1, the cap) of alikeness (n,).
+    def position(self, similarity: np.ndarray, seed: int = 0) -> Interval:
+        """Place between floor (0) and ceiling (1, the cap) of similarity (n,).
 
-        Without a ceiling the alikeness itself. The ceiling's own scatter widens the interval.
+        Without a ceiling the similarity itself. The ceiling's own scatter widens the interval.
         """
         if self.ceiling is None:
-            return figure(alikeness, seed)
+            return mean_interval(similarity, seed)
         scale = self.ceiling
         again = np.random.default_rng([seed, len(scale), 1])
 
@@ -228,9 +230,9 @@ class Consistency:
             top = scale.mean()
             if rows.ndim > 1:
                 top = scale[again.integers(len(scale), size=(len(rows), len(scale)))].mean(-1)
-            return alikeness[rows].mean(-1) / top
+            return similarity[rows].mean(-1) / top
 
-        return _bootstrap(len(alikeness), ratio, seed, (-np.inf, 1.0))
+        return _bootstrap(len(similarity), ratio, seed, (-np.inf, 1.0))
 
 
 # --- truth ------------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ def coverage(real: np.ndarray, generated: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def remoteness(real: np.ndarray, x: np.ndarray) -> np.ndarray:
+def nn_distance(real: np.ndarray, x: np.ndarray) -> np.ndarray:
     """How far images are from the real ones, (m,): 1 as far as real images are from each other.
 
     The mean distance to the 5 nearest real images, by the mean of that of real images.

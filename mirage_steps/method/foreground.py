@@ -35,6 +35,12 @@ class TokenBatch(NamedTuple):
     cls_tokens: np.ndarray
     content: np.ndarray
 
+    @classmethod
+    def of_crops(cls, tokens: np.ndarray, cls_tokens: np.ndarray) -> "TokenBatch":
+        """Tokens of crops without padding, (n, T, dim) and (n, dim)."""
+        content = np.tile(np.array([0, 0, 1, 1], np.float32), (len(tokens), 1))
+        return cls(slice(0, len(tokens)), tokens, cls_tokens, content)
+
     @property
     def valid(self) -> np.ndarray:
         """Bool (n, g, g), patches that are not padding."""

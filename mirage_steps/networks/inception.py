@@ -13,7 +13,7 @@ from mirage_steps.files.loading import ahead
 from mirage_steps.method.device import out_of_memory
 from mirage_steps.networks.fetching import FILES, resolve
 from mirage_steps.networks.names import INCEPTION
-from mirage_steps.settings import WEIGHTS
+from mirage_steps.settings import WEIGHTS, published_inception
 
 INCEPTION_DIM = 2048
 
@@ -33,7 +33,7 @@ class Inception:
 
     def __init__(self, inception: str, device: torch.device, weights: Path = Path(WEIGHTS)):
         published = FILES["inception"]
-        name = "inception" if inception == "auto" else inception
+        name = published_inception(inception)
         path = resolve(name, "embed.inception", weights)
         open(path, "rb").close()  # the system's error, which torch does not tell from damage
         try:

@@ -55,12 +55,11 @@ def main(
             raise UserError(f"--{flag} {value}: must be at least {least}")
     configuration = read_configuration(configfile)
     dataset, folder = read_dataset(configuration, name), Path(configuration.results, name)
-    maps, categories, azimuths = _read(folder, dataset)
+    maps, categories, azimuths = _read(folder, dataset, images, seed)
     model = load_estimator(folder / "poses" / ESTIMATOR, "poses")
     found = []
     for category, poses in enumerate(model.poses):
-        rows = np.flatnonzero(categories == category)
-        rows = np.random.default_rng(seed).permutation(rows)[:images]
+        rows = np.random.default_rng(seed).permutation(np.flatnonzero(categories == category))
         numbers = sorted({*k, model.k})
         if unfit := [one for one in numbers if _LEAST * one > len(rows)]:
             log.warning("%d images are too few for %s poses", len(rows), ", ".join(map(str, unfit)))
@@ -86,13 +85,23 @@ def main(
     print(f"\n{out / 'number_of_poses.png'}")
 
 
-def _read(folder: Path, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Maps (n, d) with padding filled, categories (n,), and azimuths (n,), NaN where unknown."""
-    with open_h5(folder / "pose_space/maps.h5", "maps", "valid") as file:
-        maps, valid, names = file["maps"][:], file["valid"][:], read_names(file)
-    require_finite(names, "map", rerun("pose_space"), maps)
+def _read(
+    folder: Path, dataset: Dataset, most: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Maps (n, d) of at most so many images of each category, with padding filled.
+
+    And their categories (n,) and azimuths (n,), NaN where unknown.
+    """
     several = folder / "categories/categories.csv" if dataset.categories > 1 else None
-    categories = read_categories(several, names)
+    with open_h5(folder / "pose_space/maps.h5", "maps", "valid") as file:
+        names = read_names(file)
+        categories = read_categories(several, names)
+        rng, own = np.random.default_rng(seed), np.unique(categories)
+        chosen = [rng.permutation(np.flatnonzero(categories == one))[:most] for one in own]
+        rows = np.sort(np.concatenate(chosen))
+        maps, valid = (np.stack([file[key][row] for row in rows]) for key in ("maps", "valid"))
+    names, categories = [names[row] for row in rows], categories[rows]
+    require_finite(names, "map", rerun("pose_space"), maps)
     for category in np.unique(categories):
         own = np.flatnonzero(categories == category)
         part = maps[own]

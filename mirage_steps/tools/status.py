@@ -100,7 +100,7 @@ def stages(
             "sheet": ["sheet/sheet"],
             "reference_sheet": [f"sheet/reference-{one}" for one in dataset.sheet.references],
             "fid": ["fid"],
-            "turns": ["turns/turns"] if dataset.renders else [],
+            "turntables": ["turntables/turntables"] if dataset.renders else [],
             "evidence": ["evidence/evidence"],
             "ablation": ["ablation/ablation"],
         }

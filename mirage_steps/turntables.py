@@ -2,7 +2,7 @@
 
 Only a renderer has it. Every object is rendered once from a random side, as the photo to start
 from, and once from the mean azimuth of each pose, with the same light as seen by the camera and the
-same background: an object on a turntable. Writes ``turns.h5``:
+same background: an object on a turntable. Writes ``turntables.h5``:
 
 - ``images`` (n, 1 + k, H, W, 3) uint8 and ``masks`` (n, 1 + k, H, W) uint8 in 0..255, the photo
   first, then the poses;
@@ -47,7 +47,7 @@ def main(
         size: Side of an image in pixels.
         placement: How much scale and position vary.
         seed: The data set's; others are drawn.
-        out: Folder for turns.h5.
+        out: Folder for turntables.h5.
         judged_objects: How many objects.
     """
     poses = read_json(pose_eval).get("poses") or []
@@ -56,7 +56,7 @@ def main(
         raise UserError(f"{pose_eval}: lacks the azimuth of a pose; {rerun('pose_eval')}")
     render = partial(_render, shape, size, placement, (seed + _HELD_OUT) % 2**32, azimuths)
     count, sides = judged_objects, 1 + len(azimuths)
-    with create_h5(out / "turns.h5") as file:
+    with create_h5(out / "turntables.h5") as file:
         by_image(file, "images", count, (sides, size, size, 3), np.uint8)
         by_image(file, "masks", count, (sides, size, size), np.uint8)
         file["azimuth_deg"] = np.zeros((count, sides), np.float32)
