@@ -92,9 +92,7 @@ def main(
         "poses": judge.k,
         "steps": ablation.ablation_steps,
         "first_row": {**views.model_dump(), **guidance.model_dump()},
-        "real_images": len(judge.labels),
-        "pose_estimator": loaded.backbone.name,
-        "network": f"{judge.network.name} at {judge.network.resolution} pixels",
+        **judge.about,
     }
     figures = _figures(judge, rows)
     claims = _claims(_in_units(judge, rows), guidance.gamma)

@@ -99,28 +99,18 @@ def main(
     if truth is not None:
         found["truth"] = _truth(judge, novel, seen["photos"], truth)
         _draw_truth(out / "truth.png", novel, truth)
-    about = _about(judge, generated, photos, truth)
+    about = {
+        "generated_objects": len(generated.images),
+        "photos": len(photos),
+        "photos_are": "training images" if truth is None else "objects that the model never saw",
+        **judge.about,
+    }
     write_json(out / "evidence.json", about | _plain(found))
     text = _as_text(dataset or run.name, about, found)
     with atomic(out / "evidence.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     plots.evidence(out / "evidence.png", found, about)
     log.info("\n%s", text)
-
-
-def _about(
-    judge: Judge, generated: Views, photos: np.ndarray, truth: Turntables | None
-) -> dict[str, object]:
-    """What was judged, and by which networks."""
-    return {
-        "generated_objects": len(generated.images),
-        "photos": len(photos),
-        "photos_are": "training images" if truth is None else "objects that the model never saw",
-        "real_images": len(judge.labels),
-        "pose_estimator": judge.run.backbone.name,
-        "network": f"{judge.network.name} at {judge.network.resolution} pixels",
-        "network_found_poses": judge.found_poses,
-    }
 
 
 # --- what is judged ---------------------------------------------------------------------------

@@ -140,6 +140,16 @@ class Judge:
         """Number of poses of a category."""
         return self.run.estimator.k
 
+    @property
+    def about(self) -> dict[str, object]:
+        """By which networks and how many real images it judges."""
+        return {
+            "real_images": len(self.labels),
+            "pose_estimator": self.run.backbone.name,
+            "network": f"{self.network.name} at {self.network.resolution} pixels",
+            "network_found_poses": self.found_poses,
+        }
+
     def see(self, images: np.ndarray) -> Seen:
         """What is in images (m, S, S, 3) uint8."""
         parts = list(self._seen(images))

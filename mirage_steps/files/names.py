@@ -12,8 +12,7 @@ from typing import Literal
 
 # Control characters, line and paragraph separators, bytes that are no UTF-8; and a percent sign
 # that would be decoded.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]")
-_ESCAPED = re.compile(rf"{_UNPRINTABLE.pattern}|%(?=[0-9A-Fa-f]{{2}})")
+_ESCAPED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]|%(?=[0-9A-Fa-f]{2})")
 # Output names reach shells and patterns of file names: Snakemake's, SLURM's and its plugin's.
 _SAFE = "_.-+@() "
 _MOST_BYTES = 150  # of an output name, so that all names derived from it have at most 255
