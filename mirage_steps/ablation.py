@@ -302,7 +302,7 @@ def _as_text(
         table.append([row, *cells, f"{found['frechet']:.1f}", f"{found['kernel']:.3f}"])
     lines = [
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
-        f"{about['steps']} DDIM steps",
+        f"{about['steps']} steps",
         "near: share of views in the pose asked for or a neighbor; nn_distance: 1 as far from real",
         "images as they are from each other; consistency: 0 unrelated objects, 1 real ones;",
         f"FD, KID: of {about['network']}, on the object",

@@ -23,7 +23,7 @@ from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_n
 from mirage_steps.files.photo_views import require_free
 from mirage_steps.files.photos import open_photo
 from mirage_steps.files.terminal import progress
-from mirage_steps.run import Run, on_photo, require_steps, stored_sampling
+from mirage_steps.run import Run, inversion_timesteps, on_photo, stored_sampling
 
 
 def main(
@@ -69,7 +69,7 @@ def main(
     stored = stored_sampling(run)
     views, guidance = views or stored.views, guidance or stored.guidance
     novel_views = novel_views or stored.novel_views
-    require_steps(views)
+    inversion_timesteps(views, novel_views)
     usable, done = [], []
     for photo, stem in zip(photos, stems, strict=True):
         with _one_of(photos):

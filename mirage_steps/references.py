@@ -16,7 +16,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import slices
 from mirage_steps.method.device import autocast
-from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
+from mirage_steps.method.diffusion import SOLVERS, keyed_noise, to_pixels
 from mirage_steps.method.evidence import reference_scores
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.multiview import sample_single
@@ -100,7 +100,8 @@ class References:
                     self.model,
                     noise,
                     torch.from_numpy(asked).to(device),
-                    ddim_timesteps(self.views.steps),
+                    SOLVERS[self.views.solver].timesteps(self.views.steps),
+                    self.views.solver,
                 )
             tokens = self.backbone.half_tokens(to_pixels(images))
             seen = self.estimator.estimate(TokenBatch.of_crops(*tokens))

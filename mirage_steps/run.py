@@ -29,6 +29,7 @@ from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import (
+    SOLVERS,
     ddim_timesteps,
     frame_noise,
     from_pixels,
@@ -322,10 +323,10 @@ def crop_views(
         pose: of the crop.
         views, guidance, novel_views: as in :meth:`Run.novel_views`.
     """
-    require_steps(views)
+    timesteps = inversion_timesteps(views, novel_views)
+    iterations = novel_views.inversion_iterations
     device = next(model.parameters()).device
     image, own = from_pixels(pixels[None]).to(device), torch.tensor([pose], device=device)
-    timesteps, iterations = ddim_timesteps(views.steps), novel_views.inversion_iterations
     started = time.perf_counter()
     trajectory = inversion.invert(model, image, own, timesteps, iterations)
     back = to_pixels(inversion.reconstruct(model, trajectory, own, timesteps))[0]
@@ -343,6 +344,7 @@ def crop_views(
             guidance=guidance,
             batch_size=views.batch_size,
             seed=views.seed,
+            solver=views.solver,
         )
     made = to_pixels(made)
     sampled = time.perf_counter()
@@ -356,13 +358,20 @@ def crop_views(
     )
 
 
-def require_steps(views: Views) -> None:
-    """Refuse an inversion of one step, which is undone whatever the model is."""
-    if views.steps < 2:
+def inversion_timesteps(views: Views, novel_views: NovelViews) -> list[int]:
+    """Timesteps at which photos are inverted.
+
+    Raises:
+        UserError: only one, whose inversion is undone whatever the model is.
+    """
+    steps = novel_views.inversion_steps
+    steps = views.steps if steps == "auto" else steps
+    if steps < 2:
         raise UserError(
-            f"views.steps {views.steps}: too few to judge the reconstruction of a photo; use at "
-            "least 2, better 50"
+            f"views.steps {steps}: too few to judge the reconstruction of a photo; use at least 2, "
+            "better 50"
         )
+    return ddim_timesteps(steps)
 
 
 def reference_pose(config: UNetConfig, number: int, seed: int) -> int:
@@ -410,9 +419,10 @@ def generated_object(
             model,
             noise.to(device),
             poses[chosen],
-            ddim_timesteps(views.steps),
+            SOLVERS[views.solver].timesteps(views.steps),
             guidance,
             views.batch_size,
+            solver=views.solver,
         )
     return to_pixels(images), tuple(poses), chosen
 

@@ -317,11 +317,19 @@ class Training(Settings):
 
 
 class Views(Settings):
-    """Sampling: DDIM with cross-frame attention and hard-attention guidance (section 3.3)."""
+    """Sampling with cross-frame attention and hard-attention guidance (section 3.3)."""
 
     untracked = ("batch_size",)
 
-    steps: int = stated(50, 50, "DDIM steps.", ge=1, le=1000)
+    solver: Literal["ddim", "dpm-solver++"] = stated(
+        "ddim",
+        "ddim",
+        "DDIM, or DPM-Solver++(2M), which comes as close to the same images in a quarter of the "
+        "steps.",
+    )
+    steps: int = stated(
+        50, 50, "Steps of the solver, each of which evaluates the network once.", ge=1, le=1000
+    )
     batch_size: int = Field(
         64, ge=1, description="Images denoised at once, views and reference together."
     )
@@ -369,6 +377,9 @@ class NovelViews(Settings):
 
     untracked = ("max_pixels",)
 
+    inversion_steps: Annotated[int, Field(ge=2, le=1000)] | Literal["auto"] = Field(
+        "auto", description="DDIM steps of the inversion; auto: views.steps."
+    )
     inversion_iterations: int = stated(
         1,
         1,
@@ -472,7 +483,7 @@ class Ablation(Settings):
     """Figure 3: one factor at a time from the setting of the data set."""
 
     ablated_objects: int = Field(8, ge=2, description="Objects, the same in every row.")
-    ablation_steps: int = Field(50, ge=1, le=1000, description="DDIM steps of every row.")
+    ablation_steps: int = Field(50, ge=1, le=1000, description="Steps of every row.")
     gammas: tuple[NonNegativeFloat, ...] = Field(
         (1.0, 1.25, 1.5, 2.0, 3.0, 5.0), description="Values of guidance.gamma."
     )

@@ -26,7 +26,7 @@ from mirage_steps.files.shards import Shard
 from mirage_steps.files.tables import read_poses, require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
-from mirage_steps.method.diffusion import ddim_timesteps, frame_noise, keyed_noise, to_pixels
+from mirage_steps.method.diffusion import SOLVERS, frame_noise, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet
 from mirage_steps.networks.diffusion_model import load_model
@@ -131,7 +131,8 @@ def _single(
                 network,
                 _noise(network, views.seed, numbers, device),
                 torch.from_numpy(poses).to(device),
-                ddim_timesteps(views.steps),
+                SOLVERS[views.solver].timesteps(views.steps),
+                views.solver,
             )
         yield to_pixels(images), poses, np.array(numbers)
 
@@ -160,8 +161,9 @@ def _multi_view(
                 network,
                 noise.to(device),
                 torch.from_numpy(poses).to(device),
-                ddim_timesteps(views.steps),
+                SOLVERS[views.solver].timesteps(views.steps),
                 guidance,
+                solver=views.solver,
             )
         novel = to_pixels(images[:, 1:].flatten(0, 1))
         yield novel, poses[:, 1:].ravel(), np.repeat(numbers, NOVEL_VIEWS)

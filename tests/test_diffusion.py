@@ -1,5 +1,7 @@
 """Schedule, objective and sampler against literal versions of the paper's equations."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,120 @@ def test_the_sampler_ends_at_the_clean_image():
     torch.testing.assert_close(
         found, (x - (1 - alphas[0]) ** 0.5 * 0.1).view(1, 1) / alphas[0] ** 0.5
     )
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 50, 103, 300, 995, 1000])
+def test_timesteps_even_in_logsnr_fall_from_999_for_any_count(count):
+    timesteps = diffusion.logsnr_timesteps(count)
+    assert len(timesteps) == count and timesteps[0] == 999
+    assert all(a > b >= 0 for a, b in itertools.pairwise(timesteps))
+    assert timesteps[-1] == {1: 999, 1000: 0}.get(count, 5)
+
+
+def test_timesteps_are_even_in_logsnr_but_for_rounding():
+    found = diffusion.logsnr_timesteps(12)
+    logsnr = diffusion.cumulative_alphas().logit()
+    even = torch.linspace(logsnr[999], logsnr[5], 12, dtype=torch.float64)
+    for t, wanted in zip(found[1:-1], even[1:-1], strict=True):
+        nearest = (logsnr - wanted).abs().argmin().item()
+        assert abs(t - nearest) <= 1
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 7])
+def test_every_solver_subsamples_given_timesteps(stride):
+    given = diffusion.ddim_timesteps(50)
+    for solver in diffusion.SOLVERS.values():
+        taken = solver.subsample(given, stride)
+        assert len(taken) == -(-50 // stride) and taken[-1] == 0 and {*taken} <= {*given}
+        assert all(a > b for a, b in itertools.pairwise(taken))
+    assert taken == given or taken[0] == 980 and 20 in taken, "dense where little noise is left"
+
+
+def _literal_dpm_solver(denoise, x, timesteps):
+    """Algorithm 2 of "DPM-Solver++" (Lu et al. 2022) in its own letters, then the clean image."""
+    alphas = diffusion.cumulative_alphas().numpy()[timesteps]
+    alpha, sigma = np.sqrt(alphas), np.sqrt(1 - alphas)
+    lam = np.log(alpha / sigma)
+
+    def image(i, x):
+        return (x - sigma[i] * denoise(x, timesteps[i], alphas[i])) / alpha[i]
+
+    buffer = [image(0, x)]
+    for i in range(1, len(timesteps)):
+        h = lam[i] - lam[i - 1]
+        d = buffer[-1]
+        if i > 1:
+            r = (lam[i - 1] - lam[i - 2]) / h
+            d = (1 + 1 / (2 * r)) * buffer[-1] - 1 / (2 * r) * buffer[-2]
+        x = sigma[i] / sigma[i - 1] * x - alpha[i] * np.expm1(-h) * d
+        buffer.append(image(i, x))
+    return buffer[-1]
+
+
+def _noise_of_two_points(x, t, alpha):
+    """The best prediction where images are -0.5 or 0.5, with a deviation of 0.1."""
+    variance = alpha * 0.01 + 1 - alpha
+    mean = torch.tanh(alpha**0.5 * 0.5 * x / variance) / 2
+    clean = mean + alpha**0.5 * 0.01 / variance * (x - alpha**0.5 * mean)
+    return (x - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "timesteps", [[999], [700, 0], [900, 500, 100], diffusion.logsnr_timesteps(12)]
+)
+def test_dpm_solver_is_the_published_algorithm(timesteps):
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.manual_seed(0))
+    found = diffusion.dpm_solver_sample(_noise_of_two_points, x, timesteps)
+    expected = _literal_dpm_solver(_noise_of_two_points, x, timesteps)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_with_two_timesteps_dpm_solver_is_ddim():
+    """It knows no earlier image at the first step, and uses none at the last."""
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    found = [
+        sample(_noise_of_two_points, x, [800, 30])
+        for sample in (diffusion.dpm_solver_sample, diffusion.ddim_sample)
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_half_the_step_quarters_the_error_of_dpm_solver_and_halves_that_of_ddim():
+    """On normally distributed images of deviation 0.5, whose path from noise is known exactly."""
+    alphas = diffusion.cumulative_alphas()
+
+    def denoise(x, t, alpha):
+        return (1 - alpha) ** 0.5 / (0.25 * alpha + 1 - alpha) * x
+
+    deviation = (0.25 * alphas + 1 - alphas).sqrt()
+    start, end, x = 999, 5, torch.ones(1, 1, dtype=torch.float64)
+    # The exact x at the last timestep, and the image that is predicted there.
+    exact = alphas[end].sqrt() * 0.25 / deviation[end] ** 2 * deviation[end] / deviation[start]
+    for sample, order in ((diffusion.dpm_solver_sample, 2), (diffusion.ddim_sample, 1)):
+        errors = [
+            abs(sample(denoise, x, diffusion.logsnr_timesteps(1 + steps)).item() - exact.item())
+            for steps in (20, 40, 80)
+        ]
+        rates = [np.log2(a / b) for a, b in itertools.pairwise(errors)]
+        assert all(abs(rate - order) < 0.2 for rate in rates), rates
+
+
+def test_twelve_steps_of_dpm_solver_come_closer_than_fifty_of_ddim():
+    x = torch.randn(1000, 1, dtype=torch.float64, generator=torch.manual_seed(0))
+    exact = diffusion.ddim_sample(_noise_of_two_points, x, diffusion.ddim_timesteps(1000))
+    errors = [
+        (solver.sample(_noise_of_two_points, x, solver.timesteps(steps)) - exact).square().mean()
+        for solver, steps in (
+            (diffusion.SOLVERS["dpm-solver++"], 12), (diffusion.SOLVERS["ddim"], 50)
+        )
+    ]  # fmt: skip
+    assert errors[0] < errors[1]
+
+
+def test_half_precision_predictions_do_not_lower_the_precision_of_dpm_solver():
+    x = torch.randn(1, 3, 4, 4)
+    found = diffusion.dpm_solver_sample(lambda x, t, alpha: x.bfloat16(), x, [700, 300, 20])
+    assert found.dtype == torch.float32
 
 
 def test_step_is_equation_4():

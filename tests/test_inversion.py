@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from mirage_steps.method.diffusion import (
+    SOLVERS,
     cumulative_alphas,
     ddim_invert,
     ddim_sample,
     ddim_timesteps,
+    dpm_solver_sample,
     from_pixels,
     subsample,
     to_pixels,
@@ -347,6 +349,39 @@ def test_a_sampled_reference_given_as_trajectory_changes_nothing(network):
     expected = sample_views(network, noise, poses, FOUR, Guidance())
     found = sample_views(network, noise, poses, FOUR, Guidance(), torch.stack(trajectory)[:, None])
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_dpm_solver_reads_the_given_trajectory_at_each_step(network):
+    """A reference that it sampled itself, given as trajectory, changes nothing."""
+    poses, noise = torch.tensor([[0, 3, 5]]), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    trajectory = []
+
+    def denoise(x, t, alpha):
+        trajectory.append(x)
+        return _literal_noise(network, x[0], t, 0)[None]
+
+    dpm_solver_sample(denoise, noise, FOUR)
+    expected = sample_views(network, noise, poses, FOUR, Guidance(), solver="dpm-solver++")
+    found = sample_views(
+        network, noise, poses, FOUR, Guidance(), torch.stack(trajectory), "dpm-solver++"
+    )
+    torch.testing.assert_close(found[:, 1:], expected[:, 1:], rtol=1e-8, atol=1e-8)
+
+
+def test_dpm_solver_takes_its_own_choice_of_the_timesteps():
+    model, image, timesteps = _fill_zeros(build(CONFIG, 0)).double(), _images(1), ddim_timesteps(8)
+    solver = "dpm-solver++"
+    taken = SOLVERS[solver].subsample(timesteps, 2)
+    assert len(taken) == 4 and taken != subsample(timesteps, 2)
+    trajectory = invert(model, image, torch.tensor([4]), timesteps)
+    found = novel_views(
+        model, image, 4, trajectory, timesteps, stride=2, cutoff=None, guidance=Guidance(),
+        batch_size=4, solver=solver,
+    )  # fmt: skip
+    read = torch.stack([trajectory[timesteps.index(t)] for t in taken])
+    poses = torch.tensor([[4, 3]])
+    expected = sample_views(model, read[0], poses, taken, Guidance(), read, solver)[0, 1]
+    torch.testing.assert_close(found[3], expected, rtol=1e-7, atol=1e-7)
 
 
 # Novel views of photos

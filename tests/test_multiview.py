@@ -9,10 +9,12 @@ from torch.nn import functional
 
 from mirage_steps.method import unet
 from mirage_steps.method.diffusion import (
+    SOLVERS,
     cumulative_alphas,
     ddim_timesteps,
     frame_noise,
     keyed_noise,
+    logsnr_timesteps,
     noise_from_output,
 )
 from mirage_steps.method.multiview import denoise_views, sample_single, sample_views
@@ -205,11 +207,35 @@ def test_guidance_and_reference_matter(network):
     torch.testing.assert_close(off[0, 0], on[0, 0])
 
 
-def test_reference_is_generated_as_if_alone(network):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_reference_is_generated_as_if_alone(network, solver):
     noise = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     poses = torch.tensor([[0, 3, 1], [5, 2, 4]])
-    found = sample_views(network, noise, poses, FOUR, Guidance())[:, 0]
-    torch.testing.assert_close(found, sample_single(network, noise, poses[:, 0], FOUR))
+    found = sample_views(network, noise, poses, FOUR, Guidance(), solver=solver)[:, 0]
+    torch.testing.assert_close(found, sample_single(network, noise, poses[:, 0], FOUR, solver))
+
+
+@pytest.mark.parametrize("guidance", [Guidance(gamma=1.0), Guidance(gamma=1.5)])
+def test_ddim_tends_to_the_views_of_dpm_solver(guidance):
+    """With cross-frame attention and with guidance; a smooth network, or 40 steps are too few."""
+    torch.manual_seed(0)
+    model = UNet(CONFIGS["ddpm-velocity"]).double().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.copy_(torch.randn_like(parameter) * 0.02)
+    noise = torch.randn(1, 3, 16, 16, dtype=torch.float64, generator=torch.manual_seed(1))
+
+    def views(solver: str, steps: int) -> torch.Tensor:
+        timesteps = logsnr_timesteps(steps)
+        poses = torch.tensor([[0, 3]])
+        return sample_views(model, noise, poses, timesteps, guidance, solver=solver)[:, 1:]
+
+    def error(*chosen) -> float:
+        return (views(*chosen) - exact).square().mean().sqrt().item()
+
+    exact = views("dpm-solver++", 100)
+    assert error("ddim", 40) < 0.6 * error("ddim", 20)
+    assert error("dpm-solver++", 20) < error("ddim", 40) / 2
 
 
 def test_a_view_does_not_depend_on_the_other_poses_asked_for(network):

@@ -121,3 +121,19 @@ def test_views_of_a_crop_stand_around_it_and_follow_the_settings(model):
         np.testing.assert_array_equal(base[4], PHOTOS[0])
         np.testing.assert_array_equal(other[4], PHOTOS[0])
         assert all((base[pose] != other[pose]).any() for pose in range(6) if pose != 4)
+
+
+def test_views_of_a_crop_follow_the_solver_and_its_inversion_does_not(model):
+    def made(solver="ddim", steps=3, **changed):
+        views = VIEWS.model_copy(update={"solver": solver, "steps": steps})
+        novel = settings.NovelViews(stride=1, phase_cutoff=1, **changed)
+        return crop_views(model, PHOTOS[0], 4, views, settings.Guidance(), novel)
+
+    base, other = made(), made("dpm-solver++")
+    np.testing.assert_array_equal(base.reconstruction, other.reconstruction)
+    np.testing.assert_array_equal(other.views[4], PHOTOS[0])
+    assert all((base.views[pose] != other.views[pose]).any() for pose in range(6) if pose != 4)
+    # Other steps than those of the views: the same as if these had them.
+    longer = made(steps=2, inversion_steps=3)
+    np.testing.assert_array_equal(longer.views, base.views)
+    assert longer.inversion_evaluations == 3

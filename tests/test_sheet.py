@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from test_settings import _config, _refusal
 
-from mirage_steps import settings, sheet
+from mirage_steps import settings, sheet, views
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import write_json
+from mirage_steps.method.diffusion import SOLVERS
 from mirage_steps.method.unet import build, preset
 from mirage_steps.networks.diffusion_model import save_model
 from mirage_steps.run import generated_object
@@ -105,3 +106,16 @@ def test_references_are_given_alone_or_in_a_list():
     assert given(3) == ("3",) and given(["front", 3, "120deg"]) == ("front", "3", "120deg")
     told = _refusal(_config(sheet={"references": [12]}, poses={"k": 12}))
     assert "datasets.demo.sheet.references 12: there are 12 poses, 0 to 11" in told
+
+
+def test_sheets_and_sets_follow_the_solver(model):
+    """All that a data set shows is sampled alike."""
+    images, even, cpu = [], np.full(K, 1 / K), torch.device("cpu")
+    for solver in SOLVERS:
+        chosen = VIEWS.model_copy(update={"solver": solver, "steps": 3})
+        single = next(views._single(model, even, range(2), chosen, cpu))
+        several = next(views._multi_view(model, even, [0], 1, chosen, settings.Guidance(), cpu))
+        sheet_row = generated_object(model, 0, 0, chosen, settings.Guidance())
+        images.append(np.concatenate([single[0], several[0], sheet_row[0]]))
+    assert len(images[0]) == 2 + views.NOVEL_VIEWS + K
+    assert all((one != other).any() for one, other in zip(*images, strict=True))

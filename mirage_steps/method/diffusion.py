@@ -1,6 +1,8 @@
-"""The diffusion process: schedule, training objective, deterministic sampler (section 3.2)."""
+"""The diffusion process: schedule, training objective, deterministic samplers (section 3.2)."""
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 from mirage_steps.errors import UserError
 
 T = 1000
+# Where evenly spaced log signal-to-noise ratios end: noise of 3 % (benchmarks/solvers.py).
+_LAST = 5
 
 # From images (n, ...), a timestep and its alpha to predicted noise of the images' shape.
 Denoiser = Callable[[Tensor, int, float], Tensor]
@@ -66,6 +70,21 @@ def ddim_timesteps(count: int) -> list[int]:
     return [number * T // count for number in reversed(range(count))]
 
 
+def logsnr_timesteps(count: int, among: Sequence[int] | None = None) -> list[int]:
+    """Timesteps from noise to image, as evenly spaced in the log signal-to-noise ratio as can be.
+
+    The first and last of ``among``, falling timesteps, and the nearest between; by default of all
+    from 999 to 5. Many are consecutive at the end, where these are too coarse.
+    """
+    among = among or range(T - 1, min(_LAST, T - count) - 1, -1)
+    logsnr = cumulative_alphas().logit()[list(among)].numpy()
+    found = [-1]
+    for number, even in enumerate(np.linspace(logsnr[0], logsnr[-1], count)):
+        left = len(among) - (count - number)  # so many must follow
+        found.append(min(left, max(int(np.abs(logsnr - even).argmin()), found[-1] + 1)))
+    return [among[place] for place in found[1:]]
+
+
 def subsample(sequence: Sequence | Tensor, stride: int) -> Sequence | Tensor:
     """Subsample timesteps, or a sequence aligned with them, by ``stride``; t = 0 is kept."""
     return sequence[(len(sequence) - 1) % stride :: stride]
@@ -86,6 +105,56 @@ def ddim_sample(denoise: Denoiser, noise: Tensor, timesteps: list[int]) -> Tenso
     for t, alpha, alpha_next in _steps(timesteps):
         x = ddim_step(x, denoise(x, t, alpha).to(x.dtype), alpha, alpha_next)
     return x
+
+
+def dpm_solver_sample(denoise: Denoiser, noise: Tensor, timesteps: list[int]) -> Tensor:
+    """DPM-Solver++(2M) from x at the first timestep to images, not clamped.
+
+    Algorithm 2 of Lu et al. 2022, one network evaluation a step as DDIM. DDIM holds the predicted
+    image constant over a step; this extrapolates it linearly from the last two predictions in
+    lambda, half the log signal-to-noise ratio. The first step and the one to the clean image, where
+    lambda is infinite, are DDIM's.
+    """
+    x, before, h_before = noise, None, 0.0
+    for t, alpha, alpha_next in _steps(timesteps):
+        x0 = (x - (1 - alpha) ** 0.5 * denoise(x, t, alpha).to(x.dtype)) / alpha**0.5
+        extrapolated, h = x0, 0.0
+        if alpha_next < 1:
+            h = (_logit(alpha_next) - _logit(alpha)) / 2
+            if before is not None:
+                extrapolated = x0 + h / h_before / 2 * (x0 - before)
+        kept = ((1 - alpha_next) / (1 - alpha)) ** 0.5  # of what is not the image
+        x = alpha_next**0.5 * extrapolated + kept * (x - alpha**0.5 * extrapolated)
+        before, h_before = x0, h
+    return x
+
+
+def _logit(alpha: float) -> float:
+    """The log signal-to-noise ratio, twice the lambda of DPM-Solver."""
+    return math.log(alpha / (1 - alpha))
+
+
+class Solver(NamedTuple):
+    """How images follow from noise, and at which timesteps the network is evaluated.
+
+    ``timesteps(count)`` are those for a number of evaluations, ``subsample(timesteps, stride)`` the
+    given ones divided by a stride.
+    """
+
+    sample: Callable[[Denoiser, Tensor, list[int]], Tensor]
+    timesteps: Callable[[int], list[int]]
+    subsample: Callable[[list[int], int], list[int]]
+
+
+# By ``views.solver``. From the same noise all tend to the same image with more timesteps.
+SOLVERS = {
+    "ddim": Solver(ddim_sample, ddim_timesteps, subsample),
+    "dpm-solver++": Solver(
+        dpm_solver_sample,
+        logsnr_timesteps,
+        lambda timesteps, stride: logsnr_timesteps(-(-len(timesteps) // stride), timesteps),
+    ),
+}
 
 
 def ddim_invert(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mirage_steps.method.diffusion import ddim_invert, subsample
+from mirage_steps.method.diffusion import SOLVERS, ddim_invert
 from mirage_steps.method.multiview import sample_all_poses, sample_single, single_denoiser
 from mirage_steps.method.unet import UNet
 from mirage_steps.settings import Guidance
@@ -59,6 +59,7 @@ def novel_views(
     guidance: Guidance,
     batch_size: int,
     seed: int = 0,
+    solver: str = "ddim",
 ) -> Tensor:
     """An image in all poses of its category, (k, 3, S, S) in circular order, not clamped.
 
@@ -68,16 +69,18 @@ def novel_views(
         pose: of the image.
         trajectory: (len(timesteps), 1, 3, S, S) of :func:`invert`.
         timesteps: that the image was inverted at.
-        stride: the views subsample these timesteps by it; t = 0 is kept.
+        stride: the solver of the views subsamples these timesteps by it; t = 0 is kept.
         cutoff: as in :func:`randomize_phases`; None leaves the noise as it is (paper).
         guidance: where the views read the trajectory, and how they are guided.
         batch_size: images denoised at once.
         seed: of the phases.
+        solver: of the views; the inversion is DDIM's.
     """
-    timesteps, trajectory = subsample(timesteps, stride), subsample(trajectory, stride)
+    taken = SOLVERS[solver].subsample(timesteps, stride)
+    trajectory = trajectory[[timesteps.index(t) for t in taken]]
     # The views start at their first timestep, with the trajectory's noise at it.
     noise = trajectory[0] if cutoff is None else randomize_phases(trajectory[0], cutoff, seed)
-    views = sample_all_poses(model, noise, pose, timesteps, guidance, batch_size, trajectory)
+    views = sample_all_poses(model, noise, pose, taken, guidance, batch_size, trajectory, solver)
     views[model.config.siblings(pose).index(pose)] = image[0]
     return views
 

@@ -12,14 +12,14 @@ The paper leaves open whether the reference is guided too ("the same procedure")
 not, and soft and hard pass read the same keys and values;
 ``guidance.reference: guided`` is the other reading, with a reference of the hard pass's own.
 
-In all functions ``model`` is the network in evaluation mode, ``timesteps`` go from noise to image.
-Images come out not clamped.
+In all functions ``model`` is the network in evaluation mode, ``timesteps`` go from noise to image,
+``solver`` is one of :data:`SOLVERS`. Images come out not clamped.
 """
 
 import torch
 from torch import Tensor
 
-from mirage_steps.method.diffusion import Denoiser, ddim_sample, noise_from_output
+from mirage_steps.method.diffusion import SOLVERS, Denoiser, noise_from_output
 from mirage_steps.method.unet import Frames, UNet
 from mirage_steps.settings import Guidance
 
@@ -62,6 +62,7 @@ def sample_views(
     timesteps: list[int],
     guidance: Guidance,
     trajectory: Tensor | None = None,
+    solver: str = "ddim",
 ) -> Tensor:
     """Objects (objects, 1 + views, 3, S, S) in their reference pose and other poses.
 
@@ -82,7 +83,7 @@ def sample_views(
             x = torch.cat([references[t][:, None], x[:, 1:]], dim=1)
         return denoise_views(model, x, embeddings[t], alpha, guidance)
 
-    return ddim_sample(denoise, x, timesteps)
+    return SOLVERS[solver].sample(denoise, x, timesteps)
 
 
 @torch.inference_mode()
@@ -94,6 +95,7 @@ def sample_all_poses(
     guidance: Guidance,
     batch_size: int,
     trajectory: Tensor | None = None,
+    solver: str = "ddim",
 ) -> Tensor:
     """One object in every pose of its category, (k, 3, S, S) in circular order.
 
@@ -115,15 +117,18 @@ def sample_all_poses(
         chosen = [reference, *others[start : start + size]]
         asked = torch.tensor([chosen], device=noise.device)
         places = [poses.index(pose) for pose in chosen]
-        made = sample_views(model, noise[places][None], asked, timesteps, guidance, trajectory)[0]
+        own = noise[places][None]
+        made = sample_views(model, own, asked, timesteps, guidance, trajectory, solver)[0]
         images[places] = made.to(images.dtype)
     return images
 
 
 @torch.inference_mode()
-def sample_single(model: UNet, noise: Tensor, poses: Tensor, timesteps: list[int]) -> Tensor:
+def sample_single(
+    model: UNet, noise: Tensor, poses: Tensor, timesteps: list[int], solver: str = "ddim"
+) -> Tensor:
     """Single images (n, 3, S, S) from noise (n, 3, S, S) in poses (n,), by plain self-attention."""
-    return ddim_sample(single_denoiser(model, poses, timesteps), noise, timesteps)
+    return SOLVERS[solver].sample(single_denoiser(model, poses, timesteps), noise, timesteps)
 
 
 def single_denoiser(model: UNet, poses: Tensor, timesteps: list[int]) -> Denoiser:

@@ -240,7 +240,7 @@ def operations(
     images = sum(made.get(one.source, 0) for one in sets)
     twice = sum(3 * objects for one in sets if one.guided)  # through the decoder
     flops = images * (encoder + decoder) + twice * decoder
-    yield "views", steps * flops, f"{images} images, {steps} DDIM steps"
+    yield "views", steps * flops, f"{images} images, {steps} steps"
     masked = sum(one.source == "masked" for one in sets)
     sam = dataset.masks.sam  # a checkpoint counts as vit_h
     flops = vit.flops + (_STAND_IN_SAM if Path(sam).is_dir() else _SAM.get(sam, _SAM["vit_h"]))
