@@ -269,7 +269,10 @@ class Training(Settings):
     The paper gives Adam, its rate and the iterations, and refers to DDIM for the rest.
     """
 
-    untracked = ("log_every", "checkpoint_every", "sample_every", "processes", "accumulation")
+    untracked = (
+        "log_every", "checkpoint_every", "sample_every", "scored_objects", "processes",
+        "accumulation",
+    )  # fmt: skip
 
     preset: Literal["paper", "small"] = stated(
         "paper", "paper", "The paper's U-Net, or a small one that learns on two cores."
@@ -300,7 +303,12 @@ class Training(Settings):
         100, ge=1, description="Steps whose mean loss makes one line of metrics.jsonl."
     )
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
-    sample_every: int = Field(5000, ge=1, description="Steps between sample grids.")
+    sample_every: int = Field(
+        5000, ge=1, description="Steps between sample grids, and between scores of views."
+    )
+    scored_objects: int = Field(
+        6, ge=0, description="Objects whose views are scored while training; 0 for none."
+    )
     processes: int = Field(
         1, ge=1, description="Processes that train together, each on a GPU, and share the batch."
     )

@@ -4,6 +4,8 @@ rule train:
         crops=own("crops/crops.h5"),
         poses=own("poses/poses.csv"),
         counts=own("poses/poses.json"),
+        estimator=own("poses/pose_estimator.safetensors"),
+        network=network("backbone.model"),
     output:
         model="<results>/{dataset}/training/model.safetensors",
         config="<results>/{dataset}/training/config.json",

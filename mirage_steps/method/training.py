@@ -138,6 +138,13 @@ class Trainer:
         self.done += 1
         return torch.stack([loss / images[0].numel(), norm])
 
+    def rehearse(self, images: Tensor, poses: Tensor) -> None:
+        """Forward and backward pass of a step that changes nothing."""
+        times, noise = self._draw(images)
+        rows = share(len(images), 0, self.training.accumulation)
+        self._backward(images[rows], poses[rows], times[rows], noise[rows])
+        self.model.zero_grad(set_to_none=True)
+
     def _draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """This process's share of the timesteps (b,) and the noise (b, 3, S, S) of a batch."""
         size, seed = self.training.batch_size, self.training.seed
@@ -178,6 +185,7 @@ class Trainer:
         """Everything a resumed run needs, as tensors and plain values."""
         return {
             "done": self.done,
+            "threads": torch.get_num_threads(),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -190,6 +198,8 @@ class Trainer:
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         self.done = state["done"]
+        if self.device.type == "cpu":  # the bits of a sum depend on it
+            torch.set_num_threads(min(state["threads"], torch.get_num_threads()))
 
 
 class Batches:

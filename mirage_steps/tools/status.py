@@ -177,7 +177,7 @@ def _stage(
 
 def _training(folder: Path, iterations: int) -> dict | None:
     """Step, loss, steps a second, seconds left and whether a trainer lives; None without one."""
-    records = read_metrics(folder)
+    records = [one for one in read_metrics(folder) if "loss" in one]  # not those of scores
     try:
         alive = time.time() - (folder / "lock.json").stat().st_mtime <= STALE
     except OSError:
