@@ -515,6 +515,12 @@ class Baseline(Settings):
         description="kept: compared with the real images as they are; removed: already white, "
         "compared with the real images without background; remove: by SAM, and then the same.",
     )
+    views: int | None = Field(
+        None,
+        ge=2,
+        description="Views of each object, if files are named by object and view: some objects are "
+        "shown above ours.",
+    )
     max_pixels: int = _MAX_PIXELS
 
 
@@ -627,6 +633,11 @@ class Dataset(Settings):
     def sets(self) -> dict[str, EvaluationSet]:
         """The evaluation sets by name, those of the baselines among them."""
         return evaluation_sets({name: one.background for name, one in self.baselines.items()})
+
+    @property
+    def compared(self) -> list[str]:
+        """The baselines whose objects are shown above ours."""
+        return [name for name, one in self.baselines.items() if one.views]
 
     def guidance_of(self, one: EvaluationSet) -> Guidance:
         """Guidance of a generated set; an unguided one stays valid when gamma changes."""

@@ -99,6 +99,7 @@ def stages(
             "embed": [f"sets/{one.name}/embed" for one in sets if one.name in compared],
             "sheet": ["sheet/sheet"],
             "reference_sheet": [f"sheet/reference-{one}" for one in dataset.sheet.references],
+            "comparison": ["comparison"] if dataset.compared else [],
             "fid": ["fid"],
             "turntables": ["turntables/turntables"] if dataset.renders else [],
             "evidence": ["evidence/evidence"],
