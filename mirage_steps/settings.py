@@ -444,7 +444,8 @@ class Masks(Settings):
 
     sam: FileName = Field(
         "vit_h",
-        description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder.",
+        description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder; "
+        "none leaves out the rows without background.",
     )
     sam_batch_size: int = Field(8, ge=1, description="Images SAM sees at once.")
 
@@ -611,6 +612,11 @@ class Dataset(Settings):
             sets = evaluation_sets({})
             if name in sets or name in table_rows(sets) or name.endswith("-nobg"):
                 raise ValueError(f"baselines.{name}: is a row of the table already; rename it")
+            if self.masks.sam == "none" and self.baselines[name].background != "kept":
+                raise ValueError(
+                    f"baselines.{name}.background {self.baselines[name].background}: needs real "
+                    "images without background; set masks.sam to a network that removes it"
+                )
         return self
 
     @property
@@ -632,7 +638,8 @@ class Dataset(Settings):
     @property
     def sets(self) -> dict[str, EvaluationSet]:
         """The evaluation sets by name, those of the baselines among them."""
-        return evaluation_sets({name: one.background for name, one in self.baselines.items()})
+        baselines = {name: one.background for name, one in self.baselines.items()}
+        return evaluation_sets(baselines, self.masks.sam != "none")
 
     @property
     def compared(self) -> list[str]:

@@ -470,6 +470,7 @@ def compared_sets(wildcards):
 
 def pictures(wildcards):
     """Input function: the pictures that the overview lists."""
+    masked = ["mv-nobg-hag"] if "mv-nobg-hag" in dataset(wildcards).sets else []
     home, folder = (
         f"<results>/{one}" for one in (configuration.home(wildcards.dataset), wildcards.dataset)
     )
@@ -480,7 +481,7 @@ def pictures(wildcards):
         f"{home}/training/loss.png",
         of_set(wildcards, "no-mv", "images.png"),
         of_set(wildcards, "mv-bg-hag", "images.png"),
-        of_set(wildcards, "mv-nobg-hag", "masks.png"),
+        *(of_set(wildcards, name, "masks.png") for name in masked),
         f"{folder}/sheet/contact_sheet.png",
         f"{folder}/sheet/turntable.gif",
         *(f"{folder}/sheet/reference-{one}.png" for one in dataset(wildcards).sheet.references),
