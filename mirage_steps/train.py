@@ -44,7 +44,7 @@ from mirage_steps.training_scores import TrainingScores
 
 # Raised by hand when a change invalidates old checkpoints or models; other edits must not cost days
 # of training.
-VERSION = 5
+VERSION = 6
 
 # Exit code at the time limit of a job: retry (EX_TEMPFAIL of sysexits.h).
 TIME_IS_UP = 75

@@ -526,7 +526,9 @@ def test_kernels_step_like_their_matrices(layout):
     kernel = torch.nn.Parameter(start.clone(memory_format=layout))
     matrix = torch.nn.Parameter(start.flatten(1).clone())
     ours = KernelMuon([kernel], 0.01)
-    literal = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    literal = torch.optim.Muon(
+        [matrix], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=3
+    )
     for _ in range(3):
         gradient = torch.randn(6, 4, 3, 3, generator=generator)
         kernel.grad, matrix.grad = gradient.clone(), gradient.flatten(1).clone()

@@ -25,6 +25,11 @@ from mirage_steps.method.processes import Processes
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
 
+# Iterations that orthogonalize an update; torch's default, 5, is no better here and a quarter of a
+# step dearer (docs/training.md).
+_NEWTON_SCHULZ = 3
+
+
 class Hooks(Protocol):
     """Callbacks of the loop: ``stop_requested`` in every process, the others in the first only."""
 
@@ -246,7 +251,10 @@ class KernelMuon(torch.optim.Muon):
         for kernel, matrix in zip(self.kernels, self._matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
                 raise ValueError("a kernel is neither contiguous nor channels_last")
-        super().__init__(self._matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        super().__init__(
+            self._matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw",
+            ns_steps=_NEWTON_SCHULZ,
+        )  # fmt: skip
 
     @torch.no_grad()
     def step(self) -> None:
