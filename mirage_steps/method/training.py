@@ -24,9 +24,7 @@ from mirage_steps.method.device import autocast
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
-
-# Iterations that orthogonalize an update; torch's default, 5, is no better here and a quarter of a
-# step dearer (docs/training.md).
+# Iterations that orthogonalize an update; torch's default is 5 (docs/training.md compares).
 _NEWTON_SCHULZ = 3
 
 
