@@ -5,15 +5,16 @@ Modules at the top are the steps of the pipeline, each with a function ``main``:
 - ``dataset``, ``features``, ``foreground``, ``crops``, ``categories``, ``pose_space``, ``poses``,
   ``pose_eval``: from images to pose labels (paper, section 3.1);
 - ``train``: the pose-conditioned diffusion model (section 3.2);
-- ``real``, ``views``, ``baseline``, ``sheet``: sets of real and generated images (section 3.3);
+- ``real``, ``views``, ``baseline``, ``sheet``, ``comparison``: sets of real and generated images,
+  and pictures of objects (section 3.3);
 - ``masks``, ``embed``, ``fid``: background removal and distances to real images (section 4);
 - ``novel_views``, ``photo_sheet``: given photos in all poses (section 3.3, Figure 4);
 - ``weights``, ``gather``: published networks, and the shards of other steps.
 
 Below the steps: ``run`` (the class ``Run``, a finished run in Python), ``tools`` (status, compare,
-plan), ``sources`` (images of each data set), ``networks`` (trained networks), ``files`` (all that
-reads or writes the disk), ``method`` (the mathematics), ``demo`` (renderer and stand-in networks),
-``settings``, ``evaluation_sets`` and ``errors``.
+plan and others), ``sources`` (images of each data set), ``networks`` (trained networks), ``files``
+(all that reads or writes the disk), ``method`` (the mathematics), ``demo`` (renderer and stand-in
+networks), ``settings``, ``evaluation_sets`` and ``errors``.
 """
 
 import sys

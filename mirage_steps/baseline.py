@@ -1,9 +1,12 @@
 """Image set of another method, from a folder, evaluated like the generated sets.
 
-Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``image`` (n,) names; ``images.png``, the first
-of them; and ``rejected.csv`` (image, reason).
+Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``image`` (n,) names, and for the comparison a
+few whole ``objects`` (m, views, S, S, 3) where the files name views; ``images.png``, the first
+images; and ``rejected.csv`` (image, reason).
 """
 
+import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,15 +17,16 @@ from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import write_csv
 from mirage_steps.files.command import log, run
-from mirage_steps.files.h5 import write_names
+from mirage_steps.files.h5 import by_image, write_names
 from mirage_steps.files.image_set import OWN_WHITE, create_image_set, write_preview
-from mirage_steps.files.images import UnreadableImage, find_files, read_rgb
+from mirage_steps.files.images import UnreadableImage, find_files
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.names import encoded, not_a
+from mirage_steps.files.renderings import WHITE_SHARE, by_object, read_square, white_share
 from mirage_steps.files.terminal import progress
 
 _CHECKED = 72  # images whose border must be white where the background is removed
-_NEARLY_WHITE, _WHITE_SHARE = 240, 0.5
+_SHOWN = 3  # objects of the comparison
 
 
 def main(
@@ -48,6 +52,7 @@ def main(
     order = np.random.default_rng(fid.seed).permutation(len(files))
     white = {"sam": OWN_WHITE} if baseline.background == "removed" else {}
     read = partial(_read, size=image_size, max_pixels=baseline.max_pixels)
+    objects = _objects(where, files, baseline, fid.seed, read) if baseline.views else None
     names: list[str] = []
     with (
         create_image_set(out / "images.h5", fid.samples, image_size, **white) as file,
@@ -69,7 +74,10 @@ def main(
                 f"{fid.samples}; every row needs as many{first}"
             )
         write_names(file, names)
-        if white and (share := _white_share(file["images"][:_CHECKED])) < _WHITE_SHARE:
+        if objects is not None:
+            by_image(file, "objects", len(objects), objects.shape[1:], np.uint8)
+            file["objects"][:] = objects
+        if white and (share := white_share(file["images"][:_CHECKED])) < WHITE_SHARE:
             log.warning(
                 "%s: background is removed, but only %.0f %% of the border is white; is it "
                 "background: kept?", where, 100 * share,
@@ -79,23 +87,38 @@ def main(
     log.info("%d of %d files taken, %d rejected", fid.samples, len(files), len(rejected))
 
 
-def _white_share(images: np.ndarray) -> float:
-    """Share of white pixels at the border of images (n, S, S, 3) uint8."""
-    white = images.min(axis=3) > _NEARLY_WHITE
-    sides = (white[:, 0], white[:, -1], white[:, :, 0], white[:, :, -1])
-    return float(np.mean([side.mean() for side in sides]))
+def _objects(
+    where: str, files: list[Path], baseline: settings.Baseline, seed: int, read: Callable
+) -> np.ndarray:
+    """A few objects (m, views, S, S, 3) uint8 of those that have all views.
+
+    Raises:
+        UserError: none has; the message begins with ``where``.
+    """
+    found = by_object(files, Path(os.path.expanduser(baseline.path)).resolve())
+    whole = [views for views in found.values() if len(views) == baseline.views]
+    shown: list[np.ndarray] = []
+    for index in np.random.default_rng(seed).permutation(len(whole)):
+        views = [read(path)[1] for path in whole[index]]
+        if not any(isinstance(view, str) for view in views):
+            shown.append(np.stack(views))
+        if len(shown) == _SHOWN:
+            break
+    if not shown:
+        raise UserError(
+            f"{where}: none of {len(found)} objects has {baseline.views} usable views; name the "
+            "files NAME_VIEW.png or NAME/VIEW.png, or leave the key views out"
+        )
+    return np.stack(shown)
 
 
 def _read(path: Path, size: int, max_pixels: int) -> tuple[str, np.ndarray | str]:
     """Name of an image, and its pixels (size, size, 3) uint8 or why it cannot be used."""
     name = encoded(path)
     try:
-        image = read_rgb(path, max_pixels)
+        image = read_square(path, max_pixels)
     except (UnreadableImage, OSError) as error:
         return name, str(error)
-    if image.width != image.height:
-        # Squeezing or padding would change the method's image.
-        return name, f"not square: {image.width}x{image.height}; crop it first"
     return name, np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 

@@ -74,13 +74,14 @@ EVALUATION_SETS = (
 )  # fmt: skip
 
 
-def evaluation_sets(baselines: Mapping[str, str]) -> dict[str, EvaluationSet]:
+def evaluation_sets(baselines: Mapping[str, str], masked: bool = True) -> dict[str, EvaluationSet]:
     """All sets of a data set by name, in the order of the table.
 
     Args:
         baselines: of each other method its name and the key ``background`` of its section.
+        masked: whether there are sets without background; without them all backgrounds are kept.
     """
-    sets = {one.name: one for one in EVALUATION_SETS}
+    sets = {one.name: one for one in EVALUATION_SETS if masked or one.source != "masked"}
     for name, background in baselines.items():
         caption = "another method's images"
         if background == "kept":

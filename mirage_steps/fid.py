@@ -279,6 +279,8 @@ def notes(rows: list[Row], published: Published | None = None) -> list[str]:
     for sam in sorted({row.sam for row in rows if row.sam}):
         note = "the embedded stand-in for SAM" if sam.startswith(STAND_IN) else "segment-anything"
         lines.append(f"Backgrounds were removed by {sam}, {note}.")
+    if not any(row.sam for row in rows):
+        lines.append("All backgrounds were kept: nothing was there to remove them (masks.sam).")
     lines += [
         f"{row.name}: its images came on white; {row.sam} removed only the real ones' background."
         for row in rows

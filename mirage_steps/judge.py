@@ -94,7 +94,7 @@ class Judge:
 
     Attributes:
         run: whose views are judged.
-        network: of the second kind of features.
+        network: of the second kind of features; None for color alone.
         scales: by the kind of features; empty before :meth:`calibrated`.
         real: what the judge sees in the real images of the scale, in the order of their poses.
         labels: (m,) the poses of these images by the run's table.
@@ -102,7 +102,7 @@ class Judge:
     """
 
     run: Run
-    network: Backbone
+    network: Backbone | None
     scales: dict[str, Consistency]
     real: Seen | None = None
     labels: np.ndarray | None = None
@@ -131,9 +131,9 @@ class Judge:
         return self.network.sha256 == self.run.backbone.sha256
 
     @property
-    def kinds(self) -> tuple[str, str]:
+    def kinds(self) -> tuple[str, ...]:
         """The kinds of features: mean color in the mask; the network's, of the object alone."""
-        return COLOR, self.network.name
+        return (COLOR,) if self.network is None else (COLOR, self.network.name)
 
     @property
     def k(self) -> int:
@@ -166,7 +166,7 @@ class Judge:
         return flat[np.arange(len(flat.poses)).reshape(views.shape[:2])]
 
     def _seen(self, images: np.ndarray) -> Iterator[Seen]:
-        estimator, side, color, other = self.run.estimator, images.shape[1], *self.kinds
+        estimator, side, network = self.run.estimator, images.shape[1], self.network
         for rows in slices(len(images), _BATCH):
             pixels = images[rows]
             tokens = self.run.backbone.half_tokens(pixels)
@@ -175,8 +175,10 @@ class Judge:
             # Where no object is seen, the whole image stands for it.
             masks[~masks.any((1, 2))] = True
             colors = np.stack([one[mask].mean(0) for one, mask in zip(pixels, masks, strict=True)])
-            bare = np.where(masks[..., None], pixels, _GRAY).astype(np.uint8)
-            features = {color: colors.astype(np.float32), other: self.network.feature(bare, "cls")}
+            features = {COLOR: colors.astype(np.float32)}
+            if network is not None:
+                bare = np.where(masks[..., None], pixels, _GRAY).astype(np.uint8)
+                features[network.name] = network.feature(bare, "cls")
             yield Seen(found.seen_poses, found.distances, masks, features)
 
     def calibrated(
@@ -198,7 +200,7 @@ class Judge:
         Raises:
             UserError: no two poses have two images each.
         """
-        images, labels = _real_images(crops, poses, self.run.model.config.poses, evidence)
+        images, labels = real_images(crops, poses, self.run.model.config.poses, evidence)
         count, real = self.run.model.config.poses, self.see(images)
         if absent := int((real.poses < 0).sum()):
             log.warning("%s: no object is found in %d of %d images", crops, absent, len(labels))
@@ -301,10 +303,10 @@ def read_turntables(path: Path, loaded: Run, most: int) -> Turntables:
     return Turntables(views[:, 0], np.array(own), views[:, 1:], cropped[:, 1:])
 
 
-def _real_images(
+def real_images(
     crops: Path, poses: Path, count: int, evidence: settings.Evidence
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some crops (m, S, S, 3) of every pose, and their poses (m,)."""
+    """Some crops (m, S, S, 3) of each of ``count`` poses, and their poses (m,)."""
     labels = read_labels(poses, crops)
     rng = np.random.default_rng(4)
     chosen = []

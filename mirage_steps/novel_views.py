@@ -23,14 +23,18 @@ from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_n
 from mirage_steps.files.photo_views import require_free
 from mirage_steps.files.photos import open_photo
 from mirage_steps.files.terminal import progress
+<<<<<<< HEAD
 from mirage_steps.run import Run, inversion_timesteps, on_photo, stored_sampling
+=======
+from mirage_steps.run import SHOWCASE, Run, on_photo, require_steps, stored_sampling
+>>>>>>> a142304c1b533c7b0f7542af68b13fd73b957ae4
 
 
 def main(
     photos: tyro.conf.Positional[tuple[Path, ...]],
     *,
-    run: Path,
-    out: Path,
+    run: Path = SHOWCASE,
+    out: Path = Path("novel_views"),
     box: tuple[float, float, float, float] | None = None,
     name: str | None = None,
     views: settings.Views | None = None,
@@ -45,7 +49,8 @@ def main(
 
     Args:
         photos: Image files.
-        run: Folder of a finished run, such as results/demo.
+        run: Folder of a finished run, such as results/demo; by default the embedded model, which
+            knows rendered cars.
         out: Folder for the pictures.
         box: The object's box in a single photo, x0 y0 x1 y1 in pixels; found by PCA 1 if not given.
         name: Name of the outputs of a single photo; by default the photo's.
@@ -140,7 +145,7 @@ def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str
 def of_the_run(words: Sequence[str]) -> dict[str, settings.Settings]:
     """The sections of the run that a command line names, the defaults where it names none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run", type=Path, nargs="?")
+    parser.add_argument("--run", type=Path, nargs="?", default=SHOWCASE)
     folder = parser.parse_known_args(words)[0].run
     return dict(stored_sampling(folder) if folder else settings.Sampling())
 

@@ -269,7 +269,10 @@ class Training(Settings):
     The paper gives Adam, its rate and the iterations, and refers to DDIM for the rest.
     """
 
-    untracked = ("log_every", "checkpoint_every", "sample_every", "processes", "accumulation")
+    untracked = (
+        "log_every", "checkpoint_every", "sample_every", "scored_objects", "processes",
+        "accumulation",
+    )  # fmt: skip
 
     preset: Literal["paper", "small"] = stated(
         "paper", "paper", "The paper's U-Net, or a small one that learns on two cores."
@@ -300,7 +303,12 @@ class Training(Settings):
         100, ge=1, description="Steps whose mean loss makes one line of metrics.jsonl."
     )
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
-    sample_every: int = Field(5000, ge=1, description="Steps between sample grids.")
+    sample_every: int = Field(
+        5000, ge=1, description="Steps between sample grids, and between scores of views."
+    )
+    scored_objects: int = Field(
+        6, ge=0, description="Objects whose views are scored while training; 0 for none."
+    )
     processes: int = Field(
         1, ge=1, description="Processes that train together, each on a GPU, and share the batch."
     )
@@ -447,7 +455,8 @@ class Masks(Settings):
 
     sam: FileName = Field(
         "vit_h",
-        description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder.",
+        description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder; "
+        "none leaves out the rows without background.",
     )
     sam_batch_size: int = Field(8, ge=1, description="Images SAM sees at once.")
 
@@ -517,6 +526,12 @@ class Baseline(Settings):
         "kept",
         description="kept: compared with the real images as they are; removed: already white, "
         "compared with the real images without background; remove: by SAM, and then the same.",
+    )
+    views: int | None = Field(
+        None,
+        ge=2,
+        description="Views of each object, if files are named by object and view: some objects are "
+        "shown above ours.",
     )
     max_pixels: int = _MAX_PIXELS
 
@@ -608,6 +623,11 @@ class Dataset(Settings):
             sets = evaluation_sets({})
             if name in sets or name in table_rows(sets) or name.endswith("-nobg"):
                 raise ValueError(f"baselines.{name}: is a row of the table already; rename it")
+            if self.masks.sam == "none" and self.baselines[name].background != "kept":
+                raise ValueError(
+                    f"baselines.{name}.background {self.baselines[name].background}: needs real "
+                    "images without background; set masks.sam to a network that removes it"
+                )
         return self
 
     @property
@@ -629,7 +649,13 @@ class Dataset(Settings):
     @property
     def sets(self) -> dict[str, EvaluationSet]:
         """The evaluation sets by name, those of the baselines among them."""
-        return evaluation_sets({name: one.background for name, one in self.baselines.items()})
+        baselines = {name: one.background for name, one in self.baselines.items()}
+        return evaluation_sets(baselines, self.masks.sam != "none")
+
+    @property
+    def compared(self) -> list[str]:
+        """The baselines whose objects are shown above ours."""
+        return [name for name, one in self.baselines.items() if one.views]
 
     def guidance_of(self, one: EvaluationSet) -> Guidance:
         """Guidance of a generated set; an unguided one stays valid when gamma changes."""

@@ -2,9 +2,9 @@
 
 Writes ``model.safetensors`` (the EMA weights), ``config.json`` and ``loss.png`` into the output
 folder. Files that must survive a failed job are in ``--checkpoints``: the newest two checkpoints,
-``metrics.jsonl`` and sample grids. An interrupted run resumes from there with the same result, bit
-for bit; changed settings or data restart it. A lock with a heartbeat keeps a second training out
-of the folder.
+``metrics.jsonl`` with losses and scores of views, its plot ``loss.png``, and sample grids. An
+interrupted run resumes from there with the same result, bit for bit; changed settings or data
+restart it. A lock with a heartbeat keeps a second training out of the folder.
 
 With ``--processes`` several processes train together, one per GPU; torchrun starts them. The batch
 is divided among them.
@@ -16,6 +16,7 @@ import json
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +33,18 @@ from mirage_steps.files.lock import Lock
 from mirage_steps.files.records import read_metrics
 from mirage_steps.files.tables import read_labels, read_pose_counts
 from mirage_steps.files.terminal import progress
-from mirage_steps.method.device import autocast, memory_advice
+from mirage_steps.method.device import autocast, choose_threads, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.processes import Processes, launch, launched
 from mirage_steps.method.training import Batches, Trainer, train
 from mirage_steps.method.unet import preset
 from mirage_steps.networks.diffusion_model import save_model
+from mirage_steps.training_scores import TrainingScores
 
 # Raised by hand when a change invalidates old checkpoints or models; other edits must not cost days
 # of training.
-VERSION = 5
+VERSION = 6
 
 # Exit code at the time limit of a job: retry (EX_TEMPFAIL of sysexits.h).
 TIME_IS_UP = 75
@@ -57,6 +59,7 @@ def main(
     poses: Path,
     out: Path,
     checkpoints: Path,
+    estimator: Path | None = None,
     training: settings.Training = settings.Training(),
     runtime: float = 0,
     device: str = "auto",
@@ -68,6 +71,7 @@ def main(
         poses: poses.csv.
         out: Folder for model.safetensors, config.json and loss.png.
         checkpoints: Folder for the checkpoints, metrics.jsonl and sample grids.
+        estimator: The run's pose_estimator.safetensors, to score views while training.
         training: The network and its training.
         runtime: Minutes that a scheduler gives the job, 0 for no limit; before they are over the
             training saves and ends with exit code 75, to be called again.
@@ -102,14 +106,21 @@ def main(
         lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
         trainer = Trainer(config, training, processes)
         store = Checkpoints(checkpoints, _fingerprint(training, crops, poses))
-        _resume(trainer, store)
-        hooks = Outputs(trainer, store, lock, 60 * runtime)
+        batches = Batches(images, labels, training)
+        if not _resume(trainer, store):
+            _use_threads(trainer, batches)
+        scores = None
+        if estimator and training.scored_objects and processes.first:
+            scores = TrainingScores(trainer.ema, estimator, crops, poses, training, device)
+        hooks = Outputs(trainer, store, lock, 60 * runtime, scores)
         stack.enter_context(hooks.bar)
-        if not train(trainer, Batches(images, labels, training), hooks):
+        if not train(trainer, batches, hooks):
             raise SystemExit(hooks.exit_code)
         if processes.first:
             lock.require()
             about = {"seed": training.seed, "iterations": training.iterations}
+            if trainer.device.type == "cpu":
+                about["threads"] = torch.get_num_threads()
             save_model(out, trainer.ema, {**about, "parameters": trainer.parameters})
             plots.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
@@ -121,10 +132,18 @@ class Outputs:
         trainer, store, lock: those of the training; no lock in all processes but the first.
         seconds: of the job since the start of the process, 0 for no limit. A twentieth, but at
             least half a minute and at most ten, is left for saving and for what comes after.
+        scores: of the views, whenever samples are written.
     """
 
-    def __init__(self, trainer: Trainer, store: Checkpoints, lock: Lock | None, seconds: float):
-        self.trainer, self.store, self.lock = trainer, store, lock
+    def __init__(
+        self,
+        trainer: Trainer,
+        store: Checkpoints,
+        lock: Lock | None,
+        seconds: float,
+        scores: Callable[[], dict[str, float]] | None = None,
+    ):
+        self.trainer, self.store, self.lock, self.scores = trainer, store, lock, scores
         self.bar = progress(
             total=trainer.training.iterations, initial=trainer.done, unit="step",
             disable=not trainer.processes.first,
@@ -150,7 +169,8 @@ class Outputs:
         path = self.store.folder / "metrics.jsonl"
         with located(path), open(path, "a") as file:
             print(json.dumps({**record, "time": round(time.time(), 1)}), file=file)
-        self.bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
+        if "loss" in record:
+            self.bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
 
     def save(self) -> None:
         """Write a checkpoint, if the folder is still this process's."""
@@ -162,7 +182,10 @@ class Outputs:
         self.bar.update()
 
     def sample(self) -> None:
-        """Write a grid with one noise a row and all poses in columns, from the EMA weights."""
+        """Write a grid with one noise a row and all poses in columns, and score views.
+
+        From the EMA weights. ``loss.png`` beside them shows losses and scores so far.
+        """
         config, device = self.trainer.config, self.trainer.device
         shape, seed = (3, config.image_size, config.image_size), self.trainer.training.seed
         noise = keyed_noise(seed, [0, 1, 2], shape).to(device).repeat_interleave(config.poses, 0)
@@ -172,6 +195,12 @@ class Outputs:
         path = self.store.folder / "samples" / f"{self.trainer.done:07d}.png"
         # A bad sample of an early step ends no training: the loss decides.
         tiles.save_image(path, tiles.tile(to_pixels(images.nan_to_num()), columns=config.poses))
+        if self.scores:
+            with contextlib.suppress(UserError):  # nor do views that are not finite
+                found = self.scores()
+                self.log({"step": self.trainer.done, **found})
+                log.info("scores %s", ", ".join(f"{key} {value:g}" for key, value in found.items()))
+        plots.loss_curve(self.store.folder / "loss.png", read_metrics(self.store.folder))
 
 
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:
@@ -194,8 +223,21 @@ def _require_images(labels: np.ndarray, k: int, poses: Path) -> None:
         )
 
 
-def _resume(trainer: Trainer, store: Checkpoints) -> None:
-    """Continue from the newest checkpoint, all processes from the same."""
+def _use_threads(trainer: Trainer, batches: Batches) -> None:
+    """Train with fewer threads of the CPU where other processes keep some of them waiting."""
+    if trainer.device.type != "cpu" or trainer.processes.count > 1:
+        return
+    most, batch = torch.get_num_threads(), batches.batch(0)
+    chosen = choose_threads(lambda: trainer.rehearse(*batch))
+    if chosen < most:
+        log.info(
+            "%d of %d threads, which are faster: the machine is busy with something else",
+            chosen, most,
+        )  # fmt: skip
+
+
+def _resume(trainer: Trainer, store: Checkpoints) -> int:
+    """Continue from the newest checkpoint, all processes from the same; gives the steps done."""
     processes, training, state = trainer.processes, trainer.training, None
     if processes.first:
         state = store.newest(training.iterations)
@@ -213,6 +255,7 @@ def _resume(trainer: Trainer, store: Checkpoints) -> None:
         )  # fmt: skip
         if done:
             log.info("resuming after step %d", done)
+    return done
 
 
 if __name__ == "__main__":

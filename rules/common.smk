@@ -457,8 +457,20 @@ def turntables(wildcards):
     return [f"<results>/{home}/turntables/turntables.h5"] if renders else []
 
 
+def compared_sets(wildcards):
+    """Input function: the sets of the baselines whose objects are shown above ours."""
+    names = dataset(wildcards).compared
+    if not names:
+        refuse(
+            f"datasets.{wildcards.dataset}.baselines: none has objects to compare with ours; set "
+            "views of one (docs/baselines.md)"
+        )
+    return [of_set(wildcards, name, "images.h5") for name in names]
+
+
 def pictures(wildcards):
     """Input function: the pictures that the overview lists."""
+    masked = ["mv-nobg-hag"] if "mv-nobg-hag" in dataset(wildcards).sets else []
     home, folder = (
         f"<results>/{one}" for one in (configuration.home(wildcards.dataset), wildcards.dataset)
     )
@@ -469,10 +481,11 @@ def pictures(wildcards):
         f"{home}/training/loss.png",
         of_set(wildcards, "no-mv", "images.png"),
         of_set(wildcards, "mv-bg-hag", "images.png"),
-        of_set(wildcards, "mv-nobg-hag", "masks.png"),
+        *(of_set(wildcards, name, "masks.png") for name in masked),
         f"{folder}/sheet/contact_sheet.png",
         f"{folder}/sheet/turntable.gif",
         *(f"{folder}/sheet/reference-{one}.png" for one in dataset(wildcards).sheet.references),
+        *([f"{folder}/comparison.png"] if dataset(wildcards).compared else []),
         f"{folder}/evidence/evidence.png",
         f"{folder}/evidence/references.png",
         f"{folder}/ablation/ablation.png",

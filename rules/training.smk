@@ -4,6 +4,8 @@ rule train:
         crops=own("crops/crops.h5"),
         poses=own("poses/poses.csv"),
         counts=own("poses/poses.json"),
+        estimator=own("poses/pose_estimator.safetensors"),
+        network=network("backbone.model"),
     output:
         model="<results>/{dataset}/training/model.safetensors",
         config="<results>/{dataset}/training/config.json",
@@ -34,3 +36,43 @@ rule train:
         "{wildcards.dataset}: training; live metrics in training/checkpoints/metrics.jsonl"
     shell:
         RUN
+
+
+# What others need to show photos by the model.
+rule export:
+    input:
+        model=own("training/model.safetensors"),
+        config=own("training/config.json"),
+        sampling=own("training/sampling.json"),
+        estimator=own("poses/pose_estimator.safetensors"),
+        scores=own("poses/pose_eval.json"),
+        evidence=own("evidence/evidence.txt"),
+    output:
+        model="<results>/{dataset}/export/training/model.safetensors",
+        config="<results>/{dataset}/export/training/config.json",
+        sampling="<results>/{dataset}/export/training/sampling.json",
+        estimator="<results>/{dataset}/export/poses/pose_estimator.safetensors",
+        card="<results>/{dataset}/export/README.md",
+        run="<results>/{dataset}/export/export.run.json",
+    log:
+        "<results>/{dataset}/logs/export.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/export.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step("export", trained=lambda wildcards, input: str(Path(input.model).parents[1])),
+    message:
+        "{wildcards.dataset}: exporting the model"
+    shell:
+        RUN
+
+
+# The embedded model of rendered cars: hours of training, not part of any run. weights/showcase-cars has
+# a copy, made by hand after a look at its evidence:
+#   snakemake --cores 2 showcase
+#   cp -r results/showcase/export/{README.md,poses,training} weights/showcase-cars/
+rule showcase:
+    input:
+        expand(rules.export.output.card, dataset="showcase"),
+    localrule: True

@@ -135,6 +135,26 @@ rule sheet:
         RUN
 
 
+# Objects of other methods above ours (Figure 8).
+rule comparison:
+    input:
+        theirs=compared_sets,
+        objects=rules.sheet.output.objects,
+    output:
+        picture="<results>/{dataset}/comparison.png",
+        run="<results>/{dataset}/comparison.run.json",
+    log:
+        "<results>/{dataset}/logs/comparison.log",
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step("comparison"),
+    message:
+        "{wildcards.dataset}: objects of other methods above ours"
+    shell:
+        RUN
+
+
 # The same objects with one reference pose for all.
 use rule sheet as reference_sheet with:
     input:

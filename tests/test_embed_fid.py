@@ -444,6 +444,14 @@ def test_every_row_is_declared_with_its_reference_and_caption():
     assert rows["nerf"].caption == rows["vae-nobg"].caption == both
 
 
+def test_without_sam_there_are_no_rows_without_background(tmp_path):
+    masked = set(evaluation_sets({}, masked=False))
+    assert masked == {"real-a", "real-b", "no-mv", "mv-bg-no-hag", "mv-bg-hag", "untrained"}
+    _table_of(row=(("a", *_pair(tmp_path)),), dataset="cars", out=tmp_path)
+    told = "All backgrounds were kept: nothing was there to remove them (masks.sam)."
+    assert told in _table(tmp_path)[0]
+
+
 def test_images_rendered_on_white_compare_with_masked_real_ones_only(tmp_path):
     scored = str(_features(tmp_path / "gan.h5", 9, 0, sam=OWN_WHITE))
     masked = str(_features(tmp_path / "masked.h5", 9, 1, sam="vit_h"))

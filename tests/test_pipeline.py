@@ -13,6 +13,8 @@ import yaml
 from conftest import TARGETS
 from workflow import ENVIRONMENT, ROOT, Project, errors
 
+from mirage_steps.files.records import read_metrics
+
 
 def test_table_has_every_row(finished):
     text = finished["fid.txt"].read_text()
@@ -208,6 +210,17 @@ def test_missing_input_gets_one_line(changed, section, key, value, target, messa
     found = set(errors(output))
     assert len(found) == 1 and message in found.pop(), output
     assert "Traceback" not in output
+
+
+def test_views_are_scored_while_training(finished):
+    records = read_metrics(finished["training/checkpoints"])
+    scored = [record for record in records if "near" in record]
+    assert [record["step"] for record in scored] == [2, 4]
+    assert all((record["objects"], record["views"]) == (2, 8) for record in scored)
+    assert all(0 <= record["in_pose"] <= record["near"] <= 1 for record in scored)
+    # The untrained network's output changes from step to step, and so do its views.
+    assert scored[0]["kd"] != scored[1]["kd"] and min(one["kd"] for one in scored) > 0
+    assert finished["training/checkpoints/loss.png"].exists()
 
 
 @pytest.mark.slow

@@ -200,6 +200,14 @@ def test_the_readme_lists_the_defaults_that_are_not_the_papers():
     assert len(declared) >= 6
 
 
+def test_without_sam_no_baseline_can_be_compared_without_background():
+    for background in ("removed", "remove"):
+        baselines = {"gan": {"path": "x", "background": background}}
+        told = _refusal(_config(masks={"sam": "none"}, baselines=baselines))
+        assert f"baselines.gan.background {background}: needs real images without" in told
+    load(_config(masks={"sam": "none"}, baselines={"gan": {"path": "x"}}))
+
+
 def test_keys_of_baselines_and_of_the_paper_are_checked():
     told = _refusal(_config(baselines={"monnier": {"path": "x", "mask": 1}}))
     assert "baselines.monnier.mask is not a key; known here: path, background" in told

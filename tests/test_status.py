@@ -75,6 +75,10 @@ def test_stages_follow_the_settings():
     assert "sets/cut-nobg/masks.run.json" in found["masks"]
     assert "sets/theirs/embed.run.json" in found["embed"]
     assert "sets/cut/embed.run.json" not in found["embed"]  # no row of the table has it
+    assert "comparison" not in found  # no baseline has objects
+    more["baselines"]["objects"] = settings.Baseline(path="x", views=4)
+    compared = status.stages(DATASET.model_copy(update=more))["comparison"]
+    assert compared == ["comparison.run.json"]
     using = status.stages(DATASET.model_copy(update={"use": "demo"}))
     assert "photo_sheet" in using and not {"train", "fid"} & using.keys()
 

@@ -24,6 +24,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.records import read_metrics
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.tensors import write_tensors
+from mirage_steps.method.device import choose_threads
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Batches, KernelMuon, Trainer, make_optimizers
 from mirage_steps.method.unet import UNetConfig, build, preset
@@ -65,6 +66,37 @@ def stop_after(monkeypatch, steps: int) -> None:
         return original(self, *batch)
 
     monkeypatch.setattr(Trainer, "step", step)
+
+
+def test_fewer_threads_are_used_only_where_all_of_them_crawl(monkeypatch):
+    """Seconds of a step by the number of threads, and the number that is chosen."""
+    for seconds, chosen in (
+        ({1: 1.0, 3: 1.0, 4: 5.0}, 1), ({1: 4.0, 3: 1.0, 4: 5.0}, 3), ({1: 4.0, 3: 0.8, 4: 1.0}, 4),
+        ({1: 1.0}, 1),
+    ):  # fmt: skip
+        used, clock = [max(seconds)], [0.0]
+
+        def work(seconds=seconds, used=used, clock=clock):
+            clock[0] += seconds[used[0]]
+
+        monkeypatch.setattr(torch, "get_num_threads", lambda used=used: used[0])
+        monkeypatch.setattr(torch, "set_num_threads", lambda n, used=used: used.__setitem__(0, n))
+        assert choose_threads(work, lambda clock=clock: clock[0]) == used[0] == chosen
+
+
+def test_a_rehearsal_changes_nothing(data):
+    images, labels = np.zeros((4, SIZE, SIZE, 3), np.uint8), np.arange(4)
+    found = []
+    for rehearsed in (False, True):
+        trainer = Trainer(tiny("small", SIZE, POSES, 0.1), SETTINGS, ALONE)
+        batch = Batches(images, labels, SETTINGS).batch(0)
+        for _ in range(2):
+            if rehearsed:
+                trainer.rehearse(*batch)
+            trainer.step(*batch)
+        found.append(trainer.state())
+    for one, other in zip(*(state["model"].values() for state in found), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
@@ -494,7 +526,9 @@ def test_kernels_step_like_their_matrices(layout):
     kernel = torch.nn.Parameter(start.clone(memory_format=layout))
     matrix = torch.nn.Parameter(start.flatten(1).clone())
     ours = KernelMuon([kernel], 0.01)
-    literal = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    literal = torch.optim.Muon(
+        [matrix], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=3
+    )
     for _ in range(3):
         gradient = torch.randn(6, 4, 3, 3, generator=generator)
         kernel.grad, matrix.grad = gradient.clone(), gradient.flatten(1).clone()

@@ -22,6 +22,7 @@ from mirage_steps.method.pose_estimator import Detection
 
 _DPI = 110
 _NEAREST = 8  # crops shown of each pose
+_SCORES = {"near": "in the pose asked for or next to it", "color": "consistency, color"}
 
 
 @contextlib.contextmanager
@@ -182,17 +183,28 @@ def no_truth(path: Path) -> None:
 
 
 def loss_curve(path: Path, records: list[dict]) -> None:
-    """Loss per value over the ``step`` and ``loss`` of the records, with a running mean."""
-    steps = np.array([record["step"] for record in records])
-    loss = np.array([record["loss"] for record in records])
+    """Loss per value over the steps of the records, with a running mean; the scores of views."""
+    losses = [record for record in records if "loss" in record]
+    scored = [record for record in records if "near" in record]
+    steps = np.array([record["step"] for record in losses])
+    loss = np.array([record["loss"] for record in losses])
     window = max(1, len(loss) // 50)
     smooth = np.convolve(loss, np.ones(window) / window, mode="valid")
     with _plot(path, (6, 3.2)) as axis:
-        axis.plot(steps, loss, lw=0.5, alpha=0.4, label="as recorded")
+        lines = axis.plot(steps, loss, lw=0.5, alpha=0.4, label="as recorded")
         if window > 1:
-            axis.plot(steps[window - 1 :], smooth, lw=1.5, label=f"mean of {window} records")
+            label = f"mean of {window} records"
+            lines += axis.plot(steps[window - 1 :], smooth, lw=1.5, label=label)
         axis.set(xlabel="step", ylabel="squared error per value", yscale="log")
-        axis.legend(fontsize=8)
+        if scored:
+            places, right = [record["step"] for record in scored], axis.twinx()
+            for number, (key, label) in enumerate(_SCORES.items(), 2):
+                values = [record[key] for record in scored]
+                lines += right.plot(places, values, "o-", color=f"C{number}", ms=3, label=label)
+            objects, views = scored[-1]["objects"], scored[-1]["views"]
+            about = f"unguided views: {views} of {objects} objects"
+            right.set(ylabel=about, ylim=(-0.05, 1.05))
+        axis.legend(handles=lines, fontsize=7)
 
 
 def evidence(path: Path, found: dict, about: dict) -> None:

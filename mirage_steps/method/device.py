@@ -2,12 +2,14 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 
 from mirage_steps.errors import UserError, first_line
 
+_CRAWL = 1.5  # times as slow as with fewer threads
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
 
 
@@ -29,6 +31,30 @@ def choose_device(name: str) -> torch.device:
     if int(found[2] or 0) >= (count := torch.cuda.device_count()):
         raise UserError(f"--device {name}: the last CUDA device here is cuda:{count - 1}")
     return torch.device(name)
+
+
+def choose_threads(work: Callable[[], object], clock: Callable[[], float] = time.time) -> int:
+    """Let torch use fewer threads of the CPU where all make ``work`` crawl; gives their number.
+
+    The threads wait for each other in every layer, so beside another busy process all of them can
+    take ten times as long as one. Results depend on the number by rounding, so a small gain is
+    none.
+
+    Args:
+        work: runs twice with each number of threads.
+        clock: in seconds.
+    """
+    most, seconds = torch.get_num_threads(), {}
+    for count in {1, max(1, most - 1), most} if most > 1 else ():
+        torch.set_num_threads(count)
+        work()  # chooses kernels and allocates
+        start = clock()
+        work()
+        seconds[count] = clock() - start
+    best = min(seconds, key=seconds.__getitem__, default=most)
+    chosen = best if best != most and seconds[most] > _CRAWL * seconds[best] else most
+    torch.set_num_threads(chosen)
+    return chosen
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -24,6 +24,9 @@ from mirage_steps.method.device import autocast
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
+# Iterations that orthogonalize an update; torch's default is 5 (docs/training.md compares).
+_NEWTON_SCHULZ = 3
+
 
 class Hooks(Protocol):
     """Callbacks of the loop: ``stop_requested`` in every process, the others in the first only."""
@@ -138,6 +141,13 @@ class Trainer:
         self.done += 1
         return torch.stack([loss / images[0].numel(), norm])
 
+    def rehearse(self, images: Tensor, poses: Tensor) -> None:
+        """Forward and backward pass of a step that changes nothing."""
+        times, noise = self._draw(images)
+        rows = share(len(images), 0, self.training.accumulation)
+        self._backward(images[rows], poses[rows], times[rows], noise[rows])
+        self.model.zero_grad(set_to_none=True)
+
     def _draw(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """This process's share of the timesteps (b,) and the noise (b, 3, S, S) of a batch."""
         size, seed = self.training.batch_size, self.training.seed
@@ -178,6 +188,7 @@ class Trainer:
         """Everything a resumed run needs, as tensors and plain values."""
         return {
             "done": self.done,
+            "threads": torch.get_num_threads(),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -190,6 +201,8 @@ class Trainer:
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
         self.done = state["done"]
+        if self.device.type == "cpu":  # the bits of a sum depend on it
+            torch.set_num_threads(min(state["threads"], torch.get_num_threads()))
 
 
 class Batches:
@@ -236,7 +249,10 @@ class KernelMuon(torch.optim.Muon):
         for kernel, matrix in zip(self.kernels, self._matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
                 raise ValueError("a kernel is neither contiguous nor channels_last")
-        super().__init__(self._matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        super().__init__(
+            self._matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw",
+            ns_steps=_NEWTON_SCHULZ,
+        )  # fmt: skip
 
     @torch.no_grad()
     def step(self) -> None:

@@ -40,6 +40,7 @@ class UNetConfig:
     attention_below: int = 32  # resolutions up to this have attention (layout `ddpm`)
     # Up to this one, which is higher, the decoder's last block of a level has it too.
     decoder_attention_below: int = 0
+    embedding: int = 256  # length of the joint embedding of time and pose
     head_dim: int = 32  # channels of an attention head
     heads: int = 4  # their channels together need not equal the level's
     # Factor of the pixel-unshuffle in front and the pixel-shuffle behind; 1 for none. With a stem,
@@ -60,11 +61,6 @@ class UNetConfig:
         count = self.poses // self.categories
         first = pose // count * count
         return range(first, first + count)
-
-    @property
-    def embedding(self) -> int:
-        """Length of the joint embedding of time and pose."""
-        return 4 * self.widths[0]
 
 
 # The small network works on blocks of 4 x 4 pixels and predicts the velocity, from which shapes
@@ -383,23 +379,29 @@ def sinusoidal(t: Tensor, dim: int) -> Tensor:
 
 
 class Resample(nn.Module):
-    """Resolution ``down`` by space-to-depth, ``up`` by nearest neighbor, or unchanged (``conv``).
+    """Resolution ``down`` by space-to-depth, ``up`` by depth-to-space, or unchanged (``conv``).
 
-    A convolution leads from ``channels`` to ``width``. ``skip`` as in :class:`Block`.
+    ``nearest`` is up by nearest neighbor, as in simple-diffusion: its convolution sees the higher
+    resolution and costs nine times as much. A convolution leads from ``channels`` to ``width``.
+    ``skip`` as in :class:`Block`.
     """
 
     def __init__(self, channels: int, width: int, direction: str, skip: bool = False):
         super().__init__()
         self.skip = skip
+        before = after = nn.Identity()
         if direction == "down":
-            self.resize, self.conv = nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 1)
+            before, self.conv = nn.PixelUnshuffle(2), nn.Conv2d(4 * channels, width, 1)
+        elif direction == "up":
+            self.conv, after = nn.Conv2d(channels, 4 * width, 1), nn.PixelShuffle(2)
         else:
-            self.resize = nn.Upsample(scale_factor=2) if direction == "up" else nn.Identity()
+            before = nn.Upsample(scale_factor=2) if direction == "nearest" else before
             self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.before, self.after = before, after
 
     def forward(self, x: Tensor, *_: object) -> Tensor:
         """(n, channels, H, W) to (n, width, H', W')."""
-        return self.conv(self.resize(x))
+        return self.after(self.conv(self.before(x)))
 
 
 def _ddpm(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
@@ -453,8 +455,9 @@ def _simple_diffusion(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[st
         for number in range(config.blocks):
             attention = after == size and number == last
             decoder[f"{size}x{size}_block{number}"] = Block(config, wider + width, wider, attention)
-        direction = "up" if after > size else "conv"
-        decoder[f"{after}x{after}_{direction}"] = Resample(wider, width, direction)
+        direction = "nearest" if after > size else "conv"
+        name = "up" if after > size else "conv"
+        decoder[f"{after}x{after}_{name}"] = Resample(wider, width, direction)
     decoder[f"{after}x{after}_block{config.blocks}"] = Block(config, 2 * width, width)
     return encoder, decoder
 

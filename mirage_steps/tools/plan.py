@@ -244,7 +244,8 @@ def operations(
     masked = sum(one.source == "masked" for one in sets)
     sam = dataset.masks.sam  # a checkpoint counts as vit_h
     flops = vit.flops + (_STAND_IN_SAM if Path(sam).is_dir() else _SAM.get(sam, _SAM["vit_h"]))
-    yield "masks", masked * samples * flops, f"{masked} x {samples} images"
+    if masked:
+        yield "masks", masked * samples * flops, f"{masked} x {samples} images"
     flops = vit.flops + (_INCEPTION if dataset.embed.inception != "none" else 0)
     yield "embed", len(sets) * samples * flops, f"{len(sets)} x {samples} images"
 

@@ -99,6 +99,7 @@ def stages(
             "embed": [f"sets/{one.name}/embed" for one in sets if one.name in compared],
             "sheet": ["sheet/sheet"],
             "reference_sheet": [f"sheet/reference-{one}" for one in dataset.sheet.references],
+            "comparison": ["comparison"] if dataset.compared else [],
             "fid": ["fid"],
             "turntables": ["turntables/turntables"] if dataset.renders else [],
             "evidence": ["evidence/evidence"],
@@ -177,7 +178,7 @@ def _stage(
 
 def _training(folder: Path, iterations: int) -> dict | None:
     """Step, loss, steps a second, seconds left and whether a trainer lives; None without one."""
-    records = read_metrics(folder)
+    records = [one for one in read_metrics(folder) if "loss" in one]  # not those of scores
     try:
         alive = time.time() - (folder / "lock.json").stat().st_mtime <= STALE
     except OSError:

@@ -1,0 +1,82 @@
+"""What others need to show photos by a run's model: a small folder that is used like the run.
+
+Writes ``training/model.safetensors`` in half precision with its ``config.json`` and
+``sampling.json``, ``poses/pose_estimator.safetensors``, and ``README.md``, a card with the training
+and the evidence.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import atomic, write_json
+from mirage_steps.files.command import run
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
+from mirage_steps.files.names import not_a
+from mirage_steps.files.records import read_json, read_metrics, read_text
+from mirage_steps.networks.diffusion_model import load_model, save_model
+from mirage_steps.run import stored_sampling
+
+
+def main(*, trained: Path, out: Path) -> None:
+    """Export the model of a finished run.
+
+    Args:
+        trained: Folder of the run, such as results/demo.
+        out: Folder for training/, poses/ and README.md; give it as --run to other commands.
+    """
+    if wrong := not_a("folder", trained):
+        raise UserError(f"--trained {trained}: {wrong}; give a finished run such as results/demo")
+    estimator = load_estimator(trained / "poses" / ESTIMATOR, "poses")
+    model = load_model(trained / "training", torch.device("cpu"))
+    about = read_json(trained / "training/config.json")
+    del about["unet"]
+    save_model(out / "training", model.half(), about)
+    sampling = stored_sampling(trained).model_dump(mode="json")
+    write_json(out / "training/sampling.json", sampling)
+    save_estimator(out / "poses" / ESTIMATOR, estimator)
+    with atomic(out / "README.md") as temporary:
+        temporary.write_text(_card(trained, about, estimator.backbone["model"]), encoding="utf-8")
+
+
+def _card(trained: Path, about: dict, backbone: str) -> str:
+    """README of the folder: what the model was trained on, for how long, and how good it is."""
+    record = read_json(trained / "training/train.run.json")
+    training = record.get("settings", {})
+    images = read_json(trained / "poses/pose_eval.json").get("images", "?")
+    evidence = read_text(trained / "evidence/evidence.txt").strip() or "not measured"
+    preset, size, batch = (training.get(key, "?") for key in ("preset", "image_size", "batch_size"))
+    return f"""# Diffusion model of the run {trained.name}
+
+Pose-conditioned U-Net (preset {preset}, {about["parameters"] / 1e6:.1f} M parameters,
+{size} pixels), the EMA weights in half precision, with the pose estimator of the run.
+
+- Trained for {about["iterations"]} steps of {batch} images on {images} crops,
+  {_hours(trained)} hours on {record.get("device", "?")}.
+- Poses are found with the backbone `{backbone}`, which is not in this folder.
+
+To show a photo from all sides, here or where this folder was copied to:
+
+    python -m mirage_steps.novel_views photo.png --run FOLDER --out DIR
+
+Evidence of the run, before the weights were rounded:
+
+```
+{evidence}
+```
+"""
+
+
+def _hours(trained: Path) -> str:
+    """Time that the training took; interruptions do not count."""
+    records = read_metrics(trained / "training/checkpoints")
+    times = [one["time"] for one in records if "time" in one]
+    gaps = [after - before for before, after in pairwise(times)]
+    return f"{median(gaps) * len(times) / 3600:.1f}" if gaps else "?"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,53 @@
+"""What is exported of a run is used like the run, on another machine too."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from workflow import ROOT
+
+from mirage_steps import Run, export
+from mirage_steps.errors import UserError
+from mirage_steps.run import SHOWCASE
+
+
+def test_photos_are_shown_as_by_the_run_itself(finished, tmp_path):
+    out = tmp_path / "elsewhere"
+    export.main(trained=finished[""], out=out)
+    shutil.move(out, tmp_path / "moved")  # names nothing of the run's folder
+    own = Run.load(finished[""])
+    other = Run.load(tmp_path / "moved", backbone=ROOT / "weights/stand-in-dinov2-cars")
+    assert other.sampling == own.sampling
+    photo = finished["images/000003.png"]
+    one, two = own.novel_views(photo), other.novel_views(photo)
+    assert (one.pose, one.box, one.distance) == (two.pose, two.box, two.distance)
+    difference = np.abs(np.subtract(one.views, two.views, dtype=np.int16))
+    assert difference.mean() < 1 and (one.reconstruction != 0).any()  # of half precision alone
+
+
+def test_the_weights_take_half_the_size_and_the_card_says_what_they_are(finished, tmp_path):
+    export.main(trained=finished[""], out=tmp_path)
+    weights = "training/model.safetensors"
+    share = (tmp_path / weights).stat().st_size / finished[weights].stat().st_size
+    assert 0.5 < share < 0.52
+    card = (tmp_path / "README.md").read_text()
+    trained = json.loads(finished["training/config.json"].read_text())
+    assert f"Trained for {trained['iterations']} steps of 4 images on 40 crops" in card
+    assert finished["evidence/evidence.txt"].read_text().strip() in card
+    assert "stand-in-dinov2-cars" in card and str(finished[""]) not in card
+
+
+def test_what_is_no_finished_run_is_refused(tmp_path):
+    for folder, told in ((tmp_path / "no", "no such folder"), (tmp_path, "no such file")):
+        with pytest.raises(UserError, match=told):
+            export.main(trained=folder, out=tmp_path / "out")
+
+
+@pytest.mark.skipif(not SHOWCASE.exists(), reason="the model is not there yet")
+def test_the_embedded_model_turns_a_photo_without_any_run():
+    result = Run.load().novel_views(ROOT / "examples/cars/green.png")
+    assert not result.warnings and len(result.views) == 12
+    assert result.reconstruction_psnr_db > 30
+    assert np.asarray(Image.fromarray(result.views[0])).std() > 10
