@@ -23,11 +23,7 @@ from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_n
 from mirage_steps.files.photo_views import require_free
 from mirage_steps.files.photos import open_photo
 from mirage_steps.files.terminal import progress
-<<<<<<< HEAD
-from mirage_steps.run import Run, inversion_timesteps, on_photo, stored_sampling
-=======
-from mirage_steps.run import SHOWCASE, Run, on_photo, require_steps, stored_sampling
->>>>>>> a142304c1b533c7b0f7542af68b13fd73b957ae4
+from mirage_steps.run import SHOWCASE, Run, inversion_timesteps, on_photo, stored_sampling
 
 
 def main(

@@ -17,7 +17,7 @@ from mirage_steps.method.unet import UNet
 from mirage_steps.run import Run, generated_object, load_backbone
 
 _GUIDANCE = settings.Guidance(gamma=1.0)
-_REAL, _STEPS = settings.Evidence(), 25
+_REAL, _STEPS = settings.Evidence(), 12
 
 
 class TrainingScores:
