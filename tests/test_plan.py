@@ -142,7 +142,7 @@ def test_command_prints_the_demo_s_plan_and_writes_nothing(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.startswith("demo: at most 2000 images\n")
     assert re.search(r"^features/tokens\*.h5 +131.6 MB *$", text, re.MULTILINE)
-    assert re.search(r"^train +\d+\.\d +850 steps of 32 images, small U-Net$", text, re.MULTILINE)
+    assert re.search(r"^train +\d+\.\d +1300 steps of 32 images, small U-Net$", text, re.MULTILINE)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 

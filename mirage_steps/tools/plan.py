@@ -153,6 +153,8 @@ def unet_flops(network: UNet) -> tuple[float, float]:
             continue
         named = re.search(r"(\d+)x\1_", name)
         side = int(named[1]) if named else smallest if name.startswith("middle") else largest
+        if "_up." in name and weight.shape[-1] == 1:
+            side //= 2  # followed by depth to space
         pixels = 1 if re.search("modulation|gain", name) else side**2
         flops = 2 * weight.numel() * pixels
         if name.endswith("query.weight"):
