@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "mirage_steps"
 # From top to bottom; a module belongs to the longest prefix, all others are steps.
 LAYERS = (
     ("steps", "tools", "demo.stand_ins"),
+    ("training_scores",),
     ("judge", "references"),
     ("run",),
     ("sources",),

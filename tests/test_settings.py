@@ -61,7 +61,7 @@ def _refusal(config) -> str:
             {"datasets": {"photos": {"source": {"kind": "procedural"}, "poses": {"start": 3}}}},
             "datasets.photos.poses.start is not a key; did you mean 'starts'?",
         ),
-        (_config(views={"xyz": 3}), "views.xyz is not a key; known here: steps, batch_size"),
+        (_config(views={"xyz": 3}), "views.xyz is not a key; known here: solver, steps, batch"),
         (
             {"datasets": {"a": {"source": {"kind": "folder", "path": "x", "max_pixel": 1}}}},
             "datasets.a.source.max_pixel is not a key; did you mean 'max_pixels'?",
@@ -282,6 +282,7 @@ def _other(value: object, field) -> object:
     choices |= {"preset": "small", "schedule": "cosine", "precision": "bfloat16"}
     choices |= {"optimizer": "muon", "levels": (16,), "attention": "all", "reference": "guided"}
     choices |= {"gammas": (7.0,), "references": ("3", "45.5deg")}
+    choices |= {"solver": "dpm-solver++", "inversion_steps": 20}
     choices |= {"token": "mean-patch", "background": "kept"}
     if field in choices:
         return choices[field]
