@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from mirage_steps.errors import UserError
-from mirage_steps.files.atomic import atomic, write_json
+from mirage_steps.files.atomic import atomic, read_csv, write_json
 from mirage_steps.files.command import run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.names import not_a
@@ -30,6 +30,10 @@ def main(*, trained: Path, out: Path) -> None:
     """
     if wrong := not_a("folder", trained):
         raise UserError(f"--trained {trained}: {wrong}; give a finished run such as results/demo")
+    if out.resolve() == trained.resolve():
+        raise UserError(f"--out {out}: is the run itself; give a new folder")
+    if (out / "README.md").exists() and not (out / "export.run.json").exists():
+        raise UserError(f"--out {out}: has a README.md that no export wrote; give a new folder")
     estimator = load_estimator(trained / "poses" / ESTIMATOR, "poses")
     model = load_model(trained / "training", torch.device("cpu"))
     about = read_json(trained / "training/config.json")
@@ -46,7 +50,7 @@ def _card(trained: Path, about: dict, backbone: str) -> str:
     """README of the folder: what the model was trained on, for how long, and how good it is."""
     record = read_json(trained / "training/train.run.json")
     training = record.get("settings", {})
-    images = read_json(trained / "poses/pose_eval.json").get("images", "?")
+    images = len(read_csv(trained / "poses/poses.csv"))
     evidence = read_text(trained / "evidence/evidence.txt").strip() or "not measured"
     preset, size, batch = (training.get(key, "?") for key in ("preset", "image_size", "batch_size"))
     return f"""# Diffusion model of the run {trained.name}

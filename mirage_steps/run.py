@@ -373,7 +373,8 @@ def inversion_timesteps(views: Views, novel_views: NovelViews) -> list[int]:
         UserError: only one, whose inversion is undone whatever the model is.
     """
     steps = novel_views.inversion_steps
-    steps = views.steps if steps == "auto" else steps
+    if steps == "auto":  # DDIM needs as many, whatever solver the views have
+        steps = views.steps if views.solver == "ddim" else 50
     if steps < 2:
         raise UserError(
             f"views.steps {steps}: too few to judge the reconstruction of a photo; use at least 2, "

@@ -386,7 +386,9 @@ class NovelViews(Settings):
     untracked = ("max_pixels",)
 
     inversion_steps: Annotated[int, Field(ge=2, le=1000)] | Literal["auto"] = Field(
-        "auto", description="DDIM steps of the inversion; auto: views.steps."
+        "auto",
+        description="DDIM steps of the inversion, of which the other poses take every stride-th; "
+        "auto: views.steps, with another solver than ddim 50.",
     )
     inversion_iterations: int = stated(
         1,

@@ -111,9 +111,12 @@ def main(
             _use_threads(trainer, batches)
         scores = None
         if estimator and training.scored_objects and processes.first:
-            scores = TrainingScores(trainer.ema, estimator, crops, poses, training, device)
+            with memory_advice("training.scored_objects", training.scored_objects, "set it to 0"):
+                scores = TrainingScores(trainer.ema, estimator, crops, poses, training, device)
         hooks = Outputs(trainer, store, lock, 60 * runtime, scores)
         stack.enter_context(hooks.bar)
+        if processes.first:
+            hooks.sample_if_missing()
         if not train(trainer, batches, hooks):
             raise SystemExit(hooks.exit_code)
         if processes.first:
@@ -181,6 +184,18 @@ class Outputs:
         """Move the progress bar, whose pipe may be gone when a scheduler ends the job."""
         self.bar.update()
 
+    @property
+    def grid(self) -> Path:
+        """The sample grid of this step."""
+        return self.store.folder / "samples" / f"{self.trainer.done:07d}.png"
+
+    def sample_if_missing(self) -> None:
+        """Sample where a training was stopped after the checkpoint of this step."""
+        done, training = self.trainer.done, self.trainer.training
+        due = done and (done == training.iterations or done % training.sample_every == 0)
+        if due and not self.grid.exists():
+            self.sample()
+
     def sample(self) -> None:
         """Write a grid with one noise a row and all poses in columns, and score views.
 
@@ -192,12 +207,16 @@ class Outputs:
         poses = torch.arange(config.poses, device=device).repeat(3)
         with autocast(device, self.trainer.training.precision):
             images = sample_single(self.trainer.ema, noise, poses, ddim_timesteps(_SAMPLE_STEPS))
-        path = self.store.folder / "samples" / f"{self.trainer.done:07d}.png"
         # A bad sample of an early step ends no training: the loss decides.
-        tiles.save_image(path, tiles.tile(to_pixels(images.nan_to_num()), columns=config.poses))
+        tiles.save_image(
+            self.grid, tiles.tile(to_pixels(images.nan_to_num()), columns=config.poses)
+        )
         if self.scores:
-            with contextlib.suppress(UserError):  # nor do views that are not finite
+            try:
                 found = self.scores()
+            except UserError as error:  # nor do views that are not finite
+                log.warning("no scores at step %d: %s", self.trainer.done, error)
+            else:
                 self.log({"step": self.trainer.done, **found})
                 log.info("scores %s", ", ".join(f"{key} {value:g}" for key, value in found.items()))
         plots.loss_curve(self.store.folder / "loss.png", read_metrics(self.store.folder))

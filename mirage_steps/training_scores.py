@@ -1,7 +1,8 @@
 """Scores of a model while it trains, from few objects: whether it pays to go on.
 
 Pose control and consistency of color are those of the evidence (:mod:`mirage_steps.judge`), on
-fewer objects, unguided, in fewer steps; figures of another number of objects do not compare.
+fewer objects, unguided, in fewer steps, and without the ceiling of real objects, so that 1 means
+views of one color. Figures of another number of objects do not compare.
 """
 
 from pathlib import Path
@@ -10,14 +11,16 @@ import numpy as np
 
 from mirage_steps import settings
 from mirage_steps.files.estimator import load_estimator
+from mirage_steps.files.h5 import slices
 from mirage_steps.judge import COLOR, Judge, Views, real_images
 from mirage_steps.method.device import choose_device
 from mirage_steps.method.metrics import kernel_distance
 from mirage_steps.method.unet import UNet
+from mirage_steps.networks.backbone import Backbone
 from mirage_steps.run import Run, generated_object, load_backbone
 
 _GUIDANCE = settings.Guidance(gamma=1.0)
-_REAL, _STEPS = settings.Evidence(), 12
+_REAL, _STEPS, _BATCH = settings.Evidence(), 12, 32
 
 
 class TrainingScores:
@@ -48,9 +51,10 @@ class TrainingScores:
         run = Run(folder, model, backbone, found, {})
         self._judge = Judge(run, None, {}).calibrated(crops, poses, _REAL)
         images, _ = real_images(crops, poses, model.config.poses, _REAL)
-        self._real = backbone.feature(images, "mean-patch")
+        self._real = _features(backbone, images)
         self._objects = training.scored_objects
-        self._views = settings.Views(steps=_STEPS, precision=training.precision, seed=training.seed)
+        how = {"solver": "dpm-solver++", "steps": _STEPS, "batch_size": _BATCH}
+        self._views = settings.Views(precision=training.precision, seed=training.seed, **how)
 
     def __call__(self) -> dict[str, float]:
         """By name, for ``metrics.jsonl``.
@@ -68,7 +72,7 @@ class TrainingScores:
         exact, near = (views.mean(judge.shows(seen, views.poses, within)) for within in (0, 1))
         color = judge.similarity(seen, views.poses, views.given)[COLOR]
         flat = views.images.reshape(-1, *views.images.shape[2:])
-        distance = kernel_distance(judge.run.backbone.feature(flat, "mean-patch"), self._real)
+        distance = kernel_distance(_features(judge.run.backbone, flat), self._real)
         figures = {"in_pose": exact.mean(), "near": near.mean(), "color": color.mean()}
         return {
             "objects": len(made),
@@ -76,3 +80,9 @@ class TrainingScores:
             **{name: round(float(value), 4) for name, value in figures.items()},
             "kd": round(distance, 6),
         }
+
+
+def _features(backbone: Backbone, images: np.ndarray) -> np.ndarray:
+    """Mean patch tokens (n, dim) of images (n, S, S, 3), a few at a time."""
+    parts = [backbone.feature(images[rows], "mean-patch") for rows in slices(len(images), _BATCH)]
+    return np.concatenate(parts)

@@ -45,7 +45,7 @@ rule export:
         config=own("training/config.json"),
         sampling=own("training/sampling.json"),
         estimator=own("poses/pose_estimator.safetensors"),
-        scores=own("poses/pose_eval.json"),
+        poses=own("poses/poses.csv"),
         evidence=own("evidence/evidence.txt"),
     output:
         model="<results>/{dataset}/export/training/model.safetensors",
@@ -71,6 +71,7 @@ rule export:
 # The embedded model of rendered cars: hours of training, not part of any run. weights/showcase-cars has
 # a copy, made by hand after a look at its evidence:
 #   snakemake --cores 2 showcase
+#   mkdir -p weights/showcase-cars
 #   cp -r results/showcase/export/{README.md,poses,training} weights/showcase-cars/
 rule showcase:
     input:

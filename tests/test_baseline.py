@@ -207,7 +207,7 @@ def renderings(tmp_path):
 def test_the_number_at_the_end_is_the_view_and_the_rest_of_the_path_the_object():
     names = [
         "a_10.png", "a_9.png", "a_090.jpg", "cars/7/2.png", "cars/7/10.png", "x/view-1.png",
-        "17.png", "car.png", "a_front.png", "x/rear.png",
+        "17.png", "car.png", "a_front.png", "x/rear.png", "a_9.json", "a_10.npy",
     ]  # fmt: skip
     found = by_object([Path("/r", name) for name in names], Path("/r"))
     assert {key: [path.name for path in views] for key, views in found.items()} == {

@@ -39,6 +39,17 @@ def test_the_weights_take_half_the_size_and_the_card_says_what_they_are(finished
     assert "stand-in-dinov2-cars" in card and str(finished[""]) not in card
 
 
+def test_neither_the_run_nor_a_page_is_overwritten(finished, tmp_path):
+    weights = finished["training/model.safetensors"].read_bytes()
+    with pytest.raises(UserError, match="is the run itself"):
+        export.main(trained=finished[""], out=finished[""])
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(UserError, match="has a README.md that no export wrote"):
+        export.main(trained=finished[""], out=tmp_path)
+    assert finished["training/model.safetensors"].read_bytes() == weights
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path):
     for folder, told in ((tmp_path / "no", "no such folder"), (tmp_path, "no such file")):
         with pytest.raises(UserError, match=told):

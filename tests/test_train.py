@@ -84,6 +84,16 @@ def test_fewer_threads_are_used_only_where_all_of_them_crawl(monkeypatch):
         assert choose_threads(work, lambda clock=clock: clock[0]) == used[0] == chosen
 
 
+def test_samples_may_come_before_the_first_losses_and_are_made_up_for(data, tmp_path):
+    settings = SETTINGS.model_copy(update={"log_every": 5, "sample_every": 1})
+    run(data, tmp_path, settings)
+    grids = tmp_path / "checkpoints/samples"
+    assert [path.name for path in sorted(grids.iterdir())] == [f"{n:07d}.png" for n in range(1, 7)]
+    (grids / "0000006.png").unlink()  # killed between the last checkpoint and its samples
+    run(data, tmp_path, settings)
+    assert (grids / "0000006.png").exists()
+
+
 def test_a_rehearsal_changes_nothing(data):
     images, labels = np.zeros((4, SIZE, SIZE, 3), np.uint8), np.arange(4)
     found = []

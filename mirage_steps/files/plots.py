@@ -186,6 +186,8 @@ def loss_curve(path: Path, records: list[dict]) -> None:
     """Loss per value over the steps of the records, with a running mean; the scores of views."""
     losses = [record for record in records if "loss" in record]
     scored = [record for record in records if "near" in record]
+    if not losses:
+        return  # samples may come before the first line of losses
     steps = np.array([record["step"] for record in losses])
     loss = np.array([record["loss"] for record in losses])
     window = max(1, len(loss) // 50)

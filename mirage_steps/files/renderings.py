@@ -25,7 +25,10 @@ def by_object(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     Those without an object, such as ``root/17.png`` or ``car.png``, are left out.
     """
     found: dict[str, list[tuple[int, Path]]] = {}
+    endings = Image.registered_extensions()  # not of cameras or depths beside the images
     for path in files:
+        if path.suffix.lower() not in endings:
+            continue
         if parts := _VIEW.fullmatch(path.stem):
             name = path.relative_to(root).parent / (parts[1] or "")
             if name != Path():
