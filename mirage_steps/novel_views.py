@@ -23,14 +23,14 @@ from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_n
 from mirage_steps.files.photo_views import require_free
 from mirage_steps.files.photos import open_photo
 from mirage_steps.files.terminal import progress
-from mirage_steps.run import SHOWCASE, Run, inversion_timesteps, on_photo, stored_sampling
+from mirage_steps.run import Run, inversion_timesteps, on_photo, stored_sampling
 
 
 def main(
     photos: tyro.conf.Positional[tuple[Path, ...]],
     *,
-    run: Path = SHOWCASE,
-    out: Path = Path("novel_views"),
+    run: Path,
+    out: Path,
     box: tuple[float, float, float, float] | None = None,
     name: str | None = None,
     views: settings.Views | None = None,
@@ -45,8 +45,7 @@ def main(
 
     Args:
         photos: Image files.
-        run: Folder of a finished run, such as results/demo; by default the embedded model, which
-            knows rendered cars.
+        run: Folder of a finished run, such as results/demo, or an exported one.
         out: Folder for the pictures.
         box: The object's box in a single photo, x0 y0 x1 y1 in pixels; found by PCA 1 if not given.
         name: Name of the outputs of a single photo; by default the photo's.
@@ -141,7 +140,7 @@ def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str
 def of_the_run(words: Sequence[str]) -> dict[str, settings.Settings]:
     """The sections of the run that a command line names, the defaults where it names none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--run", type=Path, nargs="?", default=SHOWCASE)
+    parser.add_argument("--run", type=Path, nargs="?")
     folder = parser.parse_known_args(words)[0].run
     return dict(stored_sampling(folder) if folder else settings.Sampling())
 

@@ -48,9 +48,6 @@ from mirage_steps.networks.fetching import PACKAGES, REVISIONS, place
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, Sampling, Views
 
-# The embedded model: trained for hours on rendered cars.
-SHOWCASE = Path(__file__).parents[1] / "weights/showcase-cars"
-
 # Share of the variance of a photo's scores that lies between foreground and background. Photos of
 # the demo's cars have 0.88 and more.
 _SEPARATION = 0.7
@@ -83,17 +80,13 @@ class Run:
 
     @classmethod
     def load(
-        cls,
-        folder: Path | str = SHOWCASE,
-        *,
-        backbone: Path | str | None = None,
-        device: str = "auto",
+        cls, folder: Path | str, *, backbone: Path | str | None = None, device: str = "auto"
     ) -> "Run":
         """Load a run.
 
         Args:
             folder: such as ``results/demo``, of a data set that was trained, or what the export
-                step made of one; by default the embedded model of rendered cars.
+                step made of one.
             backbone: folder of the vision transformer, where it has moved since the run.
             device: auto, cpu or cuda.
 

@@ -68,11 +68,7 @@ rule export:
         RUN
 
 
-# The embedded model of rendered cars: hours of training, not part of any run. weights/showcase-cars has
-# a copy, made by hand after a look at its evidence:
-#   snakemake --cores 2 showcase
-#   mkdir -p weights/showcase-cars
-#   cp -r results/showcase/export/{README.md,poses,training} weights/showcase-cars/
+# More rendered cars and hours of training, not part of the demo: snakemake --cores 2 showcase
 rule showcase:
     input:
         expand(rules.export.output.card, dataset="showcase"),

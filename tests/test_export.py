@@ -5,12 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 from workflow import ROOT
 
 from mirage_steps import Run, export
 from mirage_steps.errors import UserError
-from mirage_steps.run import SHOWCASE
 
 
 def test_photos_are_shown_as_by_the_run_itself(finished, tmp_path):
@@ -54,11 +52,3 @@ def test_what_is_no_finished_run_is_refused(tmp_path):
     for folder, told in ((tmp_path / "no", "no such folder"), (tmp_path, "no such file")):
         with pytest.raises(UserError, match=told):
             export.main(trained=folder, out=tmp_path / "out")
-
-
-@pytest.mark.skipif(not SHOWCASE.exists(), reason="the model is not there yet")
-def test_the_embedded_model_turns_a_photo_without_any_run():
-    result = Run.load().novel_views(ROOT / "examples/cars/green.png")
-    assert not result.warnings and len(result.views) == 12
-    assert result.reconstruction_psnr_db > 30
-    assert np.asarray(Image.fromarray(result.views[0])).std() > 10
