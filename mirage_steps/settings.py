@@ -332,7 +332,7 @@ class Views(Settings):
     solver: Literal["ddim", "dpm-solver++"] = stated(
         "ddim",
         "ddim",
-        "DDIM, or DPM-Solver++(2M), which comes as close to the same images in a quarter of the "
+        "DDIM, or DPM-Solver++(2M), which comes as close to the same images in a fifth of the "
         "steps.",
     )
     steps: int = stated(
