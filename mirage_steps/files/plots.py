@@ -206,7 +206,7 @@ def loss_curve(path: Path, records: list[dict]) -> None:
             objects, views = scored[-1]["objects"], scored[-1]["views"]
             about = f"unguided views: {views} of {objects} objects"
             right.set(ylabel=about, ylim=(-0.05, 1.05))
-        axis.legend(handles=lines, fontsize=7)
+        axis.legend(handles=lines, fontsize=7, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def evidence(path: Path, found: dict, about: dict) -> None:
