@@ -176,7 +176,8 @@ def test_slurm_gives_several_processes_their_cards_on_one_node(tmp_path):
         ends = f'printf "%s\\n" "$*" >> {tmp_path}/asked; exit 1' if name == "sbatch" else "exit 0"
         (fake / name).write_text(f"#!/bin/sh\n{ends}\n")
         (fake / name).chmod(0o755)
-    for name in ("crops/crops.h5", "poses/poses.csv", "poses/poses.json"):
+    poses = ("poses/poses.csv", "poses/poses.json", "poses/pose_estimator.safetensors")
+    for name in ("crops/crops.h5", *poses):
         project[name].parent.mkdir(parents=True, exist_ok=True)
         project[name].touch()
     project.run(
