@@ -178,7 +178,7 @@ def _stage(
 
 def _training(folder: Path, iterations: int) -> dict | None:
     """Step, loss, steps a second, seconds left and whether a trainer lives; None without one."""
-    records = [one for one in read_metrics(folder) if "loss" in one]  # not those of scores
+    records = [one for one in read_metrics(folder) if "near" not in one]  # no scores
     try:
         alive = time.time() - (folder / "lock.json").stat().st_mtime <= STALE
     except OSError:
