@@ -207,19 +207,23 @@ class Outputs:
         poses = torch.arange(config.poses, device=device).repeat(3)
         with autocast(device, self.trainer.training.precision):
             images = sample_single(self.trainer.ema, noise, poses, ddim_timesteps(_SAMPLE_STEPS))
-        # A bad sample of an early step ends no training: the loss decides.
-        tiles.save_image(
-            self.grid, tiles.tile(to_pixels(images.nan_to_num()), columns=config.poses)
-        )
-        if self.scores:
-            try:
-                found = self.scores()
-            except UserError as error:  # nor do views that are not finite
-                log.warning("no scores at step %d: %s", self.trainer.done, error)
-            else:
-                self.log({"step": self.trainer.done, **found})
-                log.info("scores %s", ", ".join(f"{key} {value:g}" for key, value in found.items()))
+        found = self._scored()
+        # A bad sample of an early step ends no training: the loss decides. The grid comes last of
+        # what takes long, so that whoever finds it need not score again.
+        grid = tiles.tile(to_pixels(images.nan_to_num()), columns=config.poses)
+        tiles.save_image(self.grid, grid)
+        if found:
+            self.log({"step": self.trainer.done, **found})
+            log.info("scores %s", ", ".join(f"{key} {value:g}" for key, value in found.items()))
         plots.loss_curve(self.store.folder / "loss.png", read_metrics(self.store.folder))
+
+    def _scored(self) -> dict[str, float]:
+        """Scores of views; empty where there are none."""
+        try:
+            return self.scores() if self.scores else {}
+        except UserError as error:  # views that are not finite end no training either
+            log.warning("no scores at step %d: %s", self.trainer.done, error)
+            return {}
 
 
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:
