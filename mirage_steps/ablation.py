@@ -330,7 +330,8 @@ def _draw(path: Path, names: list[str], shown: list[Views]) -> None:
     count = min(_SHOWN, len(shown[0].images))
     rows = [views.images[number] for number in range(count) for views in shown]
     given = [int(views.given[number]) for number in range(count) for views in shown]
-    title = f"{count} objects by one factor at a time; red: the reference"
+    objects = "one object" if count == 1 else f"{count} objects"
+    title = f"{objects}, one factor at a time; red: the reference"
     poses = range(len(rows[0]))
     sheet = tiles.contact_sheet(np.stack(rows), given, poses, title, labels=names * count)
     tiles.save_image(path, sheet)

@@ -77,11 +77,7 @@ def main(
             training saves and ends with exit code 75, to be called again.
         device: auto, cpu or cuda.
     """
-    if training.batch_size < training.processes * training.accumulation:
-        raise UserError(
-            f"training.batch_size {training.batch_size}: too small for {training.processes} "
-            f"processes with {training.accumulation} micro-batches each"
-        )
+    _require_batch(training)
     labels = read_labels(poses, crops)
     k, categories = read_pose_counts(poses)
     _require_images(labels, k, poses)
@@ -109,10 +105,7 @@ def main(
         batches = Batches(images, labels, training)
         if not _resume(trainer, store):
             _use_threads(trainer, batches)
-        scores = None
-        if estimator and training.scored_objects and processes.first:
-            with memory_advice("training.scored_objects", training.scored_objects, "set it to 0"):
-                scores = TrainingScores(trainer.ema, estimator, crops, poses, training, device)
+        scores = _scores(trainer, estimator, crops, poses, device)
         hooks = Outputs(trainer, store, lock, 60 * runtime, scores)
         stack.enter_context(hooks.bar)
         if processes.first:
@@ -121,10 +114,7 @@ def main(
             raise SystemExit(hooks.exit_code)
         if processes.first:
             lock.require()
-            about = {"seed": training.seed, "iterations": training.iterations}
-            if trainer.device.type == "cpu":
-                about["threads"] = torch.get_num_threads()
-            save_model(out, trainer.ema, {**about, "parameters": trainer.parameters})
+            _save(trainer, out)
             plots.loss_curve(out / "loss.png", read_metrics(checkpoints))
 
 
@@ -237,6 +227,15 @@ def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:
     return {"version": VERSION, **made_with}
 
 
+def _require_batch(training: settings.Training) -> None:
+    """Refuse a batch of which some process or micro-batch would get no image."""
+    if training.batch_size < training.processes * training.accumulation:
+        raise UserError(
+            f"training.batch_size {training.batch_size}: too small for {training.processes} "
+            f"processes with {training.accumulation} micro-batches each"
+        )
+
+
 def _require_images(labels: np.ndarray, k: int, poses: Path) -> None:
     """Refuse poses without images: the model would be asked for what it never saw."""
     if (found := np.unique(labels)).tolist() != list(range(k)):
@@ -244,6 +243,26 @@ def _require_images(labels: np.ndarray, k: int, poses: Path) -> None:
             f"{poses}: has images in {len(found)} of {k} poses, and the model would never see the "
             "others; lower poses.k"
         )
+
+
+def _scores(
+    trainer: Trainer, estimator: Path | None, crops: Path, poses: Path, device: str
+) -> TrainingScores | None:
+    """What scores views while training, in the first process and where it is asked for."""
+    objects = trainer.training.scored_objects
+    if not (estimator and objects and trainer.processes.first):
+        return None
+    with memory_advice("training.scored_objects", objects, "set it to 0"):
+        return TrainingScores(trainer.ema, estimator, crops, poses, trainer.training, device)
+
+
+def _save(trainer: Trainer, out: Path) -> None:
+    """Write the EMA network, with what its weights depend on."""
+    training = trainer.training
+    about = {"seed": training.seed, "iterations": training.iterations}
+    if trainer.device.type == "cpu":
+        about["threads"] = torch.get_num_threads()
+    save_model(out, trainer.ema, {**about, "parameters": trainer.parameters})
 
 
 def _use_threads(trainer: Trainer, batches: Batches) -> None:

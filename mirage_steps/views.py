@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import h5py
 import numpy as np
 import torch
 
@@ -95,19 +96,24 @@ def main(
     note = own.note(rows, samples)
     advice = memory_advice("views.batch_size", views.batch_size)
     with create_image_set(path, len(rows), side, columns, sampler=sampler, **note) as file, advice:
-        file.create_dataset("pose", (len(rows),), np.int16)
-        file.create_dataset("object", (len(rows),), np.int32)
-        start = 0
-        with progress(total=len(rows), unit="image") as bar:
-            for batch in batches:
-                end = min(start + len(batch[0]), len(rows))
-                for name, values in zip(("images", "pose", "object"), batch, strict=True):
-                    file[name][start:end] = values[: end - start]
-                bar.update(end - start)
-                start = end
+        _write(file, len(rows), batches)
         if own.of == 1:
             write_preview(out / "images.png", file)
     return [own.name("views")]
+
+
+def _write(file: h5py.File, count: int, batches: Iterator[Batch]) -> None:
+    """Write the first ``count`` images of all batches, with their poses and objects."""
+    file.create_dataset("pose", (count,), np.int16)
+    file.create_dataset("object", (count,), np.int32)
+    start = 0
+    with progress(total=count, unit="image") as bar:
+        for batch in batches:
+            end = min(start + len(batch[0]), count)
+            for name, values in zip(("images", "pose", "object"), batch, strict=True):
+                file[name][start:end] = values[: end - start]
+            bar.update(end - start)
+            start = end
 
 
 def _objects_at_once(views: settings.Views, guidance: settings.Guidance) -> int:

@@ -212,6 +212,15 @@ def test_missing_input_gets_one_line(changed, section, key, value, target, messa
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("sam, jobs", [("weights/stand-in-sam-cars", 4), ("none", 0)])
+def test_without_sam_no_background_is_removed_and_the_overview_asks_for_none(tmp_path, sam, jobs):
+    project = Project(tmp_path / "new")
+    project.settings(masks={"sam": sam})
+    output = project.run("--dry-run", "--printshellcmds", "--", "results/mini/overview.txt")
+    assert len(set(re.findall(r"mirage_steps\.masks .*--out (\S+)", output))) == jobs
+    assert ("mv-nobg-hag" in output) == bool(jobs)
+
+
 def test_views_are_scored_while_training(finished):
     records = read_metrics(finished["training/checkpoints"])
     scored = [record for record in records if "near" in record]

@@ -33,7 +33,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_threads(work: Callable[[], object], clock: Callable[[], float] = time.time) -> int:
+def choose_threads(
+    work: Callable[[], object], clock: Callable[[], float] = time.perf_counter
+) -> int:
     """Let torch use fewer threads of the CPU where all make ``work`` crawl; gives their number.
 
     The threads wait for each other in every layer, so beside another busy process all of them can
