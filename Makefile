@@ -3,12 +3,16 @@ PYTHON ?= python3.11
 CORES ?= $(shell nproc)
 RUN = . .venv/bin/activate &&
 
+# What the demo shows: cars or mugs.
+KIND ?= cars
+DEMO = $(if $(filter cars,$(KIND)),demo,$(KIND))
+
 # Random faults of single steps and of whole runs, and the seed they follow from.
 STEPS ?= 950
 GRAPHS ?= 50
 SEED ?= 0
 
-.PHONY: demo test test-slow test-slurm faults lint lock clean
+.PHONY: venv demo test test-slow test-slurm faults bench lint lock clean
 .DEFAULT_GOAL := demo
 
 # Everything is installed into .venv; rebuilt when the lock file changes.
@@ -18,10 +22,12 @@ SEED ?= 0
 	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
+venv: .venv/installed
+
 # The whole pipeline on the embedded data set with the embedded networks.
 demo: .venv/installed
-	$(RUN) snakemake --cores $(CORES) -- results/demo/overview.txt
-	@cat results/demo/overview.txt
+	$(RUN) snakemake --cores $(CORES) -- results/$(DEMO)/overview.txt
+	@cat results/$(DEMO)/overview.txt
 
 test: .venv/installed lint
 	$(RUN) python -m pytest -m "not slow"
@@ -38,6 +44,10 @@ test-slurm: .venv/installed
 faults: .venv/installed
 	$(RUN) python tests/faults/campaign.py --steps $(STEPS) --graphs $(GRAPHS) --seed $(SEED) \
 		--workers $(CORES) --folder results/faults-$(STEPS)-$(GRAPHS)
+
+# Speed beside other packages on this machine: a table, and files in results/bench.
+bench: .venv/installed
+	$(RUN) python benchmarks/bench.py
 
 lint: .venv/installed
 	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules

@@ -4,12 +4,13 @@ from snakemake.utils import min_version
 from mirage_steps.files.configuration import check_configfiles, configfiles
 
 min_version("9.20")
-# Before Snakemake merges them, which forgets a section that is given twice.
-check_configfiles(configfiles(workflow.overwrite_configfiles))
+# Before Snakemake merges them, which forgets a section that is given twice. The files of a workflow
+# that has this one as a module are its own.
+if workflow.modifier.is_main_snakefile():
+    check_configfiles(configfiles(workflow.overwrite_configfiles))
+for path in configfiles([]):
 
-
-configfile: "config/config.yaml"
-configfile: "config/paper.yaml"
+    configfile: path
 
 
 # Local jobs share the accelerators. On a cluster jobs request `gpu` from SLURM, and the limit of the

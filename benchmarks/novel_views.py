@@ -32,7 +32,7 @@ from mirage_steps.method.inversion import invert, reconstruct
 from mirage_steps.method.metrics import psnr
 from mirage_steps.networks.sam import load_sam
 from mirage_steps.run import Run
-from mirage_steps.settings import NovelViews, Views
+from mirage_steps.settings import Masks, NovelViews, Views
 
 _SEED = 77
 _SIZE = 96
@@ -136,7 +136,7 @@ class Paint:
         tokens = self.run.backbone.tokens(images)[0].cpu().numpy()
         model = self.run.estimator.foreground
         regions = find_objects(model.scores(tokens), model.threshold)
-        masks, _ = segment(self.sam, images, regions, _BATCH)
+        masks, _ = segment(self.sam, images, regions, Masks(sam_batch_size=_BATCH))
         masks = [mask if mask.any() else np.ones_like(mask) for mask in masks.astype(bool)]
         return np.stack([image[mask].mean(0) for image, mask in zip(images, masks, strict=True)])
 

@@ -205,6 +205,14 @@ def own_mean_removed(crops: Crops) -> np.ndarray:
     return np.where(shown, maps - means[:, None], 0)
 
 
+def centered(crops: Crops, background: bool = False, components: int = 3) -> np.ndarray:
+    """The mean at each patch subtracted, of the object's tokens or of all on the image."""
+    maps = all_tokens(crops, components=components)
+    kept = (crops.valid if background else crops.shown)[..., None]
+    means = maps.sum(0, where=kept) / np.maximum(kept.sum(0), 1)
+    return np.where(kept, maps - means, 0)
+
+
 @dataclass(frozen=True)
 class Choice:
     """One way to find poses; the defaults are the pipeline's.
@@ -236,6 +244,9 @@ CHOICES = {
     "background: masked, PCA 1 appended": Choice(maps=partial(with_scores, maps=object_tokens)),
     "scale: maps not normalized, as in the paper": Choice(maps=object_tokens, unit=False),
     "scale: each component by its standard deviation": Choice(maps=whitened),
+    "center: each patch": Choice(maps=centered),
+    "center: each patch, 32 components": Choice(maps=partial(centered, components=32)),
+    "center: each patch, background not masked": Choice(maps=partial(centered, background=True)),
     "scale: each map less its own mean": Choice(maps=own_mean_removed),
     "PCA 2: 2 components": Choice(maps=partial(object_tokens, components=2)),
     "PCA 2: 4 components": Choice(maps=partial(object_tokens, components=4)),

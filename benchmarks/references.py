@@ -1,12 +1,12 @@
 """Do views vary less between seeds, the more of the object the reference shows? (Appendix B)
 
-    python benchmarks/references.py --run results/demo [--objects 4] [--seeds 3] [--steps 20]
+    python benchmarks/references.py --run results/demo [--objects 6] [--seeds 3]
 
 For every pose some generated references, of the same objects for all poses, and for each of them
-all other poses from several initial noises, which read the same reference. Variation is the
-distance between the views of one pose, in the features of the evidence step (color inside the mask
-and a network that took no part in finding poses), as a share of that between real images of
-unrelated objects in that pose: 0 equal, 1 as if there was no reference.
+all other poses from several initial noises, which read the same reference; with the run's sampler.
+Variation is the distance between the views of one pose, in the features of the evidence step (color
+inside the mask, and a network that took no part in finding poses), as a share of that between real
+images of unrelated objects in that pose: 0 equal, 1 as if there was no reference.
 
 What a reference shows is measured on real images of its pose, without labels: the effective number
 of parts, which is exp of the entropy of an image's foreground tokens over 32 clusters of the
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.spatial.distance import pdist
 from scipy.stats import entropy, spearmanr
 from sklearn.cluster import KMeans
 from tqdm import tqdm
@@ -26,12 +27,13 @@ from tqdm import tqdm
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels
 from mirage_steps.judge import Judge
-from mirage_steps.method.diffusion import ddim_sample, ddim_timesteps, keyed_noise, to_pixels
+from mirage_steps.method.device import autocast
+from mirage_steps.method.diffusion import SOLVERS, keyed_noise, to_pixels
 from mirage_steps.method.evidence import mean_interval
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.multiview import sample_all_poses, single_denoiser
 from mirage_steps.run import Run
-from mirage_steps.settings import WEIGHTS, Evidence, Guidance
+from mirage_steps.settings import WEIGHTS, Evidence
 
 _PARTS = 32
 _SEED = 91  # not of the sets and sheets
@@ -41,10 +43,8 @@ _BATCH = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("results/demo"))
-    parser.add_argument("--objects", type=int, default=4, help="at least 2")
+    parser.add_argument("--objects", type=int, default=6, help="at least 2")
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--gamma", type=float, default=1.5)
     parser.add_argument("--weights", type=Path, default=Path(WEIGHTS))
     words = parser.parse_args()
     if min(words.objects, words.seeds) < 2:
@@ -54,12 +54,13 @@ def main() -> None:
     crops, poses = words.run / "crops/crops.h5", words.run / "poses/poses.csv"
     judge = Judge.load(run, evidence, words.weights).calibrated(crops, poses, evidence)
     parts, share = shown(run, crops, poses, evidence.real_images)
-    guidance = Guidance(gamma=words.gamma)
+    scale, sampling = unrelated(judge), run.sampling
     varied = np.stack([
-        variation(judge, pose, words.objects, words.seeds, words.steps, guidance)
+        variation(judge, scale, pose, words.objects, words.seeds)
         for pose in tqdm(range(len(parts)), desc="references", unit="pose")
     ])  # fmt: skip
-    print(f"{words.run}: {words.objects} objects, {words.seeds} seeds, {words.steps} DDIM steps")
+    how = f"{sampling.views.steps} steps of {sampling.views.solver}, {sampling.guidance}"
+    print(f"{words.run}: {words.objects} objects, {words.seeds} seeds, {how}")
     print("| reference pose | parts | foreground | variation between seeds |\n|---|---|---|---|")
     for pose, values in enumerate(varied):
         print(f"| {pose} | {parts[pose]:.1f} | {share[pose]:.2f} | {mean_interval(values)} |")
@@ -100,23 +101,33 @@ def shown(run: Run, crops: Path, poses: Path, count: int) -> tuple[np.ndarray, n
     return np.array(mean[0]), np.array(mean[1])
 
 
+def unrelated(judge: Judge) -> dict[str, np.ndarray]:
+    """Mean distance between real images of one pose, (k,), by the kind of features."""
+    of_pose = [judge.labels == pose for pose in range(judge.run.model.config.poses)]
+    return {
+        kind: np.array([pdist(features[rows]).mean() for rows in of_pose])
+        for kind, features in judge.real.features.items()
+    }
+
+
 @torch.inference_mode()
 def variation(
-    judge: Judge, pose: int, objects: int, seeds: int, steps: int, guidance: Guidance
+    judge: Judge, scale: dict[str, np.ndarray], pose: int, objects: int, seeds: int
 ) -> np.ndarray:
     """Distance between the views of the same references from several noises, (objects,).
 
     Args:
-        judge: with scales.
+        judge: with the real images.
+        scale: of :func:`unrelated`.
         pose: of the references.
         objects: number of references.
         seeds: initial noises of the views of each.
-        steps: of DDIM.
-        guidance: of the views.
     """
-    model, device = judge.run.model, judge.run.backbone.device
-    timesteps, shape = ddim_timesteps(steps), (3, *[model.config.image_size] * 2)
+    model, device, sampling = judge.run.model, judge.run.backbone.device, judge.run.sampling
+    solver, shape = SOLVERS[sampling.views.solver], (3, *[model.config.image_size] * 2)
+    timesteps = solver.timesteps(sampling.views.steps)
     siblings = model.config.siblings(pose)
+    others = [one for one in siblings if one != pose]
     denoise = single_denoiser(model, torch.tensor([pose], device=device), timesteps)
     found = np.zeros(objects)
     for number in range(objects):
@@ -126,23 +137,21 @@ def variation(
             trajectory.append(x)  # noqa: B023
             return denoise(x, t, alpha)
 
-        ddim_sample(recorded, keyed_noise(_SEED, [number], shape).to(device), timesteps)
-        reference = torch.stack(trajectory)
-        views = []
+        solver.sample(recorded, keyed_noise(_SEED, [number], shape).to(device), timesteps)
+        reference, views = torch.stack(trajectory), []
         for seed in range(seeds):
             noise = keyed_noise(_SEED + 1 + seed, [number], shape).to(device)
-            made = sample_all_poses(
-                model, noise, pose, timesteps, guidance, _BATCH, trajectory=reference
-            )
-            views.append(to_pixels(made)[[one != pose for one in siblings]])
-        # One row for each pose, one column for each seed.
-        seen = judge.see_views(np.stack(views, axis=1))
-        asked = np.repeat([[one] for one in siblings if one != pose], seeds, axis=1)
-        similar = [
-            scale.similarity(seen.features[kind], asked, np.ones(asked.shape, bool))
-            for kind, scale in judge.scales.items()
-        ]
-        found[number] = 1 - np.mean(similar)
+            with autocast(device, sampling.views.precision):
+                made = sample_all_poses(
+                    model, noise, pose, timesteps, sampling.guidance, _BATCH, reference,
+                    sampling.views.solver,
+                )  # fmt: skip
+            views.append(to_pixels(made)[[siblings.index(one) for one in others]])
+        seen = judge.see_views(np.stack(views, axis=1))  # a row for each pose, a column a seed
+        found[number] = np.mean([
+            [pdist(of_pose).mean() for of_pose in seen.features[kind]] / apart[others]
+            for kind, apart in scale.items()
+        ])  # fmt: skip
     return found
 
 

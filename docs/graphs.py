@@ -1,6 +1,6 @@
-"""Update the graphs of rules and layers in docs/architecture.md.
+"""Update the graphs in docs/architecture.md, and the schema and the page of all keys.
 
-Run ``python docs/graphs.py`` in the project's folder after rules or imports changed.
+Run ``python docs/graphs.py`` in the project's folder after rules, imports or settings changed.
 """
 
 import ast
@@ -92,4 +92,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    import reference  # beside this file
+
+    for path, text in {PAGE: page(), **reference.contents()}.items():
+        path.write_text(text)

@@ -2,13 +2,15 @@
 
 Modules at the top are the steps of the pipeline, each with a function ``main``:
 
-- ``dataset``, ``features``, ``foreground``, ``crops``, ``categories``, ``pose_space``, ``poses``,
-  ``pose_eval``: from images to pose labels (paper, section 3.1);
+- ``dataset``, ``features``, ``duplicates``, ``foreground``, ``crops``, ``categories``,
+  ``pose_space``, ``poses``, ``pose_eval``, ``cameras``, ``screening``: from images to pose labels
+  (paper, section 3.1);
 - ``train``: the pose-conditioned diffusion model (section 3.2);
 - ``real``, ``views``, ``baseline``, ``sheet``, ``comparison``: sets of real and generated images,
   and pictures of objects (section 3.3);
 - ``masks``, ``embed``, ``fid``: background removal and distances to real images (section 4);
-- ``novel_views``, ``photo_sheet``: given photos in all poses (section 3.3, Figure 4);
+- ``novel_views``, ``photo_sheet``, ``mesh``: given photos in all poses (section 3.3, Figure 4), and
+  meshes of them;
 - ``weights``, ``gather``: published networks, and the shards of other steps.
 
 Below the steps: ``run`` (the class ``Run``, a finished run in Python), ``tools`` (status, compare,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 if sys.argv[:1] == ["-m"]:  # Python is about to run a module of this package
     prepare_command()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Run", "UserError"]
 
 

@@ -43,6 +43,15 @@ def rerun(*rules: str) -> str:
 
 
 @contextlib.contextmanager
+def errors_at(place: str) -> Iterator[None]:
+    """Begin the errors of the block with the place that they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}{error}") from None
+
+
+@contextlib.contextmanager
 def parsing(where: str, wrong: str, *rules: str) -> Iterator[None]:
     """One line if the block cannot parse the file at ``where``, which ``rules`` make again."""
     try:

@@ -39,10 +39,12 @@ class EvaluationSet:
         return self.source in ("single", "multi-view")
 
 
-_FLOOR = "the floor, no model can be expected below it"
 EVALUATION_SETS = (
     EvaluationSet("real-a", "real"),
-    EvaluationSet("real-b", "real", "real-a", f"other real images: {_FLOOR}", row="real-vs-real"),
+    EvaluationSet(
+        "real-b", "real", "real-a", "other real images: no model can be expected below this",
+        row="real-vs-real",
+    ),
     EvaluationSet(
         "no-mv", "single", "real-a", "single images, without cross-frame attention"
     ),
@@ -55,12 +57,12 @@ EVALUATION_SETS = (
         "multi-view sets, with hard-attention guidance", guided=True,
     ),
     EvaluationSet(
-        "untrained", "single", "real-a", "the network before training: the ceiling", trained=False
+        "untrained", "single", "real-a", "the untrained network: the worst case", trained=False
     ),
     EvaluationSet("real-a-nobg", "masked", unmasked="real-a"),
     EvaluationSet(
         "real-b-nobg", "masked", "real-a-nobg",
-        "other real images, both sides without background: the floor",
+        "other real images, both sides without background",
         unmasked="real-b", row="real-vs-real-nobg",
     ),
     EvaluationSet(

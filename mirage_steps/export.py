@@ -1,8 +1,8 @@
 """What others need to show photos by a run's model: a small folder that is used like the run.
 
 Writes ``training/model.safetensors`` in half precision with its ``config.json`` and
-``sampling.json``, ``poses/pose_estimator.safetensors``, and ``README.md``, a card with the training
-and the evidence.
+``sampling.json``, ``poses/pose_estimator.safetensors``, ``cameras/cameras.json`` if the run has it,
+and ``README.md``, a card with the training and the evidence.
 """
 
 from itertools import pairwise
@@ -13,6 +13,7 @@ import torch
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import atomic, read_csv, write_json
+from mirage_steps.files.cameras import CAMERAS
 from mirage_steps.files.command import run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.names import not_a
@@ -26,7 +27,7 @@ def main(*, trained: Path, out: Path) -> None:
 
     Args:
         trained: Folder of the run, such as results/demo.
-        out: Folder for training/, poses/ and README.md; give it as --run to other commands.
+        out: Folder for what is exported; give it as --run to other commands.
     """
     if wrong := not_a("folder", trained):
         raise UserError(f"--trained {trained}: {wrong}; give a finished run such as results/demo")
@@ -42,11 +43,14 @@ def main(*, trained: Path, out: Path) -> None:
     sampling = stored_sampling(trained).model_dump(mode="json")
     write_json(out / "training/sampling.json", sampling)
     save_estimator(out / "poses" / ESTIMATOR, estimator)
+    if cameras := read_json(trained / CAMERAS):
+        write_json(out / CAMERAS, cameras)
+    card = _card(trained, about, estimator.backbone["model"], cameras)
     with atomic(out / "README.md") as temporary:
-        temporary.write_text(_card(trained, about, estimator.backbone["model"]), encoding="utf-8")
+        temporary.write_text(card, encoding="utf-8")
 
 
-def _card(trained: Path, about: dict, backbone: str) -> str:
+def _card(trained: Path, about: dict, backbone: str, cameras: dict) -> str:
     """README of the folder: what the model was trained on, for how long, and how good it is."""
     record = read_json(trained / "training/train.run.json")
     training = record.get("settings", {})
@@ -61,7 +65,7 @@ Pose-conditioned U-Net (preset {preset}, {about["parameters"] / 1e6:.1f} M param
 - Trained for {about["iterations"]} steps of {batch} images on {images} crops,
   {_hours(trained)} hours on {record.get("device", "?")}.
 - Poses are found with the backbone `{backbone}`, which is not in this folder.
-
+{_about_cameras(cameras)}
 To show a photo from all sides, here or where this folder was copied to:
 
     python -m mirage_steps.novel_views photo.png --run FOLDER --out DIR
@@ -72,6 +76,18 @@ Evidence of the run, before the weights were rounded:
 {evidence}
 ```
 """
+
+
+def _about_cameras(cameras: dict) -> str:
+    """A line of the card on the cameras of the poses, empty without cameras."""
+    if not cameras:
+        return ""
+    text = "- Cameras of the poses, for meshes (`--mesh`), are in `cameras/cameras.json`"
+    errors = [one["median_error_deg"] for one in cameras["categories"] if "median_error_deg" in one]
+    if errors:
+        text += f";\n  median error of their azimuths {max(errors):.1f} degrees, after the best"
+        text += "\n  start and sense"
+    return f"{text}.\n"
 
 
 def _hours(trained: Path) -> str:

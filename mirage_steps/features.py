@@ -61,7 +61,7 @@ def main(
     if windows is not None:
         images = read_windows(windows, [entry for entry, _ in images], centered_on_box=True)
     rows = part.rows(len(images), backbone.batch_size)
-    about = backbone.model_dump(include={"model", "resolution", "levels"})
+    about = backbone.model_dump(include={"model", "resolution", "levels", "token_precision"})
     about |= {"weights": str(weights), "sha256": network.sha256}
     attributes = {"backbone": json.dumps(about), **part.note(rows, len(images))}
     names = [entry.image for entry, _ in images]

@@ -22,7 +22,7 @@ from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, open_h5, slices
 from mirage_steps.files.image_set import create_image_set
 from mirage_steps.files.terminal import progress
-from mirage_steps.method.device import choose_device, memory_advice
+from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.finite import require_finite
 from mirage_steps.method.foreground import Region, find_objects
 from mirage_steps.networks.backbone import Backbone
@@ -78,7 +78,7 @@ def main(
                     pixels = source["images"][rows]
                     scores = model.scores(network.tokens(pixels)[0].cpu().numpy())
                     regions = find_objects(scores, model.threshold)
-                    mask, predicted = segment(sam, pixels, regions, masks.sam_batch_size)
+                    mask, predicted = segment(sam, pixels, regions, masks)
                     names = [f"{images}, image {n}" for n in range(rows.start, rows.stop)]
                     require_finite(names, "scores", _CHECK, scores, predicted)
                     target["images"][rows] = np.where(mask[..., None], pixels, WHITE)
@@ -150,7 +150,7 @@ def prompt(
 
 
 def segment(
-    sam: Sam, images: np.ndarray, regions: list[Region | None], batch_size: int
+    sam: Sam, images: np.ndarray, regions: list[Region | None], masks: settings.Masks
 ) -> tuple[np.ndarray, np.ndarray]:
     """The mask of the object in each image.
 
@@ -158,22 +158,23 @@ def segment(
         sam: the model.
         images: (n, S, S, 3) uint8 RGB.
         regions: where each object is, None where nobody knows.
-        batch_size: images the model sees at once.
+        masks: images the model sees at once, and its arithmetic.
 
     Returns:
         Masks bool (n, S, S) and the model's own guess of their IoU (n,) float32.
     """
-    masks, ious = [], []
+    found, ious = [], []
     side, device = sam.image_encoder.img_size, sam.device
-    for batch in slices(len(images), batch_size):
+    for batch in slices(len(images), masks.sam_batch_size):
         pairs = zip(images[batch], regions[batch], strict=True)
         # Box and points are unambiguous: one mask, not three of different extent.
         records = [prompt(image, region, side, device) for image, region in pairs]
-        with memory_advice("masks.sam_batch_size", batch_size):
+        advice = memory_advice("masks.sam_batch_size", masks.sam_batch_size)
+        with advice, autocast(device, masks.sam_precision):
             answers = sam(records, multimask_output=False)
-        masks += [answer["masks"][0, 0].cpu().numpy() for answer in answers]
+        found += [answer["masks"][0, 0].cpu().numpy() for answer in answers]
         ious += [float(answer["iou_predictions"][0, 0]) for answer in answers]
-    return np.stack(masks), np.array(ious, np.float32)
+    return np.stack(found), np.array(ious, np.float32)
 
 
 def draw(images: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> np.ndarray:

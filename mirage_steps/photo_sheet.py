@@ -15,6 +15,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
+from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels, require_pose_counts
 from mirage_steps.files.terminal import progress
@@ -29,6 +30,7 @@ def main(
     crops: Path,
     poses: Path,
     out: Path,
+    estimator: Path | None = None,
     sheet: settings.Sheet = settings.Sheet(),
     views: settings.Views = settings.Views(),
     guidance: settings.Guidance = settings.Guidance(),
@@ -42,6 +44,7 @@ def main(
         crops: crops.h5 of the photos.
         poses: poses.csv of the photos, by the centroids that the model was trained with.
         out: Folder for contact_sheet.png, turntable.gif and photos.json.
+        estimator: Theirs, for the names of the poses.
         sheet: How many photos.
         views: Sampler.
         guidance: Hard-attention guidance.
@@ -77,7 +80,8 @@ def main(
     write_json(out / "photos.json", {"photos": records})
     which = " of their category" if config.categories > 1 else ""
     title = f"photos (framed) in all poses{which}, gamma = {guidance.gamma:g}"
-    tiles.write_sheet(out, np.stack(rows), own, title)
+    called = () if estimator is None or which else load_estimator(estimator, "poses").labels
+    tiles.write_sheet(out, np.stack(rows), own, title, poses=called)
     middle = float(np.median([record["reconstruction_psnr_db"] for record in records]))
     log.info("%d photos, reconstructed at %.1f dB in the median", len(records), middle)
 

@@ -41,7 +41,8 @@ def main(*, manifest: Path, poses: Path, out: Path, labels: Path | None = None) 
         plots.pose_eval(picture, found, azimuths, scores)
         log.info(
             "%(images)d images with known azimuth: median error %(median_error_deg).1f degrees, "
-            "share within 30 degrees %(share_within_30_deg).2f, order errors %(order_errors)d",
+            "share within 30 degrees %(share_within_30_deg).2f, share in the opposite direction "
+            "%(share_opposite).2f, order errors %(order_errors)d",
             scores,
         )
     if known := [(pose, viewpoints[i]) for i, pose in assigned.items() if i in viewpoints]:

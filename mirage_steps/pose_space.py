@@ -1,7 +1,7 @@
 """Maps of the crops in pose space: PCA 2 on foreground tokens (section 3.1).
 
 Every category has its own PCA. Writes ``pose_estimator.safetensors`` (with the pose space) and
-``maps.h5``: ``maps`` (n, T, 3) float32, by default of length 1 and zero on the background and on
+``maps.h5``: ``maps`` (n, T, c) float32, by default of length 1 and zero on the background and on
 padding, ``valid`` (n, T) bool (False on padding) and ``image`` (n,) names.
 """
 
@@ -16,7 +16,6 @@ from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimat
 from mirage_steps.files.h5 import by_image, create_h5, write_names
 from mirage_steps.files.tables import read_categories
 from mirage_steps.files.tokens import open_tokens
-from mirage_steps.method.foreground import COMPONENTS
 
 
 def main(
@@ -44,13 +43,13 @@ def main(
         if stored is None:
             model = model.fit_pose_space(found, assigned, pose_space)
             for pca in model.pcas:
-                shares = ", ".join(f"{share:.0%}" for share in pca.variance_ratio)
-                log.info("PCA 2: %s of the foreground tokens' variance", shares)
+                share, count = pca.variance_ratio.sum(), len(pca.components)
+                log.info("PCA 2: %d components, %.0f%% of the variance", count, 100 * share)
         save_estimator(out / ESTIMATOR, model)
         count, patches = found.file["patch_tokens"].shape[:2]
         empty = 0
         with create_h5(out / "maps.h5") as file:
-            by_image(file, "maps", count, (patches, COMPONENTS), np.float32)
+            by_image(file, "maps", count, (patches, len(model.pcas[0].components)), np.float32)
             by_image(file, "valid", count, (patches,), bool)
             write_names(file, found.images)
             for batch in found:

@@ -1,9 +1,9 @@
-"""Poses by K-Means in pose space, numbered around the object (paper, section 3.1).
+"""Poses by clustering in pose space, numbered around the object (paper, section 3.1).
 
 Every category has its own K poses; those of the second category follow those of the first. Writes
 ``pose_estimator.safetensors`` (complete; assigns poses to new photos), ``poses.csv``
-(image, pose, distance, category), ``poses.json`` (count of each pose) and ``poses.png`` (Figure
-2a).
+(image, pose, distance, category), ``poses.json`` (count of each pose, and after edits, by
+``found``, the numbers before them) and ``poses.png`` (Figure 2a).
 """
 
 from pathlib import Path
@@ -17,8 +17,10 @@ from mirage_steps.files.atomic import write_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import open_h5, read_names
+from mirage_steps.files.labels import read_edits
 from mirage_steps.files.tables import read_categories
 from mirage_steps.method.finite import require_finite
+from mirage_steps.method.pose_estimator import PoseEstimator
 
 _FEW = 10  # images per pose below which there is a warning
 
@@ -42,7 +44,7 @@ def main(
         out: Folder for pose_estimator.safetensors, poses.csv, poses.json and poses.png.
         categories: categories.csv, where there are several categories.
         stored: The estimator that this step fitted on another data set; nothing is fitted here.
-        poses: Number of poses, starts and seed.
+        poses: Method, number of poses, starts, seed, and the table of edits.
     """
     with open_h5(maps, "maps", "valid") as file:
         values, valid, images = file["maps"][:], file["valid"][:], read_names(file)
@@ -55,20 +57,28 @@ def main(
     assigned = read_categories(categories, images)
     model = load_estimator(stored or estimator, "poses" if stored else "pcas")
     if stored is None:
-        log.info("K-Means: %d maps, %d poses, %d starts", len(values), poses.k, poses.starts)
+        log.info("%s: %d maps, %d poses", poses.method, len(values), poses.k)
         model = model.fit_poses(values, valid, assigned, poses)
         for category, count in enumerate(np.bincount(assigned)):
             if count < _FEW * poses.k:
                 log.warning(
-                    "only %d images for %d poses (category %d): some poses may be accidental "
-                    "clusters", count, poses.k, category,
+                    "only %d images for poses.k = %d (category %d): some poses may be accidental "
+                    "clusters; lower poses.k or add images", count, poses.k, category,
                 )  # fmt: skip
+    before = []
+    if stored is None and poses.edits != "none":
+        model, before = _edited(model, Path(poses.edits))
     labels, distances = model.assign(values, valid, assigned)
     counts = np.bincount(labels, minlength=model.number_of_poses)
     save_estimator(out / ESTIMATOR, model)
-    centroids = np.concatenate([part.centroids for part in model.poses])
-    plots.poses(out / "poses.png", centroids, labels, distances, crops)
+    centroids = np.concatenate([part.mean_maps for part in model.poses])
+    centroids = centroids.reshape(len(centroids), *values.shape[1:])
     about = {"k": model.k, "categories": len(model.poses), "images": counts.tolist()}
+    titles = model.labels
+    if before:
+        about["found"] = before
+        titles = [f"{one} (was {was})" for one, was in zip(titles, before, strict=True)]
+    plots.poses(out / "poses.png", centroids, titles, labels, distances, crops)
     write_json(out / "poses.json", about)
     rows = zip(images, labels, distances, assigned, strict=True)
     write_csv(
@@ -77,6 +87,15 @@ def main(
         ((image, pose, f"{distance:.6g}", category) for image, pose, distance, category in rows),
     )
     log.info("images of each pose: %s", " ".join(map(str, counts)))
+
+
+def _edited(model: PoseEstimator, edits: Path) -> tuple[PoseEstimator, list[list[int]]]:
+    """The estimator after the edits; of each pose the numbers before, empty where none changed."""
+    into, names = read_edits(edits, model.k, len(model.poses))
+    stay = np.unique(into[into >= 0])
+    log.info("poses.edits: %d of %d poses are left", len(stay), len(into))
+    before = [np.flatnonzero(into == pose).tolist() for pose in stay]
+    return model.edited(into, names), before if len(stay) < len(into) else []
 
 
 if __name__ == "__main__":

@@ -11,23 +11,27 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy
 import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from mirage_steps.errors import UserError, rerun
+from mirage_steps.errors import UserError, errors_at, rerun
 from mirage_steps.files.atomic import identity
+from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.names import not_a
-from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews, PhotoWarning
+from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews
 from mirage_steps.files.photos import Photo, open_photo
+from mirage_steps.files.project import PROJECT
 from mirage_steps.files.records import home_of
 from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
-from mirage_steps.method.device import autocast, choose_device, memory_advice
+from mirage_steps.method.device import autocast, choose_device, memory_advice, one_thread
 from mirage_steps.method.diffusion import (
     SOLVERS,
     ddim_timesteps,
@@ -41,6 +45,7 @@ from mirage_steps.method.foreground import TokenBatch, separation
 from mirage_steps.method.metrics import psnr
 from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimator
+from mirage_steps.method.reliability import Clearness, PhotoWarning, far_warnings
 from mirage_steps.method.unet import UNet, UNetConfig
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.diffusion_model import load_model
@@ -48,10 +53,12 @@ from mirage_steps.networks.fetching import PACKAGES, REVISIONS, place
 from mirage_steps.settings import Backbone as BackboneSettings
 from mirage_steps.settings import Guidance, NovelViews, Sampling, Views
 
-# Share of the variance of a photo's scores that lies between foreground and background. Photos of
-# the demo's cars have 0.88 and more.
-_SEPARATION = 0.7
-_LARGEST = 0.75  # share of the foreground in its largest part
+if TYPE_CHECKING:
+    from mirage_steps.files.meshes import PhotoMesh
+
+# The embedded model: trained for hours on rendered cars.
+SHOWCASE = PROJECT / "weights/showcase-cars"
+
 _PSNR = 26.0  # dB
 # Between mean colors in 0..255; two unrelated cars of the demo are 78 apart.
 _COLOR_DRIFT = 80.0
@@ -60,7 +67,9 @@ _COLOR_DRIFT = 80.0
 _TURNED = 0.2  # share in the pose asked for or next to it, from that by chance (0) to all (1)
 _SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
 _FAR_VIEWS = 0.9  # share that is far from every pose
-_OF_BACKBONE = ("resolution", "levels")  # settings that its tokens depend on
+_OF_BACKBONE = ("resolution", "levels", "token_precision")  # settings that its tokens depend on
+# Largest feature maps (pixels a side) that a single image is better sampled on one thread with.
+_LITTLE = 32
 _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
 
 
@@ -80,13 +89,17 @@ class Run:
 
     @classmethod
     def load(
-        cls, folder: Path | str, *, backbone: Path | str | None = None, device: str = "auto"
+        cls,
+        folder: Path | str = SHOWCASE,
+        *,
+        backbone: Path | str | None = None,
+        device: str = "auto",
     ) -> "Run":
         """Load a run.
 
         Args:
             folder: such as ``results/demo``, of a data set that was trained, or what the export
-                step made of one.
+                step made of one; by default the embedded model of rendered cars.
             backbone: folder of the vision transformer, where it has moved since the run.
             device: auto, cpu or cuda.
 
@@ -154,7 +167,7 @@ class Run:
             category=int(estimate.categories[0]),
             distance=float(estimate.distances[0]),
             foreground_separation=share,
-            warnings=tuple(self._warnings(found, box_by, share, estimate)),
+            warnings=tuple(self._warnings(found, box_by, estimate)),
         )
 
     def _tokens(self, square: Image.Image, content: Box = (0, 0, 1, 1)) -> TokenBatch:
@@ -169,25 +182,20 @@ class Run:
         given = None if box is None else on_photo(box, image.size)
         (found,) = self.estimator.locate(*where, [given])
         if found.box is not None:
-            return found, "foreground" if box is None else "user"
+            by = "photo" if self.estimator.whole else "foreground"
+            return found, by if box is None else "user"
         whole = (0.0, 0.0, *map(float, image.size))
         return self.estimator.locate(*where, [whole])[0], "whole photo"
 
     def _warnings(
-        self, found: Detection, box_by: str, share: float, estimate: Estimate
+        self, found: Detection, box_by: str, estimate: Estimate
     ) -> Iterator[PhotoWarning]:
         """Warnings about a photo's box and pose."""
         if box_by == "whole photo":
             reason = "no object was found, so the whole photo is used; give a box"
             yield PhotoWarning(reason, "foreground patches", 0, 1)
-        if box_by == "foreground" and share < _SEPARATION:
-            reason = "the foreground is undecided: scores do not separate object and background"
-            yield PhotoWarning(reason, "separation", share, _SEPARATION)
-        foreground = (found.scores > self.estimator.foreground.threshold).sum()
-        if box_by == "foreground" and found.region.mask.sum() < _LARGEST * foreground:
-            reason = "the foreground is in several parts, and the largest is used; give a box"
-            largest = float(found.region.mask.sum() / foreground)
-            yield PhotoWarning(reason, "its share", largest, _LARGEST)
+        if box_by == "foreground":
+            yield from Clearness.of(found, self.estimator.foreground.threshold).warnings()
         side, least = found.window[2] - found.window[0], self.model.config.image_size / 2
         if side < least:
             reason = "the object is small, so its crop is blurred"
@@ -195,10 +203,7 @@ class Run:
         if not estimate.shown.any():
             reason = "the crop shows no foreground, so the pose is meaningless"
             yield PhotoWarning(reason, "foreground patches of the crop", 0, 1)
-        distance = float(estimate.distances[0])
-        if distance > self.estimator.far:
-            reason = "far from every pose; 99% of the training images are nearer to one"
-            yield PhotoWarning(reason, "distance", distance, self.estimator.far)
+        yield from far_warnings(float(estimate.distances[0]), self.estimator.far)
 
     def novel_views(
         self,
@@ -229,7 +234,7 @@ class Run:
         seconds = {"locate": round(time.perf_counter() - started, 3)}
         with memory_advice("views.batch_size", views.batch_size):
             made = crop_views(self.model, located.crop, located.pose, views, guidance, novel_views)
-        colors, poses, distances = map(
+        colors, poses, distances, masks = map(
             np.array, zip(*self._seen([located.crop, *made.views]), strict=True)
         )
         gaps = np.linalg.norm(colors[1:] - colors[0], axis=1).round(1).tolist()
@@ -250,21 +255,51 @@ class Run:
             color_drift=drift,
             view_poses=tuple(poses[1:].tolist()),
             settings={**self.identity, **used},
+            masks=masks[1:],
+            names=tuple(self.estimator.labels[pose] for pose in made.poses),
         )
 
-    def _seen(self, images: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int, float]]:
+    def mesh(self, views: PhotoViews) -> "PhotoMesh":
+        """A textured mesh of a photo's object, by the cameras that the run found.
+
+        Args:
+            views: of the photo, by this run.
+
+        Raises:
+            UserError: the run has no cameras, or the views' masks show too little.
+        """
+        from mirage_steps.files.meshes import PhotoMesh  # slow to import
+
+        cameras = read_cameras(self.folder / CAMERAS, views.poses)
+        with errors_at(f"{views.photo}: "):
+            return PhotoMesh.of(views.views, views.masks / 255, cameras)
+
+    def masks(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Masks (n, S, S) uint8 of images (n, S, S, 3), 255 where there is an object."""
+        return np.stack([mask for *_, mask in self._seen(images)])
+
+    def _seen(
+        self, images: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, int, float, np.ndarray]]:
         """Mean color (3,) of the foreground of each image (S, S, 3), NaN where there is none.
 
-        And its pose, with the distance to it.
+        And its pose, with the distance to it, and a mask (S, S) uint8: the scores of the patches,
+        interpolated and cut, where they are connected with the object.
         """
         for pixels in images:
             size, grid = pixels.shape[1::-1], self.backbone.grid
             whole = crop(Image.fromarray(pixels), (0.0, 0.0, *size), self.backbone.resolution)
-            found = self.estimator.estimate(self._tokens(whole))
+            tokens = self._tokens(whole)
+            found = self.estimator.estimate(tokens)
             shown = found.shown.reshape(grid, grid)
-            mask = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.NEAREST))
-            color = pixels[mask].mean(0) if shown.any() else np.full(3, np.nan)
-            yield color, int(found.poses[0]), float(found.distances[0])
+            patches = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.NEAREST))
+            color = pixels[patches].mean(0) if shown.any() else np.full(3, np.nan)
+            scores = self.estimator.foreground.scores(tokens.tokens)[0]
+            fine = Image.fromarray(scores).resize(size, Image.Resampling.BICUBIC)
+            grown = scipy.ndimage.binary_dilation(shown)
+            near = Image.fromarray(grown).resize(size, Image.Resampling.NEAREST)
+            mask = (np.asarray(fine) > self.estimator.foreground.threshold) & np.asarray(near)
+            yield color, int(found.poses[0]), float(found.distances[0]), np.uint8(255) * mask
 
 
 def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iterator[PhotoWarning]:
@@ -329,8 +364,10 @@ def crop_views(
     device = next(model.parameters()).device
     image, own = from_pixels(pixels[None]).to(device), torch.tensor([pose], device=device)
     started = time.perf_counter()
-    trajectory = inversion.invert(model, image, own, timesteps, iterations)
-    back = to_pixels(inversion.reconstruct(model, trajectory, own, timesteps))[0]
+    little = model.config.image_size // model.config.stem <= _LITTLE
+    with one_thread() if little else contextlib.nullcontext():
+        trajectory = inversion.invert(model, image, own, timesteps, iterations)
+        back = to_pixels(inversion.reconstruct(model, trajectory, own, timesteps))[0]
     inverted = time.perf_counter()
     # A single image gains nothing from lower precision, so only the views are sampled in it.
     with autocast(device, views.precision):
@@ -485,8 +522,8 @@ def stored_sampling(folder: Path) -> Sampling:
 
 
 def _find(folder: Path, path: Path) -> Path | None:
-    """A path relative to the folder in which Snakemake ran: here, or above the run."""
+    """A path relative to the folder in which Snakemake ran: here, above the run, of the project."""
     # Of a linked results folder, those above the link and those above what it links to.
-    bases = (Path.cwd(), *folder.absolute().parents, *folder.resolve().parents)
+    bases = (Path.cwd(), *folder.absolute().parents, *folder.resolve().parents, PROJECT)
     places = (base / os.path.expanduser(path) for base in bases)
     return next(filter(os.path.exists, places), None)

@@ -35,6 +35,8 @@ from pydantic_core import PydanticCustomError
 from mirage_steps.errors import CONTROL, UserError
 from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_rows
 
+# Of a category: every reference gets three other poses.
+LEAST_POSES = 4
 # Folder into which published networks are fetched.
 WEIGHTS = "weights/published"
 # Sections of a data set with `use` that are merged over the other data set's: they change neither
@@ -131,7 +133,17 @@ class Folder(Settings):
 
     kind: Annotated[Literal["folder"], tyro.conf.Suppress] = "folder"
     path: Path = Field(description="Folder with the images.")
+    boxes: FileName | None = Field(
+        None,
+        description="CSV file with image, x0, y0, x1, y1: the object's boxes in pixels of the "
+        "upright images; the others are found. image: photos are cropped to their object already.",
+    )
     max_pixels: int = _MAX_PIXELS
+
+    @property
+    def boxes_table(self) -> str | None:
+        """The file of boxes, where one is given."""
+        return None if self.boxes == "image" else self.boxes
 
 
 class CompCars(Settings):
@@ -184,7 +196,7 @@ class Procedural(Settings):
     """Ray-cast objects with known azimuth and mask: the embedded data set."""
 
     kind: Annotated[Literal["procedural"], tyro.conf.Suppress] = "procedural"
-    objects: Literal["cars", "chairs", "cars-and-chairs"] = Field(
+    objects: Literal["cars", "chairs", "mugs", "cars-and-chairs"] = Field(
         "cars", description="What to render; cars-and-chairs alternates."
     )
     images: int = Field(2000, ge=1, description="How many images to render.")
@@ -221,6 +233,10 @@ class Backbone(Settings):
         le=8192,
         description="Side in pixels of the square input; a multiple of the patch size.",
     )
+    token_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="Arithmetic of the network; auto: bfloat16 where the hardware has it.",
+    )
     batch_size: int = Field(32, ge=1, description="Images the backbone sees at once.")
 
 
@@ -231,7 +247,12 @@ class Foreground(Settings):
         "border-contrast",
         "first-component",
         "Which component separates: the first, or the one of the first three on which the image "
-        "border differs most from the inside.",
+        "border differs most from the center.",
+    )
+    component: Literal["auto", 1, 2, 3, -1, -2, -3] = Field(
+        "auto",
+        description="The component that is the object in foreground.png, by its number; with a "
+        "minus sign, the other side of it. auto: by the rule.",
     )
     threshold: Literal["zero", "otsu"] = stated(
         "otsu", "zero", "Where the component is cut: at zero or at Otsu's threshold."
@@ -244,6 +265,15 @@ class Foreground(Settings):
     )
 
 
+class Screening(Settings):
+    """Images that should not be there."""
+
+    duplicates: Literal["list", "drop"] = Field(
+        "list",
+        description="Near-duplicates: only listed, or left out but for the first of each group.",
+    )
+
+
 class PoseSpace(Settings):
     """The maps that K-Means compares (section 3.1)."""
 
@@ -251,16 +281,56 @@ class PoseSpace(Settings):
         True, False, "Set patches off the object to zero; otherwise project them like all others."
     )
     normalize: bool = stated(True, False, "Scale each map to Euclidean length 1.")
+    components: int = stated(3, 3, "Components of PCA 2.", ge=1, le=256)
+    center: bool = stated(
+        False,
+        False,
+        "Subtract the mean of all maps at each patch before maps are scaled, so that they differ "
+        "in what is peculiar to them, not in what all have there.",
+    )
 
 
 class Poses(Settings):
-    """K-Means in pose space."""
+    """Clusters in pose space."""
 
+    method: Literal["kmeans", "spectral"] = stated(
+        "kmeans",
+        "kmeans",
+        "K-Means, or spectral clustering, which separates front from rear better on real photos.",
+    )
     k: int = Field(
         25, ge=2, le=10_000, description="Number of poses (paper: CompCars 25, armchairs 10)."
     )
     starts: int = Field(10, ge=1, description="Starts of K-Means, the best of which is kept.")
     seed: Seed = Field(0, description="Seed of the K-Means starts.")
+    edits: FileName = Field(
+        "none",
+        description="CSV file with pose, action, value, by the numbers that poses have without it: "
+        "merge (value: the pose that it joins), drop, or name (value: for pictures); none edits "
+        "nothing.",
+    )
+
+
+_Places = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...],
+    BeforeValidator(
+        lambda given: (given,) if isinstance(given, int) else given,
+        json_schema_input_type=list[NonNegativeInt] | NonNegativeInt,
+    ),
+]
+
+
+class Cameras(Settings):
+    """Poses that settle what the data cannot tell; at most one of each category."""
+
+    front: _Places = Field(
+        (), description="Numbers of poses that show the object from its front (poses/poses.png)."
+    )
+    left: _Places = Field(
+        (),
+        description="Of poses whose front is at image-left, which settle the direction of "
+        "rotation; each needs a front.",
+    )
 
 
 class Training(Settings):
@@ -280,6 +350,11 @@ class Training(Settings):
     image_size: int = stated(64, 64, "Side of the images in pixels.", ge=16, le=8192, multiple_of=8)
     iterations: int = Field(
         1_000_000, ge=1, description="Optimizer steps (paper: CompCars 1e6, armchairs 5e5)."
+    )
+    hours: Annotated[float, Field(gt=0)] | Literal["none"] = Field(
+        "none",
+        description="In place of iterations: as many steps as take so long at the speed measured "
+        "when the training starts. Their number is kept in checkpoints/budget.json.",
     )
     batch_size: int = stated(128, 128, "Images per step.", ge=1)
     optimizer: Literal["adam", "muon"] = stated(
@@ -442,7 +517,10 @@ class Sheet(Settings):
     """The contact sheet: objects in rows, all poses in columns."""
 
     objects: int = Field(8, ge=1, description="Objects on the sheet.")
-    references: Annotated[tuple[str, ...], BeforeValidator(_references)] = Field(
+    references: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_references, json_schema_input_type=list[str | int] | str | int),
+    ] = Field(
         (),
         description="More sheets of the same objects, each with one reference for all: the number "
         "of a pose; or, where true azimuths are known, the pose nearest to one (120deg, front, "
@@ -459,6 +537,9 @@ class Masks(Settings):
         "vit_h",
         description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder; "
         "none leaves out the rows without background.",
+    )
+    sam_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32", description="Arithmetic of SAM; auto: bfloat16 where the hardware has it."
     )
     sam_batch_size: int = Field(8, ge=1, description="Images SAM sees at once.")
 
@@ -483,7 +564,7 @@ class Evidence(Settings):
     )
     judge: FileName = Field(
         "efficientnet-lite0",
-        description="As backbone.model: a network that took no part in finding the poses.",
+        description="As backbone.model: best a network that took no part in finding the poses.",
     )
     judge_resolution: int = Field(
         128, ge=16, le=8192, description="Side in pixels of its square input."
@@ -580,9 +661,11 @@ class Dataset(Settings):
         None, description="Folder of photos, for results/NAME/novel_views/PHOTO.png."
     )
     backbone: Backbone = Backbone()
+    screening: Screening = Screening()
     foreground: Foreground = Foreground()
     pose_space: PoseSpace = PoseSpace()
     poses: Poses = Poses()
+    cameras: Cameras = Cameras()
     training: Training = Training()
     views: Views = Views()
     guidance: Guidance = Guidance()
@@ -607,8 +690,10 @@ class Dataset(Settings):
 
     @model_validator(mode="after")
     def _views_have_other_poses(self) -> "Dataset":
-        if self.poses.k < 4:
-            raise ValueError("poses.k must be at least 4: every reference gets three other poses")
+        if self.poses.k < LEAST_POSES:
+            raise ValueError(
+                f"poses.k must be at least {LEAST_POSES}: every reference gets three other poses"
+            )
         return self
 
     @model_validator(mode="after")
@@ -641,7 +726,7 @@ class Dataset(Settings):
     def renders(self) -> bool:
         """Whether its source can render an object from all sides, one kind of object."""
         kinds = getattr(self.source, "objects", None)
-        return self.categories == 1 and kinds in ("cars", "chairs")
+        return self.categories == 1 and kinds in ("cars", "chairs", "mugs")
 
     @property
     def is_evaluated(self) -> bool:
@@ -763,6 +848,10 @@ class Configuration(Settings):
             dataset = self.dataset(name)
             for one in dataset.sheet.references:
                 require_pose(f"datasets.{name}.sheet.references", one, dataset.poses.k)
+            for key, poses in dataset.cameras:
+                for one in poses:
+                    count = dataset.poses.k * dataset.categories
+                    require_pose(f"datasets.{name}.cameras.{key}", str(one), count)
         return self
 
 

@@ -16,6 +16,7 @@ from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import tiles
 from mirage_steps.files.command import run
+from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, create_h5
 from mirage_steps.files.records import read_json
 from mirage_steps.files.terminal import progress
@@ -44,7 +45,8 @@ def main(
     Args:
         model: The training step's model.safetensors, with config.json in the same folder.
         out: Folder for contact_sheet.png, turntable.gif and objects.h5.
-        estimator: The run's pose_estimator.safetensors, to leave bad references out.
+        estimator: The run's pose_estimator.safetensors, for the names of the poses, and to leave
+            bad references out.
         sheet: How many objects are shown, and with which references.
         judged_objects: How many are made for the evidence.
         views: Sampler.
@@ -58,9 +60,11 @@ def main(
     network = load_model(model.parent, choose_device(device))
     which = " of their category" if network.config.categories > 1 else ""
     title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
+    called = () if estimator is None or which else load_estimator(estimator, "poses").labels
     if not sheet.references:
         chooser = References.load(network, views, estimator)
-        _random_references(network, chooser, out, title, sheet, judged_objects, views, guidance)
+        shown = _random_references(network, chooser, out, sheet, judged_objects, views, guidance)
+        tiles.write_sheet(out, *shown, title, poses=called)
         return ["sheet"]
     # All are chosen before the first sheet is made.
     chosen = {one: _columns(one, network.config, scores) for one in sheet.references}
@@ -74,7 +78,7 @@ def main(
         poses = ", ".join(map(str, dict.fromkeys(columns)))
         about = title if reference.isdigit() else f"{title}, reference {reference}: pose {poses}"
         names = (f"reference-{reference}.png", f"reference-{reference}.gif")
-        tiles.write_sheet(out, np.stack(rows), places, about, names)
+        tiles.write_sheet(out, np.stack(rows), places, about, names, called)
     return [f"reference-{one}" for one in chosen]
 
 
@@ -82,13 +86,12 @@ def _random_references(
     network: UNet,
     chooser: References,
     out: Path,
-    title: str,
     sheet: settings.Sheet,
     judged_objects: int,
     views: settings.Views,
     guidance: settings.Guidance,
-) -> None:
-    """Write the contact sheet, the turntable and the objects of the evidence."""
+) -> tuple[np.ndarray, list[int]]:
+    """Objects of the sheet (n, k, S, S, 3) and their references; writes those of the evidence."""
     config, count = network.config, max(sheet.objects, judged_objects)
     k, side = config.poses // config.categories, config.image_size
     shown, references = [], []
@@ -107,7 +110,7 @@ def _random_references(
                 shown.append(made[0])
         file["pose"][:] = poses
         file["reference"] = np.array(references)
-    tiles.write_sheet(out, np.stack(shown), references[: sheet.objects], title)
+    return np.stack(shown), references[: sheet.objects]
 
 
 def _columns(reference: str, config: UNetConfig, scores: Path | None) -> list[int]:

@@ -25,20 +25,20 @@ import torch
 from mirage_steps import settings
 from mirage_steps.errors import UserError, rerun
 from mirage_steps.files import plots, tiles
-from mirage_steps.files.atomic import atomic, located
+from mirage_steps.files.atomic import atomic, located, write_json
 from mirage_steps.files.checkpoints import Checkpoints, load_checkpoint
 from mirage_steps.files.command import log, run
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.lock import Lock
-from mirage_steps.files.records import read_metrics
+from mirage_steps.files.records import BUDGET, read_json, read_metrics
 from mirage_steps.files.tables import read_labels, read_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_threads, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.processes import Processes, launch, launched
-from mirage_steps.method.training import Batches, Trainer, train
-from mirage_steps.method.unet import preset
+from mirage_steps.method.training import Batches, Trainer, seconds_per_step, train
+from mirage_steps.method.unet import UNetConfig, preset
 from mirage_steps.networks.diffusion_model import save_model
 from mirage_steps.training_scores import TrainingScores
 
@@ -49,6 +49,7 @@ VERSION = 6
 # Exit code at the time limit of a job: retry (EX_TEMPFAIL of sysexits.h).
 TIME_IS_UP = 75
 
+_TRAINING = 0.95  # share of the hours; the rest is for checkpoints, samples and scores
 _SAMPLE_STEPS = 25
 _STARTED = time.monotonic()
 
@@ -84,11 +85,7 @@ def main(
     config = preset(training.preset, training.image_size, k, training.dropout, categories)
     with contextlib.ExitStack() as stack:
         images = stack.enter_context(open_h5(crops, "images"))["images"]
-        if images.shape[1] != training.image_size:
-            raise UserError(
-                f"{crops}: crops are {images.shape[1]} pixels wide, training.image_size is "
-                f"{training.image_size}; {rerun('crops')}"
-            )
+        _require_size(images.shape[1], training, crops)
         if training.processes > 1 and not launched():
             raise SystemExit(launch(training.processes, device))
         processes = stack.enter_context(Processes.joined(device))
@@ -100,9 +97,11 @@ def main(
         remedy = "raise it, which splits the batch into smaller micro-batches"
         stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))
         lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
+        batches = Batches(images, labels, training)
+        if training.hours != "none":
+            training = _within_hours(config, training, processes, batches, checkpoints)
         trainer = Trainer(config, training, processes)
         store = Checkpoints(checkpoints, _fingerprint(training, crops, poses))
-        batches = Batches(images, labels, training)
         if not _resume(trainer, store):
             _use_threads(trainer, batches)
         scores = _scores(trainer, estimator, crops, poses, device)
@@ -218,7 +217,8 @@ class Outputs:
 
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:
     """Settings and hashes of the data that a checkpoint must have been made with to be resumed."""
-    made_with = training.model_dump(mode="json", exclude=set(training.untracked))
+    # Hours have become iterations.
+    made_with = training.model_dump(mode="json", exclude={"hours", *training.untracked})
     if training.schedule == "constant":
         made_with.pop("iterations")  # a longer run begins as the shorter one
     for name, path in (("crops", crops), ("poses", poses)):
@@ -233,6 +233,15 @@ def _require_batch(training: settings.Training) -> None:
         raise UserError(
             f"training.batch_size {training.batch_size}: too small for {training.processes} "
             f"processes with {training.accumulation} micro-batches each"
+        )
+
+
+def _require_size(side: int, training: settings.Training, crops: Path) -> None:
+    """Refuse crops of another size than the network's images."""
+    if side != training.image_size:
+        raise UserError(
+            f"{crops}: crops are {side} pixels wide, training.image_size is "
+            f"{training.image_size}; {rerun('crops')}"
         )
 
 
@@ -263,6 +272,35 @@ def _save(trainer: Trainer, out: Path) -> None:
     if trainer.device.type == "cpu":
         about["threads"] = torch.get_num_threads()
     save_model(out, trainer.ema, {**about, "parameters": trainer.parameters})
+
+
+def _within_hours(
+    config: UNetConfig,
+    training: settings.Training,
+    processes: Processes,
+    batches: Batches,
+    checkpoints: Path,
+) -> settings.Training:
+    """The settings with the iterations that ``training.hours`` allows.
+
+    Measured when the training first starts and kept in ``budget.json``: the learning rate follows
+    from their number, so a resumed run must have the same on any machine.
+    """
+    hours, path, iterations = training.hours, checkpoints / BUDGET, 0
+    if processes.first and (kept := read_json(path)).get("hours") == hours:
+        iterations = kept.get("iterations", 0)
+    iterations = processes.largest(iterations)
+    if not iterations:
+        trial = Trainer(config, training, processes)
+        _use_threads(trial, batches)
+        microseconds = processes.largest(round(1e6 * seconds_per_step(trial, batches)))
+        iterations = max(1, int(_TRAINING * hours * 3600e6 / microseconds))
+        if processes.first:
+            about = {"hours": hours, "iterations": iterations, "step_seconds": microseconds / 1e6}
+            write_json(path, about)
+    if processes.first:
+        log.info("training.hours %g: %d steps, kept in %s", hours, iterations, path)
+    return training.model_copy(update={"iterations": iterations})
 
 
 def _use_threads(trainer: Trainer, batches: Batches) -> None:

@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 
 from mirage_steps import settings
-from mirage_steps.demo.renderer import cars, chairs
+from mirage_steps.demo.renderer import chairs
+from mirage_steps.demo.renderer.kinds import KINDS
 from mirage_steps.demo.renderer.rendering import Rendering
 from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.command import run
@@ -32,7 +33,7 @@ _HELD_OUT = 1_000_003
 def main(
     *,
     pose_eval: Path,
-    shape: Literal["cars", "chairs"],
+    shape: Literal["cars", "chairs", "mugs"],
     size: int,
     placement: float,
     seed: settings.Seed,
@@ -72,10 +73,11 @@ def _render(
     shape: str, size: int, placement: float, seed: int, azimuths: Sequence[float], index: int
 ) -> list[Rendering]:
     """One object, from a random side and from all others."""
-    if shape == "cars":
-        render = partial(cars.render, seed, index, cars.DEMO_FAMILIES, size, placement)
-    else:
+    if shape == "chairs":
         render = partial(chairs.render, seed, index, size, placement)
+    else:
+        kind = KINDS[shape]
+        render = partial(kind.render, seed, index, kind.demo_families, size, placement)
     return [render(azimuth=azimuth) for azimuth in (None, *azimuths)]
 
 

@@ -17,6 +17,7 @@ from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.file_cache import CACHE, FileCache
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
+from mirage_steps.files.project import project_path
 from mirage_steps.files.provenance import NETWORK_KEYS
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import PACKAGES, is_complete, is_local, require_known
@@ -29,7 +30,11 @@ from mirage_steps.settings import (
     sections,
 )
 from mirage_steps.sources.checks import (
+    added_images,
+    boxes_of,
     check_baselines,
+    check_boxes,
+    check_edits,
     check_images,
     check_labels,
     check_resolution,
@@ -210,7 +215,17 @@ def results(wildcards):
 def source_there(wildcards):
     """Input function: refuse a missing source."""
     refuse_variant(wildcards)
+    tell_added(wildcards.dataset)
     return require(wildcards, check_images, dataset(wildcards), results(wildcards))
+
+
+@functools.cache
+def tell_added(name):
+    """Warn of images that came into a folder after it was listed."""
+    if workflow.is_main_process:
+        told = added_images(configuration.dataset(name), Path(configuration.results, name))
+        if told:
+            logger.warning(f"datasets.{name}.{told}")
 
 
 def baselines_there(wildcards):
@@ -221,6 +236,25 @@ def baselines_there(wildcards):
 def labels(wildcards):
     """Input function: the table of true azimuths, if any, which is refused if it cannot be used."""
     return require(wildcards, check_labels, dataset(wildcards)) or dataset(wildcards).labels or []
+
+
+def given_boxes(wildcards):
+    """Input function: the table of the user's boxes, if any, which is refused if it is damaged."""
+    return require(wildcards, check_boxes, dataset(wildcards)) or boxes_of(dataset(wildcards)) or []
+
+
+def given_edits(wildcards):
+    """Input function: the table of edits of the poses, if any, refused if it cannot be used."""
+    edits = dataset(wildcards).poses.edits
+    if edits == "none" or dataset(wildcards).use is not None:  # whose poses are edited already
+        return []
+    return require(wildcards, check_edits, dataset(wildcards)) or edits
+
+
+def dropped(wildcards):
+    """Input function: the table of near-duplicates, where these are left out."""
+    drop = dataset(wildcards).screening.duplicates == "drop"
+    return [f"<results>/{wildcards.dataset}/screening/duplicates.csv"] if drop else []
 
 
 def stored_estimator(stage):
@@ -315,8 +349,8 @@ def shard(wildcards):
 
 def local_files(network):
     """Files of a network that is given by a path; none of one that is fetched."""
-    folder = os.path.isdir(network)
-    found = sorted(Path(network).rglob("*.safetensors")) if folder else [network]
+    path = project_path(network)
+    found = sorted(path.rglob("*.safetensors")) if os.path.isdir(path) else [path]
     return [str(file) for file in found if os.path.isfile(file)]
 
 
@@ -490,6 +524,27 @@ def pictures(wildcards):
         f"{folder}/evidence/references.png",
         f"{folder}/ablation/ablation.png",
     ]
+
+
+def reported(wildcards):
+    """Input function: what a report shows; what is made on request it takes where it is there."""
+    if wildcards.dataset in USING:
+        return final(wildcards.dataset)
+    folder = f"<results>/{wildcards.dataset}"
+    texts = ("fid.txt", "evidence/evidence.txt", "ablation/ablation.txt")
+    screening = shared("screening/screening.txt")(wildcards)
+    shown = [*pictures(wildcards), *photo_strips(wildcards), screening]
+    return [*(f"{folder}/{text}" for text in texts), *shown]
+
+
+def shown(path, category):
+    """An output that `snakemake --report` shows, too; caption.rst has a text for its rule."""
+    return report(path, category=category, subcategory="{dataset}", caption="caption.rst")
+
+
+def meshes_there(wildcards):
+    """The meshes that a report shows; they are made on request."""
+    return sorted(map(str, Path(results(wildcards), "meshes").rglob("*.glb")))
 
 
 # --- the table --------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ rule evidence:
         judge=network("evidence.judge"),
     output:
         evidence="<results>/{dataset}/evidence/evidence.json",
-        table="<results>/{dataset}/evidence/evidence.txt",
-        picture="<results>/{dataset}/evidence/evidence.png",
+        table=shown("<results>/{dataset}/evidence/evidence.txt", "Evidence"),
+        picture=shown("<results>/{dataset}/evidence/evidence.png", "Evidence"),
         references="<results>/{dataset}/evidence/references.png",
         run="<results>/{dataset}/evidence/evidence.run.json",
     log:
@@ -81,8 +81,8 @@ rule ablation:
         judge=network("evidence.judge"),
     output:
         ablation="<results>/{dataset}/ablation/ablation.json",
-        table="<results>/{dataset}/ablation/ablation.txt",
-        picture="<results>/{dataset}/ablation/ablation.png",
+        table=shown("<results>/{dataset}/ablation/ablation.txt", "Ablation"),
+        picture=shown("<results>/{dataset}/ablation/ablation.png", "Ablation"),
         run="<results>/{dataset}/ablation/ablation.run.json",
     log:
         "<results>/{dataset}/logs/ablation.log",

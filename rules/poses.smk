@@ -4,6 +4,7 @@
 rule dataset:
     input:
         there=source_there,
+        boxes=given_boxes,
         network=network("source.model"),
     output:
         manifest="<results>/{dataset}/manifest.csv",
@@ -52,16 +53,40 @@ rule features:
         RUN
 
 
+# By the images alone, so that they can be left out before anything is fitted.
+rule duplicates:
+    input:
+        manifest=rules.dataset.output.manifest,
+    output:
+        duplicates="<results>/{dataset}/screening/duplicates.csv",
+        run="<results>/{dataset}/screening/duplicates.run.json",
+    log:
+        "<results>/{dataset}/logs/duplicates.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/duplicates.tsv"
+    priority: 10
+    conda:
+        "../envs/mirage.yaml"
+    threads: 8
+    params:
+        **step("duplicates"),
+    message:
+        "{wildcards.dataset}: near-duplicates"
+    shell:
+        RUN
+
+
 rule foreground:
     input:
         manifest=rules.dataset.output.manifest,
         tokens="<results>/{dataset}/features/tokens.h5",
+        duplicates=dropped,
         stored=stored_estimator("foreground"),
     output:
         estimator="<results>/{dataset}/foreground/pose_estimator.safetensors",
         windows="<results>/{dataset}/foreground/foreground.csv",
         choice="<results>/{dataset}/foreground/foreground.json",
-        picture="<results>/{dataset}/foreground/foreground.png",
+        picture=shown("<results>/{dataset}/foreground/foreground.png", "Poses"),
         run="<results>/{dataset}/foreground/foreground.run.json",
     log:
         "<results>/{dataset}/logs/foreground.log",
@@ -191,12 +216,13 @@ rule poses:
         crops=rules.crops.output.crops,
         estimator=rules.pose_space.output.estimator,
         categories=categories_table,
+        edits=given_edits,
         stored=stored_estimator("poses"),
     output:
         poses="<results>/{dataset}/poses/poses.csv",
         estimator="<results>/{dataset}/poses/pose_estimator.safetensors",
         counts="<results>/{dataset}/poses/poses.json",
-        picture="<results>/{dataset}/poses/poses.png",
+        picture=shown("<results>/{dataset}/poses/poses.png", "Poses"),
         run="<results>/{dataset}/poses/poses.run.json",
     log:
         "<results>/{dataset}/logs/poses.log",
@@ -221,7 +247,7 @@ rule pose_eval:
         labels=labels,
     output:
         scores="<results>/{dataset}/poses/pose_eval.json",
-        picture="<results>/{dataset}/poses/pose_eval.png",
+        picture=shown("<results>/{dataset}/poses/pose_eval.png", "Poses"),
         run="<results>/{dataset}/poses/pose_eval.run.json",
     log:
         "<results>/{dataset}/logs/pose_eval.log",
@@ -232,5 +258,57 @@ rule pose_eval:
         **step("pose_eval"),
     message:
         "{wildcards.dataset}: poses against true azimuths or viewpoints"
+    shell:
+        RUN
+
+
+# Made where a mesh needs it, or where it is asked for.
+rule cameras:
+    input:
+        maps=rules.pose_space.output.maps,
+        poses=rules.poses.output.poses,
+        counts=rules.poses.output.counts,
+        manifest=rules.dataset.output.manifest,
+        labels=labels,
+    output:
+        cameras="<results>/{dataset}/cameras/cameras.json",
+        run="<results>/{dataset}/cameras/cameras.run.json",
+    log:
+        "<results>/{dataset}/logs/cameras.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/cameras.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    threads: 2
+    params:
+        **step("cameras"),
+    message:
+        "{wildcards.dataset}: cameras of the poses"
+    shell:
+        RUN
+
+
+rule screening:
+    input:
+        manifest=rules.dataset.output.manifest,
+        windows=rules.foreground.output.windows,
+        poses=rules.poses.output.poses,
+        estimator=rules.poses.output.estimator,
+        duplicates=rules.duplicates.output.duplicates,
+    output:
+        doubtful="<results>/{dataset}/screening/doubtful.csv",
+        counts="<results>/{dataset}/screening/screening.json",
+        line="<results>/{dataset}/screening/screening.txt",
+        picture=shown("<results>/{dataset}/screening/screening.png", "Images to look at"),
+        run="<results>/{dataset}/screening/screening.run.json",
+    log:
+        "<results>/{dataset}/logs/screening.log",
+    priority: 10
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step("screening"),
+    message:
+        "{wildcards.dataset}: images to look at"
     shell:
         RUN

@@ -10,7 +10,7 @@ rule masks:
         sam=network("masks.sam"),
     output:
         images="<results>/{dataset}/sets/{set}/images.h5",
-        picture="<results>/{dataset}/sets/{set}/masks.png",
+        picture=shown("<results>/{dataset}/sets/{set}/masks.png", "Generated images"),
         summary="<results>/{dataset}/sets/{set}/masks.json",
         run="<results>/{dataset}/sets/{set}/masks.run.json",
     log:
@@ -68,7 +68,7 @@ rule fid:
         # For photos later. No set depends on it, or a setting of photos would make all sets stale.
         sampling=own_sampling,
     output:
-        table=ensure("<results>/{dataset}/fid.txt", non_empty=True),
+        table=shown(ensure("<results>/{dataset}/fid.txt", non_empty=True), "Distances"),
         metrics="<results>/{dataset}/metrics.json",
         run="<results>/{dataset}/fid.run.json",
     log:
@@ -94,11 +94,39 @@ rule fid:
         RUN
 
 
+# Of a run that is not finished: python -m mirage_steps.report
+rule report:
+    input:
+        reported,
+    output:
+        page=shown("<results>/{dataset}/report.html", "Report"),
+        run="<results>/{dataset}/report.run.json",
+    log:
+        "<results>/{dataset}/logs/report.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/report.tsv"
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step(
+            "report",
+            run=lambda wildcards, output: str(Path(output.page).parent),
+            left_out=photos_left_out,
+        ),
+        meshes=meshes_there,
+    message:
+        "{wildcards.dataset}: the report"
+    shell:
+        RUN
+
+
 rule overview:
     input:
+        report=rules.report.output.page,
         table=rules.fid.output.table,
         evidence=rules.evidence.output.table,
         ablation=rules.ablation.output.table,
+        screening=shared("screening/screening.txt"),
         pictures=pictures,
         photos=photo_strips,
     output:
@@ -114,6 +142,7 @@ rule overview:
         "{wildcards.dataset}: overview, the table and the list of pictures"
     shell:
         "(cat {input.table:q}; echo; cat {input.evidence:q}; echo; cat {input.ablation:q}; echo;"
+        " cat {input.screening:q}; echo; echo Report: {input.report:q}; echo;"
         " echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q};"
         ' for line in {params.left_out:q}; do printf "  left out: %s\\n" "$line"; done)'
         " > {output.overview:q} 2> {log:q}"

@@ -111,10 +111,10 @@ rule sheet:
     input:
         model=shared("training/model.safetensors"),
         config=shared("training/config.json"),
-        estimator=scoring_estimator,
+        estimator=shared("poses/pose_estimator.safetensors"),
     output:
-        sheet="<results>/{dataset}/sheet/contact_sheet.png",
-        turntable="<results>/{dataset}/sheet/turntable.gif",
+        sheet=shown("<results>/{dataset}/sheet/contact_sheet.png", "Generated images"),
+        turntable=shown("<results>/{dataset}/sheet/turntable.gif", "Generated images"),
         objects="<results>/{dataset}/sheet/objects.h5",
         run="<results>/{dataset}/sheet/sheet.run.json",
     log:
@@ -181,6 +181,7 @@ rule photo_sheet:
         crops=rules.crops.output.crops,
         poses=rules.poses.output.poses,
         counts=rules.poses.output.counts,
+        estimator=rules.poses.output.estimator,
         scores=rules.pose_eval.output.scores,
     output:
         sheet="<results>/{dataset}/photo_sheet/contact_sheet.png",
@@ -219,6 +220,7 @@ rule novel_views:
         strip="<results>/{dataset}/novel_views/{name}.png",
         turntable="<results>/{dataset}/novel_views/{name}.gif",
         about="<results>/{dataset}/novel_views/{name}.json",
+        page=shown("<results>/{dataset}/novel_views/{name}.html", "Photos"),
         views=directory("<results>/{dataset}/novel_views/{name}.views"),
         run="<results>/{dataset}/novel_views/{name}.run.json",
     log:
@@ -243,5 +245,35 @@ rule novel_views:
         photo=lambda wildcards: content(photo(wildcards)),
     message:
         "{wildcards.dataset}: novel views of {wildcards.name}"
+    shell:
+        RUN
+
+
+# Of a photo's novel views, by the cameras of the data set.
+rule mesh:
+    input:
+        records=rules.novel_views.output.about,
+        views=rules.novel_views.output.views,
+        cameras=model("cameras/cameras.json"),
+    output:
+        glb="<results>/{dataset}/meshes/{name}.glb",
+        obj="<results>/{dataset}/meshes/{name}.obj",
+        material="<results>/{dataset}/meshes/{name}.mtl",
+        texture="<results>/{dataset}/meshes/{name}.texture.png",
+        picture="<results>/{dataset}/meshes/{name}.mesh.png",
+        run="<results>/{dataset}/meshes/{name}.mesh.run.json",
+    log:
+        "<results>/{dataset}/logs/meshes/{name}.log",
+    benchmark:
+        "<results>/{dataset}/benchmarks/meshes/{name}.tsv"
+    wildcard_constraints:
+        name=r".+(?<!\.run)(?<!\.views)(?<!\.mesh)(?<!\.texture)",
+    conda:
+        "../envs/mirage.yaml"
+    threads: 2
+    params:
+        **step("mesh"),
+    message:
+        "{wildcards.dataset}: mesh of {wildcards.name}"
     shell:
         RUN

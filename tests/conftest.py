@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -42,3 +43,12 @@ def data(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "poses.csv").write_text("\n".join(["image,pose,distance", *rows]) + "\n")
     (tmp_path / "poses.json").write_text(json.dumps({"k": poses, "categories": 1}))
     return {"crops": tmp_path / "crops.h5", "poses": tmp_path / "poses.csv"}
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """Meshes of few faces with small textures."""
+    from mirage_steps.method import reconstruction, texture  # slow to import
+
+    monkeypatch.setattr(reconstruction, "smoothed", partial(texture.smoothed, most_faces=1500))
+    monkeypatch.setattr(reconstruction, "textured", partial(texture.textured, size=64))

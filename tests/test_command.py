@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mirage_steps import __version__
 from mirage_steps.errors import UserError, printable
 from mirage_steps.files import provenance, terminal
-from mirage_steps.files.command import run
+from mirage_steps.files.command import run, run_tool
 from mirage_steps.method.device import choose_device
 from mirage_steps.settings import Guidance, Views
 
@@ -189,6 +190,44 @@ def test_an_interrupt_while_python_imports_ends_in_silence(tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
+@pytest.mark.parametrize(
+    "given, used",
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, None),
+    ],
+)
+def test_threads_of_a_command_wait_in_no_busy_loop_unless_the_user_says_so(given, used):
+    code = "import os, sys; sys.argv[0] = '-m'; import mirage_steps; "
+    code += "print(os.environ.get('GOMP_SPINCOUNT'))"
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in names} | given
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == str(used)
+
+
+# What takes long to import, by modules that start without it.
+_SLOW = ("torch", "transformers", "sklearn", "scipy.ndimage", "scipy.spatial", "scipy.stats")
+
+
+@pytest.mark.parametrize(
+    "modules, slow",
+    [
+        ("mirage_steps", ("numpy", "pydantic", "tyro", "PIL", "scipy", "matplotlib", *_SLOW)),
+        ("crops dataset duplicates fid poses pose_eval pose_space real screening", _SLOW),
+        ("novel_views photo_sheet views", ("matplotlib", "trimesh", *_SLOW[1:])),
+    ],
+)
+def test_what_is_slow_to_import_waits_until_it_is_needed(modules, slow):
+    names = [f"mirage_steps.{one}" for one in modules.split() if one != "mirage_steps"]
+    code = f"import sys, mirage_steps, {', '.join(['os', *names])}; "
+    code += f"print([one for one in {slow} if one in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_an_import_of_the_package_changes_no_signals():
     code = (
         "import signal, mirage_steps.files.command; "
@@ -209,6 +248,13 @@ def test_a_device_that_is_not_there_is_one_line(monkeypatch, name, told):
     with pytest.raises(UserError, match=f"^--device {re.escape(printable(name))}: {told}$"):
         choose_device(name)
     assert choose_device("cuda:1").index == 1 and choose_device("auto").type == "cuda"
+
+
+def test_steps_and_tools_tell_the_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["step", "--version"])
+    run(main)
+    run_tool(main)
+    assert capsys.readouterr().out == f"mirage-steps {__version__}\n" * 2
 
 
 def test_messages_are_one_line_whatever_names_are_in_them(monkeypatch, capsys):

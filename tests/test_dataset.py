@@ -166,7 +166,7 @@ def test_copies_and_results_of_the_pipeline_are_passed_over(tmp_path):
     copies = ("@eaDir", "sub/@eaDir", "__MACOSX", "Thumbnails", "thumbs", "#recycle")
     for name in copies:
         _image(photos / name / "a.png")
-    for name in ("x.png", "x.views/pose_00.png"):
+    for name in ("x.png", "x.mesh.png", "x.texture.png", "x.views/pose_00.png"):
         _image(photos / name)
     (photos / "x.gif").touch()
     write_json(photos / "x.json", {"inversion_evaluations": 50})
@@ -184,7 +184,7 @@ def test_copies_and_results_of_the_pipeline_are_passed_over(tmp_path):
     assert reasons == {
         **dict.fromkeys(copies, "copies of photos"),
         **{f"x.{end}": "made by novel_views" for end in ("png", "gif", "json", "run.json")},
-        "x.views": "made by novel_views",
+        **{f"x.{end}": "made by novel_views" for end in ("views", "mesh.png", "texture.png")},
         "results/mini": "results of this pipeline",
         "old/photo.run.json": "not an image",
         "old/bad.run.json": "not an image",

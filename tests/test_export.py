@@ -5,10 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from workflow import ROOT
 
 from mirage_steps import Run, export
 from mirage_steps.errors import UserError
+from mirage_steps.files.cameras import CAMERAS, read_cameras
+from mirage_steps.run import SHOWCASE
 
 
 def test_photos_are_shown_as_by_the_run_itself(finished, tmp_path):
@@ -48,7 +51,29 @@ def test_neither_the_run_nor_a_page_is_overwritten(finished, tmp_path):
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
+def test_cameras_are_exported_where_the_run_has_them(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(SHOWCASE, run)
+    (run / "poses/poses.csv").write_text("image,pose,distance\na.png,0,0\n")
+    export.main(trained=run, out=tmp_path / "one")
+    assert read_cameras(tmp_path / "one" / CAMERAS, range(12)) == read_cameras(
+        run / CAMERAS, range(12)
+    )
+    assert "median error of their azimuths 3.5 degrees" in (tmp_path / "one/README.md").read_text()
+    shutil.rmtree(run / "cameras")
+    export.main(trained=run, out=tmp_path / "two")
+    assert not (tmp_path / "two/cameras").exists()
+    assert "ameras" not in (tmp_path / "two/README.md").read_text()
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path):
     for folder, told in ((tmp_path / "no", "no such folder"), (tmp_path, "no such file")):
         with pytest.raises(UserError, match=told):
             export.main(trained=folder, out=tmp_path / "out")
+
+
+def test_the_embedded_model_turns_a_photo_without_any_run():
+    result = Run.load().novel_views(ROOT / "examples/cars/green.png")
+    assert not result.warnings and len(result.views) == 12
+    assert result.reconstruction_psnr_db > 30
+    assert np.asarray(Image.fromarray(result.views[0])).std() > 10

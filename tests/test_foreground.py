@@ -15,6 +15,7 @@ from mirage_steps.method.foreground import (
     separation,
 )
 from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.settings import Foreground
 
 # Otsu's threshold
 
@@ -105,21 +106,21 @@ def _moments(vectors: np.ndarray) -> Moments:
 def test_contrast_is_cohens_d_along_each_component():
     rng = np.random.default_rng(1)
     border = rng.normal(size=(200, 6)) * np.arange(1, 7)
-    inside = rng.normal(size=(90, 6)) * np.arange(1, 7) + np.array([0, 3, 0, -2, 0, 9])
-    pca = Pca.fit(_moments(np.concatenate([border, inside])), 3)
+    center = rng.normal(size=(90, 6)) * np.arange(1, 7) + np.array([0, 3, 0, -2, 0, 9])
+    pca = Pca.fit(_moments(np.concatenate([border, center])), 3)
     expected = []
     for row in pca.components:
-        a, b = border @ row, inside @ row
+        a, b = border @ row, center @ row
         pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (
             len(a) + len(b) - 2
         )
         expected.append((b.mean() - a.mean()) / np.sqrt(pooled))
     np.testing.assert_allclose(
-        contrast(pca, _moments(border), _moments(inside)), expected, rtol=1e-9
+        contrast(pca, _moments(border), _moments(center)), expected, rtol=1e-9
     )
 
 
-def test_without_inside_or_border_there_is_no_contrast():
+def test_without_center_or_border_there_is_no_contrast():
     rng = np.random.default_rng(2)
     some = _moments(rng.normal(size=(50, 4)) + 10)
     pca = Pca.fit(some, 3)
@@ -129,15 +130,16 @@ def test_without_inside_or_border_there_is_no_contrast():
 
 def test_the_rules_choose_their_component_and_the_border_its_sign():
     contrasts = np.array([0.5, -1.5, 0.9])
-    assert choose(contrasts, "first-component", -1) == (0, 1)
-    assert choose(contrasts, "border-contrast", 1) == (1, -1)
+    assert choose(contrasts, Foreground(rule="first-component", fallback_sign=-1)) == (0, 1)
+    assert choose(contrasts, Foreground()) == (1, -1)
 
 
 @pytest.mark.parametrize("fallback", [-1, 1])
 @pytest.mark.parametrize("value", [0.0, 0.99 * DECIDABLE, -0.99 * DECIDABLE])
 def test_an_undecidable_sign_falls_back(value, fallback):
     for rule in ("first-component", "border-contrast"):
-        assert choose(np.array([value, value / 2]), rule, fallback) == (0, fallback)
+        chosen = Foreground(rule=rule, fallback_sign=fallback)
+        assert choose(np.array([value, value / 2]), chosen) == (0, fallback)
 
 
 # Objects

@@ -447,7 +447,8 @@ def test_maps_keep_their_background_and_length_where_told_to(mask_background, no
     shown = rng.random((5, 9)) < 0.5
     shown[2] = False
     before = values.copy()
-    found = object_maps(values, shown, mask_background, normalize)
+    kept = shown if mask_background else np.ones_like(shown)
+    found = object_maps(values, kept, normalize)
     assert found.dtype == np.float32 and found.shape == values.shape
     for index in range(5):
         expected = values[index].copy()

@@ -3,11 +3,21 @@
 import graphlib
 import importlib.util
 from pathlib import Path
+from types import ModuleType
+
+from mirage_steps.files import step_code
 
 ROOT = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location("graphs", ROOT / "docs/graphs.py")
-layers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(layers)
+
+
+def _of_docs(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+layers = _of_docs("graphs")
 
 
 def test_every_import_points_down_or_stays_in_its_layer():
@@ -44,3 +54,18 @@ def test_mathematics_know_no_files_and_no_command_line():
 
 def test_the_page_of_the_architecture_shows_both_graphs_as_they_are():
     assert layers.page() == layers.PAGE.read_text(), "run python docs/graphs.py"
+
+
+def test_the_schema_and_the_page_of_all_keys_are_those_of_the_settings():
+    for path, text in _of_docs("reference").contents().items():
+        assert text == path.read_text(), f"{path}: run python docs/graphs.py"
+
+
+def test_an_edit_of_the_code_of_meshes_makes_only_meshes_stale():
+    steps = [module for module in layers.imports() if layers.group(module) == "steps"]
+    needed = {step: step_code._modules(step) for step in steps}
+    assert {one for one in steps if "method.texture" in needed[one]} == {"mesh"}
+    assert {one for one in steps if "files.cameras" in needed[one]} == {"cameras", "export", "mesh"}
+    # The views of a pipeline are made without, or they would depend on it.
+    rule = (ROOT / "rules/views.smk").read_text().partition("rule novel_views:")[2]
+    assert "mesh=" not in rule.partition("rule mesh:")[0]

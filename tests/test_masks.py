@@ -23,6 +23,7 @@ from segment_anything.modeling import (
     TwoWayTransformer,
 )
 from transformers import Dinov2Config, Dinov2Model
+from workflow import ROOT
 
 from mirage_steps import masks, settings
 from mirage_steps.errors import UserError
@@ -152,7 +153,7 @@ def test_prompt_without_a_region_is_the_whole_image():
 def test_batched_masks_are_those_of_the_predictor_image_by_image(batch_size):
     sam, images = _tiny_sam(), _images(5)
     regions = [_region(1, 1, 5, 6), None, _region(0, 0, 8, 8), _region(3, 3, 4, 4), None]
-    found, ious = masks.segment(sam, images, regions, batch_size)
+    found, ious = masks.segment(sam, images, regions, settings.Masks(sam_batch_size=batch_size))
     assert found.shape == (5, SIDE, SIDE) and found.dtype == bool
     assert 0 < found.mean() < 1
     predictor = SamPredictor(sam)
@@ -168,6 +169,18 @@ def test_batched_masks_are_those_of_the_predictor_image_by_image(batch_size):
         # A pixel whose logit is zero but for rounding may fall on either side.
         assert (mask != expected[0]).mean() < 0.01
         assert iou == pytest.approx(quality[0], abs=1e-4)
+
+
+def test_bfloat16_moves_hardly_a_pixel_of_a_mask():
+    sam = loading.load_sam(str(ROOT / "weights/stand-in-sam-cars"), CPU)
+    photos = [Image.open(path) for path in sorted((ROOT / "examples/cars").glob("*.png"))]
+    images = np.stack([photo.convert("RGB").resize((64, 64)) for photo in photos])
+    regions = [_region(1, 1, 7, 7)] * len(images)
+    exact, half = (
+        masks.segment(sam, images, regions, settings.Masks(sam_precision=precision))[0]
+        for precision in ("float32", "bfloat16")
+    )
+    assert 0 < (exact != half).mean() < 0.01
 
 
 def test_masked_set_is_white_outside_and_untouched_inside(tmp_path, backbone, monkeypatch):
@@ -456,8 +469,8 @@ def test_a_folder_is_the_stand_in_with_its_weights(tmp_path):
     loaded = loading.load_sam(str(tmp_path), CPU)
     regions = [_region(1, 1, 5, 6), None]
     for one, other in zip(
-        masks.segment(saved, _images(2), regions, 2),
-        masks.segment(loaded, _images(2), regions, 2),
+        masks.segment(saved, _images(2), regions, settings.Masks()),
+        masks.segment(loaded, _images(2), regions, settings.Masks()),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)

@@ -82,7 +82,7 @@ def test_sam_names_its_own_batch():
     sam = type("Sam", (), {"__call__": _fail, "device": torch.device("cpu")})()
     sam.image_encoder = type("Encoder", (), {"img_size": 48})
     with pytest.raises(UserError, match=r"^masks\.sam_batch_size 2: .*lower it"):
-        masks.segment(sam, images, [None] * 3, 2)
+        masks.segment(sam, images, [None] * 3, settings.Masks(sam_batch_size=2))
 
 
 def test_training_names_the_accumulation(data, tmp_path, monkeypatch):

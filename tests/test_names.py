@@ -62,7 +62,14 @@ def test_names_of_outputs_are_distinct_and_usual_ones_stay():
     assert three[1:] == ["b.png", "b.jpg.png"] and re.fullmatch("b.jpg=[0-9a-f]{8}", three[0])
     # Files and folders of other photos' outputs, equal letters of another case or form.
     groups = [
-        ["a.jpg", "a.png/b.jpg", "a.views/pose_00.png", "a.json/x.png", "a.run/x.png"],
+        [
+            "a.jpg",
+            "a.png/b.jpg",
+            "a.views/pose_00.png",
+            "a.json/x.png",
+            "a.run/x.png",
+            "a.html/x.png",
+        ],
         ["Photo.jpg", "photo.jpg"],
         ["gr\xfcn.jpg", "gru\u0308n.jpg"],
         ["x" * 240 + "1.jpg", "x" * 240 + "2.jpg", "d/" + "x" * 240 + "1.jpg"],
@@ -72,10 +79,12 @@ def test_names_of_outputs_are_distinct_and_usual_ones_stay():
         names = output_names([Path(name) for name in group])
         assert len({name.casefold() for name in names}) == len(group)
         taken = {
-            f"{name}{end}" for name in names for end in (".png", ".json", ".views", ".run.json")
+            f"{name}{end}"
+            for name in names
+            for end in (".png", ".json", ".views", ".html", ".run.json")
         }
         folders = {str(folder) for name in names for folder in Path(name).parents}
-        assert len(taken) == 4 * len(names) and not taken & folders
+        assert len(taken) == 5 * len(names) and not taken & folders
 
 
 def test_what_is_no_file_and_no_folder_is_called_what_it_is(tmp_path):

@@ -36,7 +36,8 @@ from mirage_steps.files.photo_views import PhotoViews
 from mirage_steps.files.photos import photos_of
 from mirage_steps.method import boxes
 from mirage_steps.method.foreground import TokenBatch
-from mirage_steps.run import Run, _pose_warnings, _view_warnings
+from mirage_steps.method.unet import build, preset
+from mirage_steps.run import Run, _pose_warnings, _view_warnings, crop_views
 from mirage_steps.sources.procedural import _render
 
 CARS = ROOT / "examples/cars"
@@ -201,6 +202,7 @@ def test_everything_is_written(green, tmp_path):
     strip = green.save(tmp_path)
     assert strip == tmp_path / "green.png"
     separate = {"crop.png", "reconstruction.png", *(f"pose_0{pose}.png" for pose in range(5))}
+    separate |= {f"pose_0{pose}.mask.png" for pose in range(5)}
     assert {path.name for path in (tmp_path / "green.views").iterdir()} == separate
     for pose, view in enumerate(green.views):
         pixels = np.asarray(Image.open(tmp_path / f"green.views/pose_0{pose}.png"))
@@ -248,7 +250,7 @@ def test_the_record_holds_all_but_the_pixels(green, tmp_path):
     assert set(record) == {
         "photo", "size", "box", "box_by", "window", "pose", "category", "poses", "distance",
         "foreground_separation", "reconstruction_psnr_db", "inversion_evaluations", "color_drift",
-        "view_poses", "warnings", "settings", "seconds", "path", "sha256",
+        "view_poses", "names", "warnings", "settings", "seconds", "path", "sha256",
     }  # fmt: skip
     assert record["photo"] == "green.png" and record["size"] == [160, 160]
     assert record["pose"] == green.pose and record["poses"] == list(range(5))
@@ -284,6 +286,25 @@ def test_a_poor_reconstruction_and_another_color_are_warned_of(green):
     assert (poor.value, poor.limit) == (25.9, 26.0)
     assert "another color in 2 views: pose 1, 4" in other.reason
     assert (other.value, other.limit) == (93.0, 80.0)
+
+
+def test_a_small_network_inverts_a_photo_by_one_thread_whatever_their_number():
+    model = build(preset("small", 32, 4, 0.0), 0).eval().requires_grad_(False)
+    model.conv_out.weight.copy_(torch.randn_like(model.conv_out.weight) * 0.1)
+    seen, made, before = [], [], torch.get_num_threads()
+    model.conv_in.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    views = settings.Views(steps=2, solver="ddim", precision="float32")
+    once = settings.NovelViews(stride=1)
+    try:
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            made.append(crop_views(model, pixels, 1, views, settings.Guidance(), once))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert seen[:6] == [1, 1, 1, 1, 2, 2]  # inversion, reconstruction, views
+    assert (made[0].reconstruction == made[1].reconstruction).all()
 
 
 def _pose_reasons(asked, shown, distances=(0.0,)) -> list[str]:
@@ -448,7 +469,7 @@ def test_bad_photos_get_a_line_each_and_the_good_one_is_done(finished, bad, tmp_
         (line,) = [r.getMessage() for r in caplog.records if str(path) in r.getMessage()]
         assert told in line and "\n" not in line
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"green.views", "green.png", "green.gif", "green.json"}
+    assert names == {"green.views", "green.png", "green.gif", "green.json", "green.html"}
 
 
 @pytest.mark.parametrize("told", ["not an image", "1x1 pixels", "20000x20000", "is a folder"])
@@ -717,7 +738,13 @@ def test_another_backbone_is_refused(bare, tmp_path):
         Run.load(bare, backbone=tmp_path / "absent")
 
 
-def test_the_backbone_is_looked_for_here_and_above_the_run_alone(bare, tmp_path, monkeypatch):
+def test_the_backbone_is_looked_for_here_above_the_run_and_in_the_project(
+    bare, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert Run.load(bare).backbone.dim == 128
+    monkeypatch.setattr("mirage_steps.run.PROJECT", tmp_path / "none")
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project, elsewhere, tmp_path / "disk"):
         folder.mkdir()
@@ -801,7 +828,7 @@ def test_photos_of_the_configured_folder_are_shown(finished):
 def test_only_a_new_photo_is_done(changed):
     folder = changed.folder / "my photos"
     (folder / "new.png").write_bytes((CARS / "orange.png").read_bytes())
-    assert changed.planned(*TARGETS) == {"novel_views": 1, "overview": 1}
+    assert changed.planned(*TARGETS) == {"novel_views": 1, "report": 1, "overview": 1}
     output = changed.run("--dry-run", "--", "results/mini/novel_views/absent.png", ok=False)
     (line,) = errors(output)
     assert "datasets.mini.photos: has no photo absent; it has below/an" in line
@@ -817,7 +844,7 @@ def test_only_a_new_photo_is_done(changed):
         "small.png is left out: 8x8",
     ):
         assert f"datasets.mini.photos: {folder}/{told}" in output
-    assert changed.planned(*TARGETS) == {"novel_views": 2, "overview": 1}
+    assert changed.planned(*TARGETS) == {"novel_views": 2, "report": 1, "overview": 1}
     path = changed.folder / "mini.yaml"
     config = yaml.safe_load(path.read_text())
     config["datasets"]["mini"]["photos"] = "nowhere"

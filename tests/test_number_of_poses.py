@@ -76,7 +76,7 @@ def test_clusters_of_one_pose_in_two_styles_are_found(styles):
     maps = _maps(degrees, styles=styles)
     for k in (12, 24) if styles else (12,):
         model = PoseModel.fit(maps[:, None].copy(), np.ones((600, 1), bool), k, 10, 0)
-        labels = nearest(maps, model.centroids)
+        labels = nearest(maps, model)
         found = shared_poses(model.centroids, np.bincount(labels, minlength=k))
         true = np.array([np.median(np.round(degrees[labels == p] / 30) % 12) for p in range(k)])
         expected = [np.flatnonzero(true == pose).tolist() for pose in range(12)]

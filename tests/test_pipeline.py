@@ -55,6 +55,13 @@ def test_overview_names_pictures_that_exist(finished):
     assert all((finished.folder / path.strip()).stat().st_size > 1000 for path in pictures)
 
 
+def test_the_report_of_a_finished_run_has_every_part(finished):
+    html = finished["report.html"].read_text()
+    assert len(html) < 20e6 and "is not there yet" not in html and "cannot be shown" not in html
+    assert html.count('class="turntable"') == 4  # two objects, two photos
+    assert "Report: results/mini/report.html\n" in finished["overview.txt"].read_text()
+
+
 def test_views_are_judged_with_floor_ceiling_and_intervals(finished):
     found = json.loads(finished["evidence/evidence.json"].read_text())
     assert (found["generated_objects"], found["photos"], found["real_images"]) == (2, 2, 15)
@@ -104,6 +111,7 @@ def test_gamma_reruns_only_what_depends_on_it(changed):
         "fid": 1,
         "evidence": 1,
         "ablation": 1,
+        "report": 1,
         "overview": 1,
     }
 
@@ -116,7 +124,7 @@ def test_an_edited_row_makes_the_table_stale(changed):
     path = package / "evaluation_sets.py"
     path.write_text(path.read_text().replace("single images, without", "single images, free of"))
     environment = {**ENVIRONMENT, "PYTHONPATH": str(changed.folder)}
-    assert changed.planned(*TARGETS, env=environment) == {"fid": 1, "overview": 1}
+    assert changed.planned(*TARGETS, env=environment) == {"fid": 1, "report": 1, "overview": 1}
 
 
 def test_k_leaves_features_alone(changed):
@@ -135,7 +143,8 @@ def test_weights_count_by_their_content(changed):
     assert changed.planned(*TARGETS) == {}
     with open(weights / "stand-in-sam-cars/model.safetensors", "ab") as file:
         file.write(b"0")
-    assert changed.planned(*TARGETS) == {"masks": 4, "embed": 4, "fid": 1, "overview": 1}
+    later = {"fid": 1, "report": 1, "overview": 1}
+    assert changed.planned(*TARGETS) == {"masks": 4, "embed": 4, **later}
     shutil.rmtree(changed.folder / ".snakemake")
     for photo in (changed.folder / "my photos").rglob("*.png"):
         os.utime(photo, (0, 0))
@@ -174,7 +183,7 @@ def test_labels_rerun_only_the_evaluation(changed):
     config["datasets"]["mini"]["labels"] = "labels.csv"
     path.write_text(yaml.safe_dump(config))
     assert changed.planned(*TARGETS) == {
-        "pose_eval": 1, "turntables": 1, "evidence": 1, "ablation": 1, "overview": 1,
+        "pose_eval": 1, "turntables": 1, "evidence": 1, "ablation": 1, "report": 1, "overview": 1,
     }  # fmt: skip
 
 

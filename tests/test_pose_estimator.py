@@ -1,5 +1,6 @@
 """The pose estimator: one mask, boxes to 1/1000 pixel, poses of photos, and its file."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from mirage_steps import settings
 from mirage_steps.errors import UserError
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
+from mirage_steps.files.tensors import read_tensors, write_tensors
 from mirage_steps.method.boxes import from_letterbox, padded_share, square_window
 from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.foreground import TokenBatch, fit_foreground
@@ -122,6 +124,7 @@ def test_a_stored_estimator_is_the_same_to_the_bit(fitted, tmp_path):
         replace(fitted, categories=None, pcas=None, poses=None, far=None),
         replace(fitted, pcas=None, poses=None, far=None),
         replace(fitted, poses=None, far=None, mask_background=False, normalize=False),
+        replace(fitted, poses=None, far=None, centers=tuple(pca.components for pca in fitted.pcas)),
         fitted,
     ]
     for stage in stages:
@@ -132,7 +135,7 @@ def test_a_stored_estimator_is_the_same_to_the_bit(fitted, tmp_path):
         assert (tmp_path / "again" / ESTIMATOR).read_bytes() == first
         for key in ("backbone", "margin", "mask_background", "normalize", "far"):
             assert getattr(again, key) == getattr(stage, key)
-        for key in ("categories", "pcas", "poses"):
+        for key in ("categories", "pcas", "poses", "centers"):
             assert type(getattr(again, key)) is type(getattr(stage, key))
     batch = _batches(seed=1)[0]
     for one, two in zip(again.estimate(batch), fitted.estimate(batch), strict=True):
@@ -160,3 +163,42 @@ def test_files_that_are_missing_damaged_or_unfinished_are_one_line(fitted, tmp_p
         with pytest.raises(UserError, match=r"cannot be used .*--forcerun poses$") as error:
             load_estimator(path)
         assert "\n" not in str(error.value)
+
+
+def test_poses_of_a_graph_survive_their_file(fitted, tmp_path):
+    batches = _batches()
+    assigned = np.concatenate([fitted.estimate(batch).categories for batch in batches])
+    maps, valid = _maps(fitted, batches, assigned)
+    chosen = settings.Poses(k=3, starts=2, method="spectral")
+    estimator = fitted.fit_poses(maps, valid, assigned, chosen)
+    assert estimator.k == 3 and estimator.number_of_poses == 6
+    save_estimator(tmp_path / ESTIMATOR, estimator)
+    again = load_estimator(tmp_path / ESTIMATOR, "poses")
+    for one, other in zip(estimator.poses, again.poses, strict=True):
+        assert len(one.centroids) == len(one.pose) >= 3
+        np.testing.assert_array_equal(other.pose, one.pose)
+    for batch in batches:
+        for one, other in zip(estimator.estimate(batch), again.estimate(batch), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_file_without_later_fields_has_one_cluster_for_each_pose(fitted, tmp_path):
+    save_estimator(tmp_path / ESTIMATOR, fitted)
+    arrays, configuration = read_tensors(tmp_path / ESTIMATOR)
+    content = json.loads(configuration)
+    assert not content.pop("whole")
+    for model in content["poses"]:
+        assert model.pop("pose") is None
+    write_tensors(tmp_path / ESTIMATOR, arrays, json.dumps(content))
+    again = load_estimator(tmp_path / ESTIMATOR, "poses")
+    assert again.k == 4 and not again.whole and again.poses[0].mean_maps.shape[0] == 4
+    for batch in _batches():
+        np.testing.assert_array_equal(again.estimate(batch).poses, fitted.estimate(batch).poses)
+
+
+def test_where_objects_fill_their_photos_the_box_is_the_photo(fitted):
+    batch, sizes = _batches()[0], [(40, 30)] * 40
+    boxes = [None] * 39 + [(1.0, 2.0, 30.0, 20.0)]
+    found = replace(fitted, whole=True).locate(batch, sizes, boxes)
+    assert {one.box for one in found[:-1]} == {(0, 0, 40, 30)}
+    assert found[-1].box == (1, 2, 30, 20)

@@ -172,6 +172,7 @@ def test_tokens_have_their_shapes_types_and_order(done):
             "model": str(done.root / "backbone"),
             "resolution": 32,
             "levels": [16, 32],
+            "token_precision": "float32",
             "weights": settings.WEIGHTS,
             "sha256": {"model.safetensors": hashlib.sha256(weights).hexdigest()},
         }
@@ -266,24 +267,38 @@ def _literal_valid(entry) -> np.ndarray:
     return valid
 
 
+def _literal_center(entry: Entry) -> np.ndarray:
+    """Patches whose center is within a quarter of the image's sides from its center."""
+    side = max(entry.width, entry.height)
+    center = np.zeros((GRID, GRID), bool)
+    for y in range(GRID):
+        for x in range(GRID):
+            px, py = ((place + 0.5) / GRID * side - side / 2 for place in (x, y))
+            center[y, x] = np.hypot(px / entry.width, py / entry.height) < 0.25
+    return center
+
+
 def test_padding_is_left_out_of_the_moments(done):
-    kept, edge = [], []
+    kept, edge, middle = [], [], []
     with h5py.File(done.root / "whole/tokens.h5") as file:
         tokens = Tokens(file, _names(file), {})
-        everything, border, inside = token_moments(tokens)
+        everything, border, center = token_moments(tokens)
         for entry, tokens in zip(done.entries, file["patch_tokens"][:], strict=True):
             valid = _literal_valid(entry)
             framed = np.pad(valid, 1)
             neighbors = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
             kept.append(tokens[valid.ravel()].astype(float))
             edge.append(tokens[(valid & ~neighbors).ravel()].astype(float))
+            near = valid & neighbors & _literal_center(entry)
+            middle.append(tokens[near.ravel()].astype(float))
         assert any(len(tokens) < GRID**2 for tokens in kept)
-    kept, edge = np.concatenate(kept), np.concatenate(edge)
+    kept, edge, middle = map(np.concatenate, (kept, edge, middle))
     assert everything.count == len(kept) and border.count == len(edge)
-    assert border.count + inside.count == everything.count
+    assert 0 < center.count == len(middle) < len(kept) / 3
     np.testing.assert_allclose(everything.mean, kept.mean(0), atol=1e-9)
     np.testing.assert_allclose(everything.covariance, np.cov(kept.T), atol=1e-9)
     np.testing.assert_allclose(border.mean, edge.mean(0), atol=1e-9)
+    np.testing.assert_allclose(center.mean, middle.mean(0), atol=1e-9)
 
 
 def test_boxes_and_windows_fit_their_images(done):
@@ -426,7 +441,7 @@ def test_much_padding_is_warned_of_with_its_share(done):
             replace(entry, width=80, height=height, box=(5.0, 5.0, 75.0, 35.0))
             for entry in done.entries
         ]
-        rows = [foreground._row(one, _detection(one)) for one in entries]
+        rows = [foreground._row(one, _detection(one), 0.0, "") for one in entries]
         about = foreground._add_counts({"warnings": []}, rows, entries)
         share = padded_share(rows[0][6:10], 80, height)
         assert about["padded_share"] == pytest.approx(share, abs=1e-4)
@@ -560,6 +575,34 @@ def test_padding_and_other_objects_are_left_out_of_pose_space():
     covariance = np.cov(chosen.T)
     expected = [row @ covariance @ row for row in found.components]
     np.testing.assert_allclose(found.variance, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask_background", [True, False])
+def test_maps_are_centered_at_each_patch_before_they_are_scaled(mask_background):
+    """Literally: the mean of all projections at a patch is subtracted from each."""
+    rng = np.random.default_rng(1)
+    tokens = rng.normal(size=(7, GRID**2, DIM)) + rng.normal(size=(GRID**2, DIM))
+    tokens[..., 0] = np.where(rng.random((7, GRID**2)) < 0.8, 9, -9)
+    tokens[:, 0, 0] = -9  # a patch that never shows the object
+    content = np.array([(0, 0.25, 1, 0.75)] * 3 + [(0, 0, 1, 1)] * 4, np.float32)
+    pca = Pca(np.zeros(DIM), np.eye(DIM)[:3], np.ones(3), np.ones(3))
+    model = ForegroundModel(pca, component=0, sign=1, threshold=0.1)
+    batch = TokenBatch(slice(0, 7), tokens.astype(np.float16), None, content)
+    chosen = settings.PoseSpace(center=True, components=5, mask_background=mask_background)
+    none = np.zeros(7, int)
+    fitted = PoseEstimator({}, model, 0.06).fit_pose_space([batch], none, chosen)
+    maps, valid, shown = fitted.maps(batch, none)
+    assert maps.shape == (7, GRID**2, 5)
+    projected, kept = fitted.pcas[0].project(batch.tokens), shown if mask_background else valid
+    for patch in range(GRID**2):
+        if kept[:, patch].any():
+            projected[:, patch] -= projected[kept[:, patch], patch].mean(0)
+    for index, one in enumerate(maps):
+        expected = np.where(kept[index][:, None], projected[index], 0)
+        np.testing.assert_allclose(one, expected / np.linalg.norm(expected), atol=1e-4)
+    with pytest.raises(UserError, match="pose_space.components 200: "):
+        chosen = chosen.model_copy(update={"components": 200})
+        PoseEstimator({}, model, 0.06).fit_pose_space([batch], none, chosen)
 
 
 # Poses

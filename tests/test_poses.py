@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 
 from mirage_steps.method.circle import circular_distance, circular_mean, shortest_cycle
 from mirage_steps.method.pose_scores import order_errors, score_azimuths
-from mirage_steps.method.poses import PoseModel, fill_padding, object_maps
+from mirage_steps.method.poses import PoseModel, fill_padding, graph_embedding, object_maps
 
 
 def _gaps(points: np.ndarray) -> np.ndarray:
@@ -143,6 +143,16 @@ def test_chance_scores_as_chance():
     scores = score_azimuths(rng.integers(0, 8, 20_000), azimuths, 8)
     assert scores["median_error_deg"] == pytest.approx(90, abs=5)
     assert scores["share_within_30_deg"] == pytest.approx(1 / 6, abs=0.03)
+    assert scores["share_opposite"] == pytest.approx(1 / 6, abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.45, 0.5])
+def test_front_for_rear_is_the_opposite_however_many(share):
+    rng = np.random.default_rng(0)
+    rear = np.arange(1000) < share * 1000
+    azimuths = (355 + rng.uniform(-12, 12, 1000) + 180 * rear) % 360
+    scores = score_azimuths(np.zeros(1000, int), azimuths, 1)
+    assert scores["share_opposite"] == pytest.approx(share, abs=0.01)
 
 
 def test_a_pose_without_images_has_no_mean():
@@ -247,3 +257,78 @@ def test_the_seed_fixes_the_poses():
     np.testing.assert_array_equal(one.centroids, same.centroids)
     assert one.centroids.shape == (6, 12) and one.centroids.dtype == np.float32
     assert not np.array_equal(one.centroids, other.centroids)
+
+
+# Spectral clustering
+
+
+def _doubled_circle(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Maps whose front is far more like the rear than like the side, and their azimuths."""
+    rng = np.random.default_rng(seed)
+    angles = rng.uniform(0, 2 * np.pi, count)
+    circles = [np.cos(2 * angles), np.sin(2 * angles), 0.3 * np.cos(angles), 0.3 * np.sin(angles)]
+    flat = np.stack([*circles, *0.02 * rng.normal(size=(8, count))], axis=1)
+    return flat.reshape(count, 4, 3).astype(np.float32), np.degrees(angles)
+
+
+def _spectral(maps: np.ndarray, k: int, seed: int = 0) -> PoseModel:
+    return PoseModel.fit(maps.copy(), np.ones(maps.shape[:2], bool), k, 10, seed, "spectral")
+
+
+def test_spectral_clustering_tells_front_from_rear_where_k_means_does_not():
+    maps, angles = _doubled_circle(600, 0)
+    models = {"kmeans": _fit(maps), "spectral": _spectral(maps, 6)}
+    found = {
+        name: score_azimuths(_nearest(one, maps)[0], angles, 6) for name, one in models.items()
+    }
+    assert found["kmeans"]["share_within_30_deg"] < 0.7
+    assert found["spectral"]["share_within_30_deg"] > 0.9
+    assert found["spectral"]["order_errors"] == 0
+    assert models["spectral"].k == 6 and len(models["spectral"].mean_maps) == 6
+    # New maps, too.
+    fresh, turned = _doubled_circle(200, 1)
+    scores = score_azimuths(_nearest(models["spectral"], fresh)[0], turned, 6)
+    assert scores["share_within_30_deg"] > 0.9
+
+
+def test_few_new_maps_are_farther_than_those_that_poses_were_fitted_to():
+    maps = _doubled_circle(240, 4)[0]
+    for model in (_fit(maps, k=12), _spectral(maps, 12)):
+        far = np.quantile(_nearest(model, maps)[1], 0.99)
+        fresh = _nearest(model, _doubled_circle(500, 5)[0])[1]
+        assert (fresh > far).mean() < 0.1
+
+
+def test_the_embedding_has_the_eigenvectors_of_the_normalized_laplacian():
+    flat = _doubled_circle(80, 2)[0].reshape(80, -1)
+    gaps = np.linalg.norm(flat[:, None] - flat[None], axis=2)
+    graph = np.zeros((80, 80))
+    for row in range(80):
+        for column in np.argsort(gaps[row])[1:11]:  # itself is the nearest
+            graph[row, column] += 0.5
+            graph[column, row] += 0.5
+    degrees = graph.sum(1)
+    walk = graph / degrees[:, None]
+    values = np.sort(np.linalg.eigvals(walk).real)[::-1]
+    found = graph_embedding(flat, 12, 0)
+    assert found.shape == (80, 12)
+    for number, one in enumerate(found.T):
+        np.testing.assert_allclose(walk @ one, values[number] * one, atol=1e-6)
+
+
+def test_parts_of_the_graph_are_told_and_become_poses(caplog):
+    apart = np.repeat(np.eye(3, 12), 40, axis=0) * 9 + 0.1 * np.random.default_rng(0).normal(
+        size=(120, 12)
+    )
+    maps = apart.reshape(120, 4, 3).astype(np.float32)
+    poses, _ = _nearest(_spectral(maps, 3), maps)
+    assert "in 3 parts" in caplog.text
+    assert [len(set(poses[start : start + 40])) for start in (0, 40, 80)] == [1, 1, 1]
+    assert set(poses) == {0, 1, 2}
+
+
+def test_the_seed_fixes_the_poses_of_the_graph():
+    maps, _ = _doubled_circle(150, 3)
+    one, same = _spectral(maps, 6, 1), _spectral(maps, 6, 1)
+    np.testing.assert_array_equal(one.centroids, same.centroids)
+    np.testing.assert_array_equal(one.pose, same.pose)

@@ -10,8 +10,7 @@ import torch
 from test_sheet import K, model  # noqa: F401
 
 from mirage_steps.judge import Seen
-from mirage_steps.method.evidence import Consistency
-from mirage_steps.settings import Guidance
+from mirage_steps.settings import Guidance, Views
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "references.py"
 
@@ -32,18 +31,19 @@ def _judge(network) -> SimpleNamespace:
         flat = views.reshape(*views.shape[:2], -1).astype(np.float32)
         return Seen(np.zeros(views.shape[:2], int), np.zeros(0), np.zeros(0), {"pixels": flat})
 
-    dim = 3 * network.config.image_size**2
-    scale = Consistency(np.zeros((K, dim)), np.full((K, K), 1000.0))
-    run = SimpleNamespace(model=network, backbone=SimpleNamespace(device=torch.device("cpu")))
-    return SimpleNamespace(run=run, scales={"pixels": scale}, see_views=see_views)
+    views = Views(steps=2)
+    sampling = SimpleNamespace(views=views, guidance=Guidance())
+    backbone = SimpleNamespace(device=torch.device("cpu"))
+    run = SimpleNamespace(model=network, backbone=backbone, sampling=sampling)
+    return SimpleNamespace(run=run, see_views=see_views)
 
 
 def test_views_vary_with_their_noise_and_not_without(benchmark, model, monkeypatch):  # noqa: F811
-    judge = _judge(model)
-    varied = benchmark.variation(judge, 2, objects=2, seeds=2, steps=2, guidance=Guidance())
+    judge, scale = _judge(model), {"pixels": np.full(K, 1000.0)}
+    varied = benchmark.variation(judge, scale, 2, objects=2, seeds=2)
     assert varied.shape == (2,) and (varied > 0).all()
     keyed = benchmark.keyed_noise
     same = lambda seed, numbers, shape: keyed(0, numbers, shape)  # noqa: E731
     monkeypatch.setattr(benchmark, "keyed_noise", same)
-    similar = benchmark.variation(judge, 2, objects=2, seeds=2, steps=2, guidance=Guidance())
+    similar = benchmark.variation(judge, scale, 2, objects=2, seeds=2)
     np.testing.assert_allclose(similar, 0, atol=1e-9)

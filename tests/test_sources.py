@@ -402,7 +402,7 @@ def _row(box, found: bool) -> tuple:
     content = np.array([content_box(*SIZE)])
     batch = TokenBatch(slice(0, 1), scores.reshape(1, 16, 1), np.zeros((1, 1)), content)
     (one,) = estimator.locate(batch, [SIZE], [box])
-    return foreground._row(Entry("a.jpg", None, *SIZE, box=box), one)
+    return foreground._row(Entry("a.jpg", None, *SIZE, box=box), one, 0.0, "")
 
 
 def test_the_manifest_s_box_is_taken_whether_or_not_an_object_was_found():
@@ -410,11 +410,14 @@ def test_the_manifest_s_box_is_taken_whether_or_not_an_object_was_found():
     window = square_window(box, *SIZE, 0.1)
     padded = padded_share(window, *SIZE)
     # Two of 16 patches of a letterbox of 60 x 60, of which 60 x 40 are image.
-    assert _row(box, True) == ("a.jpg", 1, *box, *window, padded, pytest.approx(2 / 16 * 1.5))
-    assert _row(box, False) == ("a.jpg", 1, *box, *window, padded, 0.0)
+    share = pytest.approx(2 / 16 * 1.5)
+    assert _row(box, True) == ("a.jpg", 1, *box, *window, padded, share, *[""] * 4)
+    assert _row(box, False) == ("a.jpg", 1, *box, *window, padded, 0.0, *[""] * 4)
     own = _row(None, True)
-    assert own[1] == 1 and own[2:6] != box and own[-1] == pytest.approx(2 / 16 * 1.5)
-    assert _row(None, False) == ("a.jpg", 0, *[""] * 10)
+    assert own[1] == 1 and own[2:6] != box and own[11] == share
+    # All variance is between the two; one part, at the edge of a photo two patches high.
+    assert own[12:] == (pytest.approx(1), 1, 1, "")
+    assert _row(None, False) == ("a.jpg", 0, *[""] * 13, "no object was found")
 
 
 def test_an_interrupt_of_a_rendering_is_silent_in_its_processes(tmp_path):

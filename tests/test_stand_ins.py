@@ -13,10 +13,12 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel, Dinov2Model
 
 from mirage_steps import features, foreground, settings
-from mirage_steps.demo.renderer import cars
+from mirage_steps.demo.renderer import cars, mugs
+from mirage_steps.demo.renderer.kinds import KINDS
+from mirage_steps.demo.renderer.rendering import Rendering
 from mirage_steps.demo.stand_ins import backbone, evaluation, prompts, sam, scenes
 from mirage_steps.demo.stand_ins.augment import random_colors, random_view
-from mirage_steps.demo.stand_ins.surface_code import CODE_DIM, code_basis, surface_code
+from mirage_steps.demo.stand_ins.surface_code import code_basis, code_dim, surface_code
 from mirage_steps.demo.stand_ins.training import StandInTraining
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.manifest import Entry, write_manifest
@@ -30,9 +32,11 @@ from mirage_steps.networks.tiny_sam import IMAGE_SIZE, build_tiny_sam
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 DINO = WEIGHTS / "stand-in-dinov2-cars"
-SAM = WEIGHTS / "stand-in-sam-cars"
-FRESH = 77  # seed of cars that nothing was trained or measured on
+FRESH = 77  # seed of objects that nothing was trained or measured on
 LIMIT = 8_000_000  # bytes of a network
+
+
+of_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +44,19 @@ def few_scenes() -> scenes.Scenes:
     return scenes.render_scenes(range(8), seed=5, size=48)
 
 
-def _fresh_cars(count: int) -> list[cars.Rendering]:
-    return [cars.render(FRESH, index, cars.DEMO_FAMILIES) for index in range(count)]
+def _fresh(kind: str, count: int) -> list[Rendering]:
+    families = KINDS[kind].demo_families
+    return [KINDS[kind].render(FRESH, index, families) for index in range(count)]
 
 
-def test_backbone_loads_as_dinov2_does():
-    model = AutoModel.from_pretrained(DINO)
+@of_kinds
+def test_backbone_loads_as_dinov2_does(kind):
+    folder = WEIGHTS / f"stand-in-dinov2-{kind}"
+    model = AutoModel.from_pretrained(folder)
     assert isinstance(model, Dinov2Model)
     assert (model.config.image_size, model.config.patch_size) == (64, 4)
-    assert (DINO / "model.safetensors").stat().st_size < LIMIT
-    processor = AutoImageProcessor.from_pretrained(DINO)
+    assert (folder / "model.safetensors").stat().st_size < LIMIT
+    processor = AutoImageProcessor.from_pretrained(folder)
     assert tuple(processor.image_mean) == backbone.MEAN
     assert tuple(processor.image_std) == backbone.STD
     with torch.inference_mode():
@@ -57,23 +64,26 @@ def test_backbone_loads_as_dinov2_does():
     assert found.last_hidden_state.shape == (2, 1 + 16 * 16, 128)
 
 
-def _backbone() -> Backbone:
-    return Backbone.load(settings.Backbone(model=str(DINO), resolution=64), torch.device("cpu"))
+def _backbone(kind: str) -> Backbone:
+    network = settings.Backbone(model=str(WEIGHTS / f"stand-in-dinov2-{kind}"), resolution=64)
+    return Backbone.load(network, torch.device("cpu"))
 
 
-def test_first_component_of_the_backbone_is_foreground():
-    found = _fresh_cars(32)
-    network = _backbone()
-    batches = evaluation.whole_images(network, [Image.fromarray(car.image) for car in found])
+@of_kinds
+def test_first_component_of_the_backbone_is_foreground(kind):
+    found = _fresh(kind, 32)
+    network = _backbone(kind)
+    batches = evaluation.whole_images(network, [Image.fromarray(one.image) for one in found])
     model, _ = fit_foreground(batches, evaluation.FOREGROUND)
     estimator = PoseEstimator({}, model, 0.06)
     shown = np.concatenate([estimator.shown(batch) for batch in batches])
-    truth = evaluation.patch_masks(np.stack([car.mask for car in found]), network.grid)
+    truth = evaluation.patch_masks(np.stack([one.mask for one in found]), network.grid)
     assert evaluation.iou(shown.reshape(truth.shape), truth).mean() >= 0.6
 
 
-def test_the_evaluation_finds_poses_as_the_paper_does():
-    scores = evaluation.evaluate_backbone(_backbone(), images=150, k=6)
+@of_kinds
+def test_the_evaluation_finds_poses_as_the_paper_does(kind):
+    scores = evaluation.evaluate_backbone(_backbone(kind), kind, images=150, k=6)
     assert (scores.images, scores.k) == (150, 6)
     assert scores.foreground_iou > 0.9 and 0.6 < scores.first_variance < 1
     assert scores.median_error < 25 and scores.within_30 > 0.6
@@ -105,27 +115,31 @@ def test_poses_of_fresh_cars_are_found(tmp_path):
     assert scores["order_errors"] == 0
 
 
-def test_sam_finds_cars_from_a_box_and_points():
-    assert (SAM / "model.safetensors").stat().st_size < LIMIT
-    network = load_sam(str(SAM), torch.device("cpu"))
+@of_kinds
+def test_sam_finds_objects_from_a_box_and_points(kind):
+    folder = WEIGHTS / f"stand-in-sam-{kind}"
+    assert (folder / "model.safetensors").stat().st_size < LIMIT
+    network = load_sam(str(folder), torch.device("cpu"))
     rng = np.random.default_rng(0)
     found = []
-    for car in _fresh_cars(16):
-        patches = functional.adaptive_avg_pool2d(torch.from_numpy(car.mask)[None], 16)[0]
+    for one in _fresh(kind, 16):
+        patches = functional.adaptive_avg_pool2d(torch.from_numpy(one.mask)[None], 16)[0]
         prompt = prompts.coarse_prompt(patches.numpy(), rng)
-        found.append(sam.predicted_iou(network, car.image, car.mask, prompt, box=True))
+        found.append(sam.predicted_iou(network, one.image, one.mask, prompt, box=True))
     assert np.mean(found) >= 0.8
 
 
+@pytest.mark.parametrize("kind, count", [("cars", 20_000), ("mugs", 12_000)])
 @pytest.mark.parametrize(
-    "folder, module, scores_class",
-    [(DINO, backbone, evaluation.BackboneScores), (SAM, sam, sam.SamScores)],
+    "name, module, scores_class",
+    [("dinov2", backbone, evaluation.BackboneScores), ("sam", sam, sam.SamScores)],
     ids=["dinov2", "sam"],
 )
-def test_model_card_states_what_was_measured(folder, module, scores_class):
+def test_model_card_states_what_was_measured(name, module, scores_class, kind, count):
+    folder = WEIGHTS / f"stand-in-{name}-{kind}"
     scores = json.loads((folder / "evaluation.json").read_text())
     training = inspect.signature(module.main).parameters["training"].default
-    card = module.model_card(scores_class(**scores), training, 20_000)
+    card = module.model_card(scores_class(**scores), training, count, kind)
     assert (folder / "README.md").read_text() == card
     assert "Stand-in" in card and "It is not" in card and scores["images"] >= 500
 
@@ -173,9 +187,11 @@ def test_batched_decoding_equals_sams_own():
 
 
 def test_codes_are_carried_without_distortion():
-    basis = code_basis(128)
-    torch.testing.assert_close(basis @ basis.T, torch.eye(CODE_DIM), atol=1e-5, rtol=0)
-    off = surface_code(torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, len(cars.PARTS) - 1))
+    parts = len(cars.PARTS)
+    basis = code_basis(128, parts)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(code_dim(parts)), atol=1e-5, rtol=0)
+    off = surface_code(torch.zeros(2), torch.zeros(2, 3), torch.zeros(2, parts - 1))
+    assert off.shape[1] == code_dim(parts)
     assert (off[:, 0] < 0).all() and not off[:, 1:].any()
 
 
@@ -198,6 +214,15 @@ def test_mirrored_scenes_exchange_left_and_right(few_scenes):
     assert float(view.image.min()) >= 0 and float(random_colors(view.image, rng).max()) <= 1
 
 
+def test_mugs_are_not_mirrored():
+    few = scenes.render_scenes(range(1), seed=5, size=48, kind="mugs")
+    rng = torch.Generator().manual_seed(0)
+    view = random_view(few, torch.zeros(16, dtype=torch.long), 32, rng)
+    assert view.parts.shape[1] == len(mugs.PARTS) - 1
+    side = torch.sign(view.position[:, 1].sum((1, 2)))
+    assert (side == side[0]).all()
+
+
 def test_scenes_do_not_depend_on_batches(few_scenes):
     again = scenes.render_scenes(range(5, 8), seed=5, size=48)
     np.testing.assert_array_equal(again.image, few_scenes.image[5:])
@@ -206,12 +231,13 @@ def test_scenes_do_not_depend_on_batches(few_scenes):
 def test_scenes_step_writes_what_it_renders(tmp_path, few_scenes):
     scenes.main(out=tmp_path, scenes=8, size=48, seed=5, workers=1)
     loaded = scenes.load_scenes(tmp_path / "scenes.h5")
-    for name in scenes.Scenes.__dataclass_fields__:
+    assert loaded.kind == "cars"
+    for name in scenes.ARRAYS:
         np.testing.assert_array_equal(getattr(loaded, name), getattr(few_scenes, name))
 
 
 def test_two_steps_of_training_change_the_networks(tmp_path, few_scenes):
-    settings = StandInTraining(steps=2, batch_size=4, warmup=1)
+    settings = StandInTraining(epochs=1, batch_size=4, warmup=1)
     model, losses = backbone.train(few_scenes, settings)
     assert len(losses) == 2 and all(np.isfinite(losses))
     backbone.save_backbone(model, tmp_path / "backbone")

@@ -20,7 +20,9 @@ from train_tiny import tiny
 
 from mirage_steps import train
 from mirage_steps.errors import UserError
-from mirage_steps.files.h5 import open_h5
+from mirage_steps.files import tiles
+from mirage_steps.files.atomic import write_csv, write_json
+from mirage_steps.files.h5 import create_h5, open_h5, write_names
 from mirage_steps.files.records import read_metrics
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.tensors import write_tensors
@@ -29,7 +31,8 @@ from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Batches, KernelMuon, Trainer, make_optimizers
 from mirage_steps.method.unet import UNetConfig, build, preset
 from mirage_steps.networks.diffusion_model import load_model
-from mirage_steps.settings import Training
+from mirage_steps.run import crop_views
+from mirage_steps.settings import Guidance, NovelViews, Training, Views
 
 ALONE = Processes(torch.device("cpu"))
 IMAGES, POSES, SIZE = 12, 4, 32
@@ -92,6 +95,31 @@ def test_samples_may_come_before_the_first_losses_and_are_made_up_for(data, tmp_
     (grids / "0000006.png").unlink()  # killed between the last checkpoint and its samples
     run(data, tmp_path, settings)
     assert (grids / "0000006.png").exists()
+
+
+def test_hours_become_steps_once(data, tmp_path, monkeypatch):
+    """And a resumed run keeps their number, however fast the machine is now."""
+    hours = SETTINGS.model_copy(update={"hours": 10 / 3600, "iterations": 999})
+    plan = tmp_path / "checkpoints/budget.json"
+    with monkeypatch.context() as stopped:
+        stopped.setattr(train, "seconds_per_step", lambda *_: 1.0)
+        stop_after(stopped, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(data, tmp_path, hours)
+    assert json.loads(plan.read_text())["iterations"] == 9  # a twentieth is for all else
+    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 1e9)
+    run(data, tmp_path, hours)
+    assert json.loads((tmp_path / "config.json").read_text())["iterations"] == 9
+    as_steps = SETTINGS.model_copy(update={"iterations": 9})
+    expected = run(data, tmp_path / "steps", as_steps)
+    for key, value in load_file(tmp_path / "model.safetensors").items():
+        assert torch.equal(value, expected[key])
+
+
+def test_the_time_of_a_step_is_measured(data, tmp_path):
+    run(data, tmp_path, SETTINGS.model_copy(update={"hours": 1e-9}))
+    plan = json.loads((tmp_path / "checkpoints/budget.json").read_text())
+    assert plan["iterations"] == 1 and 0 < plan["step_seconds"] < 10
 
 
 def test_a_rehearsal_changes_nothing(data):
@@ -469,6 +497,28 @@ def test_untrained_model_is_what_training_started_from(data, tmp_path):
     for name, value in start.state_dict().items():
         assert torch.equal(value, untrained.state_dict()[name]), name
     assert not torch.equal(trained.conv_in.weight, untrained.conv_in.weight)
+
+
+def test_images_of_128_pixels_are_trained_and_shown_in_all_poses(tmp_path, monkeypatch):
+    """By the preset small itself."""
+    monkeypatch.setattr(train, "preset", preset)
+    monkeypatch.setattr(train, "_SAMPLE_STEPS", 1)
+    images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8)
+    with create_h5(tmp_path / "crops.h5") as file:
+        file["images"] = images
+        write_names(file, list("abcd"))
+    rows = [(name, pose, 0.5, 0) for pose, name in enumerate("abcd")]
+    write_csv(tmp_path / "poses.csv", ("image", "pose", "distance", "category"), rows)
+    write_json(tmp_path / "poses.json", {"k": POSES, "categories": 1, "images": [1] * POSES})
+    files = {"crops": tmp_path / "crops.h5", "poses": tmp_path / "poses.csv"}
+    sizes = {"image_size": 128, "iterations": 1, "batch_size": 2, "checkpoint_every": 1}
+    run(files, tmp_path / "training", SETTINGS.model_copy(update=sizes))
+    model = load_model(tmp_path / "training", torch.device("cpu"))
+    views = Views(steps=1, solver="dpm-solver++", precision="float32")
+    shown = crop_views(model, images[0], 0, views, Guidance(), NovelViews(inversion_steps=2))
+    np.testing.assert_array_equal(shown.views[0], images[0])
+    strip = tiles.contact_sheet(shown.views[None], [0], shown.poses, "a photo")
+    assert strip.width == POSES * 130 + 2
 
 
 def test_crops_of_another_size_are_refused(data, tmp_path):

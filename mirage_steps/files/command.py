@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 # Private, but tyro has no other way to one line; its version is pinned.
 from tyro._errors import InstantiationFailure, InvalidChoice, ParseErrorEvent, on_parse_error
 
+from mirage_steps import __version__
 from mirage_steps.errors import Incomplete, UserError, first_line, printable
 from mirage_steps.files.atomic import require_writable
 from mirage_steps.files.names import not_a
@@ -93,6 +94,9 @@ def run_tool(
     sys.stdout.reconfigure(errors="backslashreplace", write_through=False)
     with one_line_errors(), on_parse_error(_refuse_value):
         end_imports()
+        if sys.argv[1:] == ["--version"]:
+            print(f"mirage-steps {__version__}")
+            return
         _require_values(sys.argv[1:])
         if defaults is not None:
             _set_defaults(main, defaults(sys.argv[1:]))

@@ -13,9 +13,10 @@ import yaml
 from mirage_steps import settings
 from mirage_steps.errors import UserError, first_line, printable
 from mirage_steps.files.names import not_a
+from mirage_steps.files.project import project_path
 from mirage_steps.settings import Configuration, Dataset
 
-# As the Snakefile has them.
+# Of the project, in the order in which they are merged.
 CONFIGFILES = ("config/config.yaml", "config/paper.yaml")
 
 _MOST_BYTES = 2**18  # what PyYAML reads in seconds
@@ -26,7 +27,7 @@ _TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 def read_configuration(files: Sequence[Path]) -> Configuration:
-    """The checked configuration of the current folder, with ``files`` merged over its own.
+    """The checked configuration, ``files`` merged over the project's own.
 
     Raises:
         UserError: a file is no configuration.
@@ -41,8 +42,8 @@ def read_configuration(files: Sequence[Path]) -> Configuration:
 
 
 def configfiles(given: Sequence[Path]) -> list[Path]:
-    """The files to merge in order: the project's own, which may be missing where some are given."""
-    return [*(path for path in map(Path, CONFIGFILES) if path.exists() or not given), *given]
+    """The files to merge in order: the current folder's or the project's own, then those given."""
+    return [*map(project_path, CONFIGFILES), *given]
 
 
 def check_command_line() -> None:
@@ -74,9 +75,7 @@ def read_configfile(path: Path) -> dict:
         OSError: it cannot be read.
     """
     if wrong := not_a("file", path):
-        hint = "run this in the project's folder"
-        if str(path) not in CONFIGFILES:
-            hint = "--configfile takes every word up to the next flag, so put -- before targets"
+        hint = "--configfile takes every word up to the next flag, so put -- before targets"
         raise UserError(f"{path}: {wrong}; {hint}")
     try:
         with open(path, "rb") as file:

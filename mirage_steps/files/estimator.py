@@ -1,6 +1,7 @@
 """``pose_estimator.safetensors``: arrays of a pose estimator, its configuration as metadata."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,7 +73,13 @@ def load_estimator(path: Path, part: str = "foreground") -> PoseEstimator:
 
 
 def _join(
-    foreground: dict, categories: dict | None, pcas: list | None, poses: list | None, **others: dict
+    foreground: dict,
+    categories: dict | None,
+    pcas: list | None,
+    poses: list | None,
+    centers: list | None = None,
+    names: Sequence[str] = (),
+    **others: dict,
 ) -> PoseEstimator:
     """The estimator of nested dictionaries."""
     return PoseEstimator(
@@ -80,5 +87,7 @@ def _join(
         categories=categories and CategoryModel(**categories | {"pca": Pca(**categories["pca"])}),
         pcas=pcas and tuple(Pca(**part) for part in pcas),
         poses=poses and tuple(PoseModel(**part) for part in poses),
+        centers=centers and tuple(centers),
+        names=tuple(names),
         **others,
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from mirage_steps.files.names import encoded
+from mirage_steps.files.names import MESH_ENDS, encoded
 from mirage_steps.files.records import read_json
 
 # Pillow's own guard only warns up to twice its limit; `_opened` checks the header itself.
@@ -298,7 +298,7 @@ def _own_files(folder: Path, names: set[str]) -> set[str]:
     stems = {name.removesuffix(".views") for name in names if name.endswith(".views")}
     stems |= {name.removesuffix(".gif") for name in names if name.endswith(".gif")}
     own = {one for one in stems if "inversion_evaluations" in _record(folder / f"{one}.json")}
-    ends = (".png", ".gif", ".json", ".run.json", ".views")
+    ends = (".png", ".gif", ".json", ".run.json", ".views", *MESH_ENDS)
     return {f"{stem}{end}" for stem in own for end in ends} & names
 
 

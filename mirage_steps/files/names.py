@@ -18,8 +18,12 @@ _SAFE = "_.-+@() "
 _MOST_BYTES = 150  # of an output name, so that all names derived from it have at most 255
 _CUT_BYTES = 100
 # `x.run.json` is the record of x; a folder must not be called like the file of another photo.
-_TAKEN = re.compile(r"^\.|\.(?=(run|views)$)")
-_TAKEN_FOLDERS = re.compile(r"^\.|\.(?=(run|views|png|gif|json|log|tsv)$)")
+_TAKEN = re.compile(r"^\.|\.(?=(run|views|mesh|texture)$)")
+_TAKEN_FOLDERS = re.compile(
+    r"^\.|\.(?=(run|views|mesh|texture|png|gif|html|json|log|tsv|glb|obj|mtl)$)"
+)
+# Of the files of a photo's mesh. The first marks the others as ours.
+MESH_ENDS = (".mesh.png", ".glb", ".obj", ".mtl", ".texture.png")
 
 
 def encoded(path: Path | str) -> str:

@@ -10,26 +10,15 @@ from PIL import Image
 from mirage_steps.errors import UserError
 from mirage_steps.files import tiles
 from mirage_steps.files.atomic import atomic_set, write_json
-from mirage_steps.files.names import decoded, encoded, output_names
+from mirage_steps.files.names import MESH_ENDS, decoded, encoded, output_names
 from mirage_steps.files.records import read_json
 from mirage_steps.method.boxes import Box
+from mirage_steps.method.reliability import PhotoWarning
 
 # The outputs of a photo. The first marks the others as ours, even if their moving is interrupted.
 _ENDS = (".json", ".png", ".gif", ".views")
+PAGE = ".html"
 _MOST_BYTES = 200  # of a name, so that those of all its files have at most 255
-
-
-@dataclass(frozen=True)
-class PhotoWarning:
-    """A reason not to trust the result, with the measure and its limit."""
-
-    reason: str
-    measure: str
-    value: float
-    limit: float
-
-    def __str__(self) -> str:
-        return f"{self.reason} ({self.measure} {self.value:.3g}, limit {self.limit:.3g})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,12 +30,12 @@ class LocatedPhoto:
     sha256: str  # of the file, or of the pixels where an image was given
     size: tuple[int, int]  # width and height of the upright photo in pixels
     box: Box  # of the object
-    box_by: str  # its source: `foreground`, `user`, or `whole photo` if neither
+    box_by: str  # `foreground`, `user`, `photo` if objects fill the run's, or `whole photo` if none
     window: Box  # of the crop
     crop: np.ndarray  # (S, S, 3) uint8, input of the diffusion model
-    pose: int  # nearest centroid
+    pose: int  # that of the nearest centroid
     category: int  # 0 where there is one category
-    distance: float  # Euclidean, to the centroid
+    distance: float  # Euclidean, to that centroid
     # Share of the variance of the photo's scores between foreground and background, in [0, 1].
     foreground_separation: float
     warnings: tuple[PhotoWarning, ...]  # reasons not to trust all this
@@ -74,6 +63,8 @@ class PhotoViews(LocatedPhoto, CropViews):
     color_drift: tuple[float | None, ...]
     view_poses: tuple[int, ...]  # of each view, the pose that the run's estimator sees in it
     settings: dict[str, object]  # that made the views
+    masks: np.ndarray  # (k, S, S) uint8, 255 where the foreground model sees the object in a view
+    names: tuple[str, ...] = ()  # of the poses, by poses.edits; pose N where one has none
 
     def __repr__(self) -> str:
         return f"PhotoViews({self.title()}; {len(self.warnings)} warnings)"
@@ -83,7 +74,8 @@ class PhotoViews(LocatedPhoto, CropViews):
 
         Args:
             folder: gets ``STEM.png``, the strip of views; ``STEM.gif``, a turntable; ``STEM.json``;
-                and ``STEM.views/`` with ``crop.png``, ``reconstruction.png`` and ``pose_NN.png``.
+                and ``STEM.views/`` with ``crop.png``, ``reconstruction.png``, ``pose_NN.png`` and
+                ``pose_NN.mask.png``.
             stem: by default the photo's name without its suffix, as
                 :func:`.names.output_names` spells it.
 
@@ -100,26 +92,32 @@ class PhotoViews(LocatedPhoto, CropViews):
         record = {key: value for key, value in fields if not isinstance(value, np.ndarray)}
         images = {"crop": self.crop, "reconstruction": self.reconstruction}
         images |= {f"pose_{p:02d}": view for p, view in zip(self.poses, self.views, strict=True)}
+        masks = zip(self.poses, self.masks, strict=True)
+        images |= {f"pose_{p:02d}.mask": mask for p, mask in masks}
         with atomic_set(folder, [f"{stem}{end}" for end in _ENDS]) as own:
             write_json(own / f"{stem}.json", record)
             for name, image in images.items():
                 tiles.save_image(own / f"{stem}.views/{name}.png", image)
             tiles.turntable(own / f"{stem}.gif", self.views[None])
             tiles.save_image(own / f"{stem}.png", self.strip())
-            (folder / f"{stem}.run.json").unlink(missing_ok=True)  # of the files before
+            for end in (".run.json", PAGE):
+                (folder / f"{stem}{end}").unlink(missing_ok=True)  # of the files before
         return folder / f"{stem}.png"
 
     def strip(self) -> Image.Image:
         """All poses side by side, the photo's own framed, warnings below."""
         own, warnings = self.poses.index(self.pose), [f"warning: {w}" for w in self.warnings]
         title = f"{self.title()}; red: its own pose"
-        return tiles.contact_sheet(self.views[None], [own], self.poses, title, warnings)
+        poses = self.names or self.poses
+        return tiles.contact_sheet(self.views[None], [own], poses, title, warnings)
 
     def title(self) -> str:
         """Pose, distance and quality of the reconstruction in a line."""
+        name = self.names[self.poses.index(self.pose)] if self.names else ""
+        name = "" if name in ("", f"pose {self.pose}") else f" ({name})"
         return (
-            f"{self.photo}: pose {self.pose} at distance {self.distance:.3f}, reconstructed at "
-            f"{self.reconstruction_psnr_db:.1f} dB by {self.inversion_evaluations} evaluations"
+            f"{self.photo}: pose {self.pose}{name} at distance {self.distance:.3f}, reconstructed "
+            f"at {self.reconstruction_psnr_db:.1f} dB by {self.inversion_evaluations} evaluations"
         )
 
     def _repr_png_(self) -> bytes:
@@ -142,7 +140,7 @@ def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None
     usual = Path(stem).name == stem and not stem.startswith(".")
     if not stem or not usual or len(os.fsencode(stem)) > _MOST_BYTES:
         raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
-    found = [there for end in _ENDS if (there := folder / f"{stem}{end}").exists()]
+    found = [there for end in (*_ENDS, PAGE) if (there := folder / f"{stem}{end}").exists()]
     if not found:
         return
     record = read_json(folder / f"{stem}.json")
@@ -156,3 +154,14 @@ def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None
         raise UserError(
             f"{encoded(found[0])}: has the views of {of}; give another --out, or a --name"
         )
+
+
+def require_no_other_mesh(folder: Path, stem: str) -> None:
+    """Refuse to overwrite any mesh but one of ours.
+
+    Raises:
+        UserError: a file of that name exists.
+    """
+    found = [there for end in MESH_ENDS if (there := folder / f"{stem}{end}").exists()]
+    if found and not (folder / f"{stem}{MESH_ENDS[0]}").exists():
+        raise UserError(f"{encoded(found[0])}: exists already; give another --out")

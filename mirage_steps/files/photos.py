@@ -1,7 +1,6 @@
 """Photos for novel views: opened, found in a folder, and the names of their outputs."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mirage_steps.files.images import (
 )
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.names import encoded, file_of, not_a, output_names
+from mirage_steps.files.project import project_path
 
 Photo = Path | str | Image.Image | np.ndarray
 
@@ -83,9 +83,9 @@ def photo_identity(path: Path) -> tuple[str, str]:
 
 def photos_folder(folder: Path) -> Path:
     """The folder of the key ``photos``; raises UserError if it is not there."""
-    if wrong := not_a("folder", folder):
+    if wrong := not_a("folder", project_path(folder)):
         raise UserError(f"photos {folder}: {wrong}; set it to the folder with your photos")
-    return Path(os.path.expanduser(folder))
+    return project_path(folder)
 
 
 def photos_of(

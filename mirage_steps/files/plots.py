@@ -1,6 +1,7 @@
 """Plots by matplotlib, written atomically."""
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mirage_steps.method.pose_estimator import Detection
 
 _DPI = 110
 _NEAREST = 8  # crops shown of each pose
+_ACROSS = 8  # images in a row of the screening
 _SCORES = {"near": "in the pose asked for or next to it", "color": "consistency, color"}
 
 
@@ -49,16 +51,24 @@ def _plot(
         figure.savefig(temporary, dpi=_DPI, bbox_inches="tight")
 
 
-def foreground(path: Path, examples: Sequence[tuple[Entry, Detection]], threshold: float) -> None:
+def foreground(
+    path: Path,
+    examples: Sequence[tuple[Entry, Detection]],
+    threshold: float,
+    components: Sequence[tuple[Entry, dict[str, np.ndarray]]] = (),
+) -> None:
     """Images with box and crop window above the component's scores with its threshold.
 
-    What a window has outside its image, the padding of the crop, is hatched.
+    What a window has outside its image, the padding of the crop, is hatched. The last row shows
+    images with their scores along each of the ``components``, by name.
     """
     columns = min(8, len(examples))
     bands = -(-len(examples) // columns)
     reach = max(np.nanmax(np.abs(found.scores - threshold)) for _, found in examples)
-    with _plot(path, (1.5 * columns, 3.1 * bands + 0.3), (2 * bands, columns)) as axes:
-        pairs = axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+    row = components[: columns // 4]
+    height = 3.1 * bands + (1.9 if row else 0.3)
+    with _plot(path, (1.5 * columns, height), (2 * bands + bool(row), columns)) as axes:
+        pairs = axes[: 2 * bands].reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
         for (entry, found), (top, bottom) in zip(examples, pairs, strict=False):
             top.imshow(read_entry(entry), extent=(0, entry.width, entry.height, 0))
             if found.window is not None:
@@ -73,11 +83,26 @@ def foreground(path: Path, examples: Sequence[tuple[Entry, Detection]], threshol
             scores = found.scores - threshold
             bottom.imshow(scores, "coolwarm", vmin=-reach, vmax=reach, extent=(0, 1, 1, 0))
             bottom.set(xlim=(x0, x1), ylim=(y1, y0))
-        axes[0, 0].figure.suptitle(
+        for place, (entry, scores) in enumerate(row):
+            _components(axes[-1, 4 * place : 4 * place + 4], entry, scores)
+        told = (
             "Above: object's box (green), crop to train on (yellow), its padding (hatched). "
-            "Below: the component, red is foreground.",
-            fontsize=9,
+            "Below: the component, red is foreground."
         )
+        if row:
+            told += "\nLast row: values of foreground.component; -1 is the other side of 1."
+        axes[0, 0].figure.suptitle(told, fontsize=9)
+
+
+def _components(axes: np.ndarray, entry: Entry, scores: dict[str, np.ndarray]) -> None:
+    """An image beside its scores along each component, each on its own scale."""
+    axes[0].imshow(read_entry(entry), extent=(0, entry.width, entry.height, 0))
+    x0, y0, x1, y1 = content_box(entry.width, entry.height)
+    for axis, (name, values) in zip(axes[1:], scores.items(), strict=False):
+        reach = np.nanmax(np.abs(values))
+        axis.imshow(values, "coolwarm", vmin=-reach, vmax=reach, extent=(0, 1, 1, 0))
+        axis.set(xlim=(x0, x1), ylim=(y1, y0))
+        axis.set_title(name, fontsize=8)
 
 
 def _outline(axis: Axes, box: Box, color: str, **options: object) -> None:
@@ -98,18 +123,25 @@ def _tile_rows(
 
 
 def poses(
-    path: Path, centroids: np.ndarray, labels: np.ndarray, distances: np.ndarray, crops: Path
+    path: Path,
+    centroids: np.ndarray,
+    names: Sequence[str],
+    labels: np.ndarray,
+    distances: np.ndarray,
+    crops: Path,
 ) -> None:
     """Figure 2a: each pose's mean map and the crops nearest to it, poses in circular order.
 
     Args:
         path: of the picture.
-        centroids: (k, T * 3).
+        centroids: (k, T, c), of which the first three components are shown.
+        names: (k,) of the poses.
         labels: (n,) poses.
         distances: (n,) to the centroids.
         crops: crops.h5.
     """
-    maps = centroids.reshape(len(centroids), -1, 3)
+    maps = np.zeros((*centroids.shape[:2], 3), np.float32)
+    maps[..., : centroids.shape[2]] = centroids[..., :3]
     side = round(maps.shape[1] ** 0.5)
     # One color scale for all poses: equal colors are equal features.
     low, high = np.percentile(maps, [1, 99], axis=(0, 1))
@@ -125,7 +157,8 @@ def poses(
             for place, member in enumerate(members, 1):
                 row[place] = file["images"][int(member)]
     counts = np.bincount(labels, minlength=len(rows))
-    titles = [f"pose {p}: mean map and nearest of {n} images" for p, n in enumerate(counts)]
+    about = "mean map and nearest of"
+    titles = [f"{name}: {about} {n} images" for name, n in zip(names, counts, strict=True)]
     _tile_rows(path, rows, titles, width=6.6, columns=2 if len(rows) > 6 else 1)
 
 
@@ -136,7 +169,10 @@ def categories(path: Path, rows: np.ndarray, counts: np.ndarray) -> None:
 
 
 def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict) -> None:
-    """True azimuths (n,) in degrees of every pose (n,) around the circle, with their scores."""
+    """True azimuths (n,) in degrees of every pose (n,) around the circle, with their scores.
+
+    Beside it, where those go whose azimuth differs from the mean of their pose.
+    """
     k = len(scores["poses"])
     colors = colormaps["hsv"](np.arange(k) / k)
     with _plot(path, (5.5, 5.5), layout=None, projection="polar") as axis:
@@ -154,6 +190,29 @@ def pose_eval(path: Path, poses: np.ndarray, azimuths: np.ndarray, scores: dict)
             f"30 deg of their pose's mean, {scores['images']} images",
             fontsize=8,
         )
+        means = np.array([pose["mean_azimuth_deg"] for pose in scores["poses"]], float)
+        _confusions(axis.figure.add_axes((1.12, 0.16, 0.68, 0.68)), means[poses], azimuths)
+
+
+def _confusions(axis: Axes, means: np.ndarray, azimuths: np.ndarray) -> None:
+    """How often images of each azimuth (n,) are in poses of each mean (n,), in degrees."""
+    edges = np.arange(0, 361, 10)
+    counts, _, _ = np.histogram2d(azimuths % 360, means % 360, (edges, edges))
+    axis.pcolormesh(edges, edges, np.sqrt(counts), cmap="Greys")
+    turn = np.array([0, 360])
+    for label, color, lines in (
+        ("its own direction", "tab:green", [(turn, turn)]),
+        ("the opposite: front for rear", "tab:red", [(turn, turn + 180), (turn, turn - 180)]),
+        ("mirrored: left for right", "tab:blue", [(turn, 360 - turn)]),
+    ):
+        for x, y in lines:
+            axis.plot(x, y, color=color, lw=0.8, ls="--", label=label)
+            label = None
+    axis.set(xlim=(0, 360), ylim=(0, 360), xticks=range(0, 361, 90), yticks=range(0, 361, 90))
+    axis.set_xlabel("mean azimuth of its pose, deg", fontsize=8)
+    axis.set_ylabel("azimuth of the image, deg", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.01), frameon=False)
 
 
 def viewpoints(path: Path, agreement: dict) -> None:
@@ -247,6 +306,34 @@ def evidence(path: Path, found: dict, about: dict) -> None:
             fontsize=7,
         )
         axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=2)
+
+
+def screening(
+    path: Path,
+    doubtful: Sequence[tuple[Entry, Box | None, str]],
+    groups: Sequence[Sequence[Entry]],
+) -> None:
+    """Doubtful images with box and reasons, then groups of near-duplicates, a row each.
+
+    Args:
+        path: of the picture.
+        doubtful: images, their boxes and reasons.
+        groups: each the image that the others repeat, and these.
+    """
+    rows = -(-len(doubtful) // _ACROSS)
+    count = max(rows + len(groups), 1)
+    with _plot(path, (1.5 * _ACROSS, 1.9 * count + 0.4), (count, _ACROSS)) as axes:
+        for axis, (entry, box, reason) in zip(axes.flat, doubtful, strict=False):
+            axis.imshow(read_entry(entry), extent=(0, entry.width, entry.height, 0))
+            if box is not None:
+                _outline(axis, box, "lime", lw=1.2)
+            axis.set_title(textwrap.fill(reason, 34), fontsize=5, pad=1)
+        for line, group in zip(axes[rows:], groups, strict=False):
+            for axis, entry in zip(line, group, strict=False):
+                axis.imshow(read_entry(entry))
+            line[0].set_title(f"{len(group)} near-duplicates", fontsize=6, pad=1)
+        told = "The most doubtful images" + ("; below, groups of near-duplicates" if groups else "")
+        axes[0, 0].figure.suptitle(told if rows or groups else "Nothing was found.", fontsize=9)
 
 
 def number_of_poses(path: Path, name: str, categories: Sequence[dict]) -> None:

@@ -14,8 +14,13 @@ from pathlib import Path
 def prepare_command() -> None:
     """Open standard streams that are closed, and let Ctrl-C end the imports in silence.
 
-    To be called before the other imports: a file that they open must not become standard output.
+    To be called before the other imports: a file that they open must not become standard output,
+    and OpenMP reads its settings once.
     """
+    # Threads wait for each other in every layer, by default for milliseconds in a busy loop, which
+    # takes the CPU from those that are waited for wherever other processes run, too.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # the lowest free descriptor is the stream's
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
@@ -38,7 +43,8 @@ def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        pool.submit(int)  # starts all workers, which inherit what is ignored
+        for _ in range(workers):  # each starts a worker, which inherits what is ignored
+            pool.submit(int)
     finally:
         signal.signal(signal.SIGINT, before)
     try:

@@ -4,6 +4,13 @@ import contextlib
 import json
 from pathlib import Path
 
+from mirage_steps.errors import UserError
+
+# By their folders, since searching those of 100 000 images takes long.
+_RECORDS = ("*.run.json", "*/*.run.json", "sets/*/*.run.json", "novel_views/**/*.run.json")
+_FILES = (*_RECORDS, "metrics.json", "poses/pose_eval.json")
+BUDGET = "budget.json"  # of training.hours, beside the checkpoints
+
 
 def read_text(path: Path) -> str:
     """The text of a file, empty where it cannot be read; bytes that are no UTF-8 are replaced."""
@@ -44,3 +51,19 @@ def read_metrics(folder: Path) -> list[dict]:
         with contextlib.suppress(ValueError):
             records.append(json.loads(line))
     return records
+
+
+def read_run(folder: Path) -> dict[str, dict]:
+    """Content of a run's files by their paths in its folder, empty for damaged ones.
+
+    A variant has those of the run whose model it uses, too.
+
+    Raises:
+        UserError: the folder is missing or holds no results.
+    """
+    paths = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
+    if not paths:
+        raise UserError(f"{folder}: no results there; give the folder of a run, as results/demo")
+    found = {str(path.relative_to(folder)): read_json(path) for path in paths}
+    home = home_of(folder)
+    return found if home == folder else read_run(home) | found

@@ -14,9 +14,12 @@ _PACKAGE = Path(__file__).parents[1]
 # layout of a picture must not cost a training.
 _IGNORED = {
     "settings", "errors", "evaluation_sets", "files.command", "files.provenance",
-    "files.step_code", "files.plots", "files.tiles",
+    "files.step_code", "files.plots", "files.tiles", "files.page",
     "networks.fetching",  # how networks are fetched; which they are is a setting
 }  # fmt: skip
+# What these modules import for `--mesh` and `Run.mesh` alone, which no rule asks for: meshes of a
+# pipeline are made by the step `mesh`.
+_FOR_MESHES = dict.fromkeys(("run", "novel_views"), {"files.cameras", "files.meshes"})
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,11 @@ def _modules(step: str) -> set[str]:
         module = waiting.pop()
         if module not in found | _IGNORED and _path(module).is_file():
             found.add(module)
-            waiting += _imports(_parsed(module))
+            waiting += set(_imports(_parsed(module))) - _FOR_MESHES.get(module, set())
     return found
 
 
+@functools.cache
 def _imports(tree: ast.Module) -> list[str]:
     """Modules of this package that a module imports, relative to the package."""
     names: list[str] = []

@@ -13,7 +13,18 @@ from mirage_steps.files.manifest import BOX, Entry
 from mirage_steps.method.boxes import Box, centered
 
 WINDOW = tuple(f"window_{key}" for key in BOX)
-WINDOWS = ("image", "found", *BOX, *WINDOW, "padded_share", "foreground_share")
+CLEARNESS = ("separation", "largest_part", "cut")
+WINDOWS = (
+    "image",
+    "found",
+    *BOX,
+    *WINDOW,
+    "padded_share",
+    "foreground_share",
+    *CLEARNESS,
+    "left_out",
+)
+DUPLICATES = ("image", "of", "similarity", "group")
 
 
 def read_windows(
@@ -42,7 +53,7 @@ def read_windows(
     if not found:
         raise UserError(
             f"{path}: no object was found in any image; look at foreground.png and try "
-            "foreground.threshold: zero or another foreground.rule"
+            "foreground.threshold: zero or another foreground.component"
         )
     return found
 
@@ -53,6 +64,16 @@ def _box(row: dict[str, str], keys: Sequence[str]) -> Box:
     if not (x0 < x1 < 1e6 and y0 < y1 < 1e6):
         raise ValueError(f"{(x0, y0, x1, y1)} is no box")
     return x0, y0, x1, y1
+
+
+def read_duplicates(path: Path | None) -> dict[str, str]:
+    """The image that each near-duplicate repeats, by duplicates.csv; empty where there is none.
+
+    Raises:
+        UserError: the table lacks a column.
+    """
+    with parsing(f"{path}", "not a table of near-duplicates", "duplicates"):
+        return {row["image"]: row["of"] for row in read_csv(path)} if path else {}
 
 
 def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
@@ -91,7 +112,7 @@ def require_pose_counts(poses: Path, count: int, categories: int) -> None:
     if found != (count, categories):
         raise UserError(
             f"{poses}: {found[0]} poses in {found[1]} categories, the model was trained with "
-            f"{count} in {categories}; set poses.k and categories back, or train again: run "
+            f"{count} in {categories}; set poses.k, poses.edits and categories back, or train: run "
             "snakemake with --forcerun train"
         )
 

@@ -49,7 +49,7 @@ def turntable(path: Path, rows: np.ndarray) -> None:
 def contact_sheet(
     rows: np.ndarray,
     references: Sequence[int],
-    poses: Sequence[int],
+    poses: Sequence[object],
     title: str,
     warnings: Sequence[str] = (),
     labels: Sequence[str] = (),
@@ -59,7 +59,7 @@ def contact_sheet(
     Args:
         rows: (objects, k, S, S, 3) uint8.
         references: column of each object's reference.
-        poses: (k,) their numbers.
+        poses: (k,) their numbers or names.
         title: wrapped to the width of the picture.
         warnings: below the rows, in red, wrapped likewise.
         labels: to the left of the rows.
@@ -82,7 +82,8 @@ def contact_sheet(
         draw.text((picture.width / 2, _LINE * (number + 0.5)), line, "black", font, anchor="mm")
     for column, pose in enumerate(poses):
         middle = (margin + step * (column + 0.5) + scale, top - _LINE / 2)
-        draw.text(middle, f"pose {pose}", "black", font, anchor="mm")
+        name = pose if isinstance(pose, str) else f"pose {pose}"
+        draw.text(middle, name, "black", font, anchor="mm")
     for row, reference in enumerate(references):
         left, up = margin + step * reference, top + step * row
         draw.rectangle((left, up, left + step + scale, up + step + scale), outline="red", width=3)
@@ -99,6 +100,7 @@ def write_sheet(
     references: Sequence[int],
     title: str,
     names: tuple[str, str] = ("contact_sheet.png", "turntable.gif"),
+    poses: Sequence[str] = (),
 ) -> None:
     """Write a contact sheet and a turntable of objects in all poses.
 
@@ -108,9 +110,10 @@ def write_sheet(
         references: column of each object's reference.
         title: what the objects are.
         names: of both files.
+        poses: (k,) names, by default numbers.
     """
     title = f"{title}; red: the reference whose keys and values the others read"
-    sheet = contact_sheet(rows, references, range(rows.shape[1]), title)
+    sheet = contact_sheet(rows, references, poses or range(rows.shape[1]), title)
     save_image(out / names[0], sheet)
     turntable(out / names[1], rows)
 

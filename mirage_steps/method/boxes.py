@@ -1,8 +1,8 @@
 """Letterboxes and crop windows, in pixels of the original image."""
 
 import numpy as np
+import scipy  # loads `ndimage`, which takes a third of a second, on its first use
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d
 
 Box = tuple[float, float, float, float]
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -136,6 +136,6 @@ def _blurred(edge: np.ndarray, count: int) -> list[np.ndarray]:
     row, rows = edge.astype(np.float64), []
     for away in range(1, count + 1):
         # Variances add up: 1 + 3 + ... + (2 n - 1) = n^2.
-        row = gaussian_filter1d(row, (2 * away - 1) ** 0.5, axis=0, mode="nearest")
+        row = scipy.ndimage.gaussian_filter1d(row, (2 * away - 1) ** 0.5, axis=0, mode="nearest")
         rows.append(row.round().astype(np.uint8))
     return rows

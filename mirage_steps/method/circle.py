@@ -1,7 +1,5 @@
 """Angles, and the circular order of poses around the object."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
 
@@ -55,19 +53,29 @@ def _nearest_tour(distances: np.ndarray, start: int) -> np.ndarray:
 def _improved(tour: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """The tour after the best move, again and again until none shortens it."""
     while True:
-        best = min(_moves(tour), key=lambda moved: _length(moved, distances))
-        if _length(best, distances) >= _length(tour, distances) - 1e-12:
+        after = np.roll(tour, -1)
+        edges = distances[tour, after]
+        # 2-opt: edges a and b give way to those between their starts and between their ends.
+        reversal = distances[np.ix_(tour, tour)] + distances[np.ix_(after, after)]
+        reversal -= edges[:, None] + edges
+        own = np.arange(len(tour))
+        reversal[own, own] = 0
+        # Point a leaves its two edges, and edge b opens for it; its own edges cannot.
+        before = np.roll(tour, 1)
+        saved = np.roll(edges, 1) + edges - distances[before, after]
+        move = distances[np.ix_(tour, tour)] + distances[np.ix_(tour, after)] - edges
+        move -= saved[:, None]
+        move[own, own] = move[own, own - 1] = 0
+        a, b = np.unravel_index(reversal.argmin(), reversal.shape)
+        c, d = np.unravel_index(move.argmin(), move.shape)
+        if min(reversal[a, b], move[c, d]) >= -1e-12:
             return tour
-        tour = best
-
-
-def _moves(tour: np.ndarray) -> Iterator[np.ndarray]:
-    """All tours one reversal of a stretch, or one move of a point, away."""
-    count = len(tour)
-    for i in range(count - 1):
-        for j in range(i + 2, count + 1):
-            yield np.concatenate([tour[:i], tour[i:j][::-1], tour[j:]])
-    for i in range(count):
-        rest = np.delete(tour, i)
-        for j in range(count - 1):
-            yield np.insert(rest, j, tour[i])
+        if reversal[a, b] <= move[c, d]:
+            low, high = sorted((a, b))
+            tour = np.concatenate(
+                [tour[: low + 1], tour[low + 1 : high + 1][::-1], tour[high + 1 :]]
+            )
+        else:
+            rest = tour[tour != tour[c]]
+            place = int(np.flatnonzero(rest == tour[d])[0])
+            tour = np.insert(rest, place + 1, tour[c])

@@ -59,6 +59,17 @@ def choose_threads(
     return chosen
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one CPU thread in the block: for small tensors several spend more time waiting."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device's or the machine's memory does not suffice."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (

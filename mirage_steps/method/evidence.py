@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.distance import cdist
-from scipy.stats import norm, rankdata
-from scipy.stats import t as student_t
+import scipy  # loads its parts, which take most of a second, on their first use
 
 from mirage_steps.method.metrics import psnr
 
@@ -92,7 +90,8 @@ def _bootstrap(
     drawn = statistic(rng.integers(count, size=(_RESAMPLES, count)))
     ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     upper, value = (1 + level) / 2, statistic(np.arange(count))
-    wider = student_t.ppf(upper, count - 1) / norm.ppf(upper) * (count / (count - 1)) ** 0.5
+    t, norm = scipy.stats.t, scipy.stats.norm
+    wider = t.ppf(upper, count - 1) / norm.ppf(upper) * (count / (count - 1)) ** 0.5
     values = (value, *(value + wider * (ends - value)))
     return Interval(*np.clip(values, *bounds).tolist(), count)
 
@@ -124,7 +123,7 @@ def reference_scores(
 
     Args:
         asked, shown: (n,) poses.
-        distances: (n,) to the mean map of the pose shown.
+        distances: (n,) to the nearest mean map of the pose shown.
         far: distance within which 99 % of the training images are.
         k: number of poses of a category.
     """
@@ -139,7 +138,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> Interval:
     """
 
     def correlation(rows: np.ndarray) -> np.ndarray:
-        a, b = (rankdata(values[rows], axis=-1) for values in (x, y))
+        a, b = (scipy.stats.rankdata(values[rows], axis=-1) for values in (x, y))
         a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (a, b))
         scale = np.sqrt(np.square(a).sum(-1) * np.square(b).sum(-1))
         return (a * b).sum(-1) / np.maximum(scale, 1e-12)  # equal ranks correlate with nothing
@@ -193,7 +192,7 @@ class Consistency:
         for one, a in residuals.items():
             for other, b in residuals.items():
                 if one != other:
-                    floor[one, other] = cdist(a, b).mean()
+                    floor[one, other] = scipy.spatial.distance.cdist(a, b).mean()
         return cls(means, floor)
 
     def similarity(self, features: np.ndarray, poses: np.ndarray, shows: np.ndarray) -> np.ndarray:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
+import scipy  # loads `ndimage`, which takes a third of a second, on its first use
 
 from mirage_steps.method.boxes import valid_patches
 from mirage_steps.method.pca import Moments, Pca
 from mirage_steps.settings import Foreground
 
 COMPONENTS = 3
-# Below this standardized difference between border and inside the sign is a coin toss: Cohen's
+# Below this standardized difference between border and center the sign is a coin toss: Cohen's
 # "small effect" is 0.2.
 DECIDABLE = 0.2
 # Scores are enlarged by this factor before they are cut, so that a box is finer than a patch.
@@ -81,10 +81,10 @@ def fit_foreground(
         batches: of whole images; iterated twice.
         settings: the rule, where to cut, and the sign where the border does not decide.
     """
-    everything, border, inside = token_moments(batches)
+    everything, border, center = token_moments(batches)
     pca = Pca.fit(everything, COMPONENTS)
-    contrasts = contrast(pca, border, inside)
-    component, sign = choose(contrasts, settings.rule, settings.fallback_sign)
+    contrasts = contrast(pca, border, center)
+    component, sign = choose(contrasts, settings)
     model = ForegroundModel(pca, component, sign, 0.0)
     if settings.threshold == "otsu":
         row = pca.components[component]
@@ -98,47 +98,72 @@ def fit_foreground(
 
 
 def token_moments(batches: Iterable[TokenBatch]) -> tuple[Moments, Moments, Moments]:
-    """Moments of all valid patch tokens, of those at the border, and of the others."""
-    everything, border, inside = Moments(), Moments(), Moments()
+    """Moments of all valid patch tokens, of those at the border, and of those in the center."""
+    everything, border, center = Moments(), Moments(), Moments()
     for batch in batches:
-        tokens, edge = batch.tokens.astype(np.float32), border_patches(batch.valid)
-        border.add(tokens[edge.reshape(tokens.shape[:2])])
-        inside.add(tokens[(batch.valid & ~edge).reshape(tokens.shape[:2])])
-    everything.merge(border)
-    everything.merge(inside)
-    return everything, border, inside
+        tokens, valid = batch.tokens.astype(np.float32), batch.valid
+        edge = border_patches(valid)
+        middle = valid & ~edge & center_patches(batch.content, valid.shape[1])
+        for moments, shown in ((everything, valid), (border, edge), (center, middle)):
+            moments.add(tokens[shown.reshape(tokens.shape[:2])])
+    return everything, border, center
+
+
+def center_patches(content: np.ndarray, grid: int) -> np.ndarray:
+    """Patches around the center of the image, up to a quarter of its sides, bool (n, grid, grid).
+
+    Between there and the border a network may answer to the frame rather than to the object:
+    features of EfficientNet have components that separate a frame two patches wide.
+
+    Args:
+        content: (n, 4) box of the image in fractions of the grid.
+        grid: patches a side.
+    """
+    middle, sides = (content[:, :2] + content[:, 2:]) / 2, content[:, 2:] - content[:, :2]
+    places = (np.arange(grid) + 0.5) / grid
+    x, y = ((places - middle[:, [axis]]) / sides[:, [axis]] for axis in (0, 1))
+    return x[:, None] ** 2 + y[:, :, None] ** 2 < 0.25**2
 
 
 def border_patches(valid: np.ndarray) -> np.ndarray:
     """Valid patches with a neighbor that is not, or outside the grid; both bool (n, g, g)."""
-    cross = ndimage.generate_binary_structure(2, 1)[None]
-    return valid & ~ndimage.binary_erosion(valid, cross)
+    cross = scipy.ndimage.generate_binary_structure(2, 1)[None]
+    return valid & ~scipy.ndimage.binary_erosion(valid, cross)
 
 
-def contrast(pca: Pca, border: Moments, inside: Moments) -> np.ndarray:
-    """Cohen's d between inside and border patches along each component, (c,).
+def contrast(pca: Pca, border: Moments, center: Moments) -> np.ndarray:
+    """Cohen's d between center and border patches along each component, (c,).
 
     Zero where either is empty, as with images as thin as a patch: then the border says nothing.
     """
-    if not border.count or not inside.count:
+    if not border.count or not center.count:
         return np.zeros(len(pca.components))
-    difference = pca.components @ (inside.mean - border.mean)
-    pooled = (border.scatter + inside.scatter) / max(border.count + inside.count - 2, 1)
+    difference = pca.components @ (center.mean - border.mean)
+    pooled = (border.scatter + center.scatter) / max(border.count + center.count - 2, 1)
     spread = np.einsum("cd,de,ce->c", pca.components, pooled, pca.components)
     return difference / np.sqrt(np.maximum(spread, np.finfo(float).tiny))
 
 
-def choose(contrasts: np.ndarray, rule: str, fallback_sign: int) -> tuple[int, int]:
+def choose(contrasts: np.ndarray, settings: Foreground) -> tuple[int, int]:
     """Index and sign of the component that separates.
 
     Args:
         contrasts: (c,) from :func:`contrast`.
-        rule: ``first-component`` (paper) or ``border-contrast`` (the largest magnitude).
-        fallback_sign: the sign where the contrast is below ``DECIDABLE``.
+        settings: the component, or the rule by which it is chosen: ``first-component`` (paper) or
+            ``border-contrast`` (the largest magnitude).
     """
-    component = 0 if rule == "first-component" else int(np.abs(contrasts).argmax())
-    decided = abs(contrasts[component]) >= DECIDABLE
-    return component, int(np.sign(contrasts[component])) if decided else fallback_sign
+    if settings.component != "auto":
+        component = abs(settings.component) - 1
+        side = 1 if settings.component > 0 else -1
+        return component, side * side_of(contrasts[component], settings.fallback_sign)
+    first = settings.rule == "first-component"
+    component = 0 if first else int(np.abs(contrasts).argmax())
+    return component, side_of(contrasts[component], settings.fallback_sign)
+
+
+def side_of(contrast: float, fallback_sign: int) -> int:
+    """Sign of a component that the border is not: its contrast's, where that is decidable."""
+    return int(np.sign(contrast)) if abs(contrast) >= DECIDABLE else fallback_sign
 
 
 def otsu_threshold(counts: np.ndarray, edges: np.ndarray) -> float:
@@ -201,8 +226,9 @@ def _find(scores: np.ndarray, valid: np.ndarray, threshold: float) -> Region | N
     if not valid.any():
         return None
     # Padding takes the nearest real score, so that interpolation does not pull the edge down.
-    nearest = ndimage.distance_transform_edt(~valid, return_indices=True)[1]
-    fine = ndimage.zoom(scores[tuple(nearest)], UPSAMPLE, order=1, mode="nearest", grid_mode=True)
+    nearest = scipy.ndimage.distance_transform_edt(~valid, return_indices=True)[1]
+    near = scores[tuple(nearest)]
+    fine = scipy.ndimage.zoom(near, UPSAMPLE, order=1, mode="nearest", grid_mode=True)
     fine_valid = valid.repeat(UPSAMPLE, 0).repeat(UPSAMPLE, 1)
     part = largest_part((fine > threshold) & fine_valid)
     if not part.any():
@@ -217,7 +243,7 @@ def _find(scores: np.ndarray, valid: np.ndarray, threshold: float) -> Region | N
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
     """The largest connected part of a mask, neighbors at corners included, bool (h, w)."""
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
     if count < 2:
         return mask
     return labels == np.bincount(labels[labels > 0]).argmax()

@@ -19,6 +19,7 @@ def judge_number(
     halves: int,
     seed: int,
     azimuths: np.ndarray | None = None,
+    method: str = "kmeans",
 ) -> dict:
     """What speaks for ``k`` poses of these maps, and what against.
 
@@ -29,6 +30,7 @@ def judge_number(
         halves: how often the images are split in two.
         seed: of K-Means and of the halves.
         azimuths: (n,) true ones in degrees, NaN where unknown; None where all are.
+        method: of clustering.
 
     Returns:
         ``stability``, the adjusted mutual information in [-1, 1] of the poses that two halves of
@@ -43,12 +45,12 @@ def judge_number(
     for number in range(halves):
         order = np.random.default_rng([seed, number]).permutation(len(maps))
         parts = order[: len(order) // 2], order[len(order) // 2 :]
-        one, other = (nearest(maps, _fit(maps[part], k, starts, seed)) for part in parts)
+        one, other = (nearest(maps, _fit(maps[part], k, starts, seed, method)) for part in parts)
         agreements.append(adjusted_mutual_info_score(one, other))
         means = [circular_mean(one[other == pose] * 360 / k) for pose in np.unique(other)]
         breaks.append(order_errors(np.array(means), tolerance=360 / k))
-    centroids = _fit(maps, k, starts, seed)
-    labels = nearest(maps, centroids)
+    model = _fit(maps, k, starts, seed, method)
+    labels = nearest(maps, model)
     counts = np.bincount(labels, minlength=k)
     sample = min(len(maps), _SILHOUETTE_SAMPLE)
     found = {
@@ -57,7 +59,7 @@ def judge_number(
         "order_errors_of_halves": float(np.mean(breaks)),
         "silhouette": float(silhouette_score(maps[:sample], labels[:sample])),
         "smallest": int(counts.min()),
-        "shared": shared_poses(centroids, counts),
+        "shared": shared_poses(model.mean_maps, counts),
     }
     if azimuths is not None:
         known = ~np.isnan(azimuths)
@@ -103,14 +105,15 @@ def _around(centroids: np.ndarray) -> np.ndarray:
     return (ways * around).sum(1) / np.maximum(lengths, np.finfo(np.float32).tiny)
 
 
-def nearest(maps: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Place of the nearest centroid (k, d) of each map (n, d), (n,) int64."""
+def nearest(maps: np.ndarray, model: PoseModel) -> np.ndarray:
+    """Pose of each map (n, d), (n,) int64."""
     from sklearn.metrics import pairwise_distances_argmin
 
-    return pairwise_distances_argmin(maps, centroids)
+    found = pairwise_distances_argmin(maps, model.centroids)
+    return found if model.pose is None else model.pose[found]
 
 
-def _fit(maps: np.ndarray, k: int, starts: int, seed: int) -> np.ndarray:
-    """Centroids (k, d) of maps (n, d), in circular order."""
+def _fit(maps: np.ndarray, k: int, starts: int, seed: int, method: str) -> PoseModel:
+    """Poses of maps (n, d), in circular order."""
     whole = np.ones((len(maps), 1), bool)
-    return PoseModel.fit(maps[:, None].copy(), whole, k, starts, seed).centroids
+    return PoseModel.fit(maps[:, None].copy(), whole, k, starts, seed, method)

@@ -43,6 +43,24 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
+@dataclass
+class PatchMeans:
+    """Sums (T, dim) of the tokens at each patch of a grid, and their counts (T,), in float64."""
+
+    total: np.ndarray | float = 0.0
+    count: np.ndarray | float = 0.0
+
+    def add(self, tokens: np.ndarray, kept: np.ndarray) -> None:
+        """Take in the tokens (n, T, dim) that are ``kept``, bool (n, T)."""
+        self.total = self.total + np.einsum("ntd,nt->td", tokens, kept, dtype=np.float64)
+        self.count = self.count + kept.sum(0)
+
+    def mean(self, default: np.ndarray) -> np.ndarray:
+        """Mean token at each patch, (T, dim); ``default`` (dim,) where none was kept."""
+        means = self.total / np.maximum(self.count, 1)[:, None]
+        return np.where(self.count[:, None] > 0, means, default)
+
+
 @dataclass(frozen=True)
 class Pca:
     """A fitted PCA.

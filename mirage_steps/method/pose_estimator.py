@@ -4,7 +4,7 @@ Fitted on a data set in stages: the foreground on whole images; categories (if s
 and poses on the crops. It then applies to any new photo.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,14 +14,13 @@ from mirage_steps.errors import UserError
 from mirage_steps.method.boxes import Box, centered, from_letterbox, rounded, square_window
 from mirage_steps.method.categories import CategoryModel
 from mirage_steps.method.foreground import (
-    COMPONENTS,
     ForegroundModel,
     Region,
     TokenBatch,
     find_objects,
     largest_part,
 )
-from mirage_steps.method.pca import Moments, Pca
+from mirage_steps.method.pca import Moments, PatchMeans, Pca
 from mirage_steps.method.poses import PoseModel, object_maps
 from mirage_steps.settings import Poses, PoseSpace
 
@@ -80,8 +79,12 @@ class PoseEstimator:
         pcas: PCA 2 of each category.
         mask_background: whether maps are zero off the object.
         normalize: whether maps have Euclidean length 1.
+        whole: whether objects fill their photos, so that there is nothing to find.
+        centers: (T, c) of each category, the mean of its maps before they are scaled; None where it
+            is not subtracted.
         poses: of each category, equally many.
         far: distance to the nearest pose beyond which hardly any training image is.
+        names: of all poses, empty where one has none; empty where none has.
     """
 
     backbone: dict[str, object]
@@ -91,18 +94,27 @@ class PoseEstimator:
     pcas: tuple[Pca, ...] | None = None
     mask_background: bool = True
     normalize: bool = True
+    whole: bool = False
+    centers: tuple[np.ndarray, ...] | None = None
     poses: tuple[PoseModel, ...] | None = None
     far: float | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def k(self) -> int:
         """Number of poses of each category."""
-        return len(self.poses[0].centroids)
+        return self.poses[0].k
 
     @property
     def number_of_poses(self) -> int:
         """Number of poses of all categories together."""
         return self.k * len(self.poses)
+
+    @property
+    def labels(self) -> list[str]:
+        """What pictures call the poses: their names, or numbers."""
+        names = self.names or ("",) * self.number_of_poses
+        return [name or f"pose {pose}" for pose, name in enumerate(names)]
 
     def shown(self, batch: TokenBatch) -> np.ndarray:
         """Patches that show the object: the foreground's largest connected part, bool (n, T)."""
@@ -120,12 +132,14 @@ class PoseEstimator:
         Args:
             batch: tokens of the letterboxed images.
             sizes: width and height of each image in pixels.
-            boxes: given boxes in pixels, None for those to find.
+            boxes: given boxes in pixels, None for those to find, or the whole photos.
         """
         scores = self.foreground.scores(batch.tokens)
         regions = find_objects(scores, self.foreground.threshold, batch.valid)
         scores, found = np.where(batch.valid, scores, np.nan), []
         boxes = boxes or [None] * len(sizes)
+        if self.whole:
+            boxes = [box or (0.0, 0.0, *size) for box, size in zip(boxes, sizes, strict=True)]
         for box, size, region, seen in zip(boxes, sizes, regions, scores, strict=True):
             window = None
             if box is None and region is not None:
@@ -154,16 +168,18 @@ class PoseEstimator:
         """Crops, of categories (n,), in pose space.
 
         Returns:
-            (n, T, 3) float32 maps; bool (n, T) patches that are not padding; bool (n, T) patches
+            (n, T, c) float32 maps; bool (n, T) patches that are not padding; bool (n, T) patches
             that show the object.
         """
-        shown = self.shown(batch)
-        values = np.empty((*shown.shape, COMPONENTS), np.float32)
+        shown, valid = self.shown(batch), batch.valid.reshape(len(batch.tokens), -1)
+        kept = shown if self.mask_background else valid
+        maps = np.empty((*shown.shape, len(self.pcas[0].components)), np.float32)
         for category in np.unique(categories):
             own = categories == category
-            values[own] = self.pcas[category].project(batch.tokens[own])
-        maps = object_maps(values, shown, self.mask_background, self.normalize)
-        return maps, batch.valid.reshape(shown.shape), shown
+            values = self.pcas[category].project(batch.tokens[own])
+            center = self.centers[category] if self.centers else 0.0
+            maps[own] = object_maps(values, kept[own], self.normalize, center)
+        return maps, valid, shown
 
     def assign(
         self, maps: np.ndarray, valid: np.ndarray, categories: np.ndarray
@@ -175,7 +191,8 @@ class PoseEstimator:
             categories: (n,).
 
         Returns:
-            (n,) int pose, numbered over all categories; (n,) Euclidean distance to its mean map.
+            (n,) int pose, numbered over all categories; (n,) Euclidean distance to the nearest mean
+            map of a cluster of that pose.
         """
         poses, distances = np.empty(len(maps), np.int64), np.empty(len(maps))
         for index, category in enumerate(categories):
@@ -199,20 +216,35 @@ class PoseEstimator:
         Raises:
             UserError: the crops of a category show too little.
         """
-        moments = [Moments() for _ in range(int(categories.max()) + 1)]
+        count, components = int(categories.max()) + 1, settings.components
+        moments, means = [Moments() for _ in range(count)], [PatchMeans() for _ in range(count)]
         for batch in batches:
             shown, values = self.shown(batch), batch.tokens.astype(np.float32)
-            for category, seen in enumerate(moments):
+            kept = shown if settings.mask_background else batch.valid.reshape(shown.shape)
+            for category, (seen, mean) in enumerate(zip(moments, means, strict=True)):
                 own = categories[batch.rows] == category
                 seen.add(values[shown & own[:, None]])
+                if settings.center:
+                    mean.add(values[own], kept[own])
         for category, seen in enumerate(moments):
-            if seen.count <= COMPONENTS:
+            if seen.count <= components:
                 raise UserError(
                     f"only {seen.count} foreground tokens in all crops of category {category}; "
                     "look at foreground.png and try foreground.threshold: zero"
                 )
-        pcas = tuple(Pca.fit(seen, COMPONENTS) for seen in moments)
-        return replace(self, pcas=pcas, **settings.model_dump())
+        dim = len(moments[0].mean)
+        if components > dim:
+            raise UserError(
+                f"pose_space.components {components}: the backbone's tokens have length {dim}"
+            )
+        pcas = tuple(Pca.fit(seen, components) for seen in moments)
+        centers = None
+        if settings.center:
+            # A projection is affine, so that of the mean is the mean of the projections.
+            pairs = zip(pcas, means, strict=True)
+            centers = tuple(pca.project(mean.mean(pca.mean)) for pca, mean in pairs)
+        chosen = {key: getattr(settings, key) for key in ("mask_background", "normalize")}
+        return replace(self, pcas=pcas, centers=centers, **chosen)
 
     def fit_poses(
         self, maps: np.ndarray, valid: np.ndarray, categories: np.ndarray, settings: Poses
@@ -238,14 +270,35 @@ class PoseEstimator:
                     f"poses.k = {settings.k}, but an object{where} was found in only {len(mine)} "
                     "images; lower poses.k or add images"
                 )
-            models.append(PoseModel.fit(mine, valid[own], **settings.model_dump()))
+            words = settings.model_dump(exclude={"edits"})
+            models.append(PoseModel.fit(mine, valid[own], **words))
+        used = min(model.k for model in models)
         fitted = replace(self, poses=tuple(models))
-        labels, distances = fitted.assign(maps, valid, categories)
-        images = np.bincount(labels, minlength=fitted.number_of_poses).reshape(count, -1)
-        used = int((images > 0).sum(1).min())
+        if used == settings.k:
+            labels, distances = fitted.assign(maps, valid, categories)
+            images = np.bincount(labels, minlength=fitted.number_of_poses).reshape(count, -1)
+            used = int((images > 0).sum(1).min())
         if used < settings.k:
             raise UserError(
                 f"poses.k = {settings.k}, but there are only {used} distinct maps to cluster: too "
                 f"many images are equal; lower poses.k to at most {used} or add other images"
+                + (", or set poses.method: kmeans" if settings.method == "spectral" else "")
             )
         return replace(fitted, far=float(np.quantile(distances, FAR)))
+
+    def edited(self, into: np.ndarray, names: Mapping[int, str]) -> "PoseEstimator":
+        """This with poses merged, dropped and named, the others numbered anew in their order.
+
+        Whatever was nearest to a dropped pose goes to the nearest that is left. What counts as far
+        stays, so that such images are told.
+
+        Args:
+            into: (number of poses,) of each pose itself, the pose that it joins, or -1 for none; in
+                each category equally many stay.
+            names: by their numbers in ``into``.
+        """
+        parts = into.reshape(len(self.poses), -1)
+        poses = tuple(model.edited(part) for model, part in zip(self.poses, parts, strict=True))
+        stay = np.unique(into[into >= 0]).tolist()
+        found = tuple(names.get(pose, "") for pose in stay) if names else ()
+        return replace(self, poses=poses, names=found)

@@ -16,23 +16,39 @@ def score_azimuths(poses: np.ndarray, azimuths: np.ndarray, k: int, categories: 
 
     Returns:
         ``median_error_deg`` and ``share_within_30_deg`` of the distances to the circular mean of
-        the image's pose; ``order_errors``, breaks of the poses' circular order; and the mean and
-        count of every pose.
+        the image's pose; ``share_opposite``, of the images 150 degrees and more from the direction
+        that most images of their pose have, such as front for rear; ``order_errors``, breaks of
+        the poses' circular order; and the mean and count of every pose.
     """
     members = [azimuths[poses == pose] for pose in range(k)]
     means = [circular_mean(found) if len(found) else None for found in members]
     circles = np.array(means, float).reshape(categories, -1)  # NaN for None
     errors = circular_distance(azimuths, circles.ravel()[poses])
+    usual = np.array([_densest(found) for found in members])
+    opposite = circular_distance(azimuths, usual[poses]) >= 150
     return {
         "images": len(azimuths),
         "median_error_deg": float(np.median(errors)),
         "share_within_30_deg": float((errors <= 30).mean()),
+        "share_opposite": float(opposite.mean()),
         "order_errors": sum(order_errors(circle[~np.isnan(circle)]) for circle in circles),
         "poses": [
             {"pose": pose, "images": len(found), "mean_azimuth_deg": mean}
             for pose, (found, mean) in enumerate(zip(members, means, strict=True))
         ],
     }
+
+
+def _densest(azimuths: np.ndarray) -> float:
+    """Middle in degrees of the 60 degrees with most of the azimuths (n,), to 5 degrees.
+
+    Of images half of which show the rear, the mean direction is neither.
+    """
+    counts = np.bincount((azimuths % 360 // 5).astype(int), minlength=72)
+    windows = np.sum([np.roll(counts, -step) for step in range(12)], axis=0)
+    # The middle one, where several windows hold as many.
+    best = np.flatnonzero(windows == windows.max())
+    return float((best[len(best) // 2] * 5 + 30) % 360)
 
 
 def order_errors(means: np.ndarray, tolerance: float = 15.0) -> int:

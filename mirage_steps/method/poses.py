@@ -1,5 +1,6 @@
 """Poses as clusters of maps in pose space (paper, section 3.1)."""
 
+import logging
 import warnings
 from dataclasses import dataclass
 
@@ -7,27 +8,38 @@ import numpy as np
 
 from mirage_steps.method.circle import shortest_cycle
 
+log = logging.getLogger(__name__)
+
+# Spectral clustering: neighbors of a map, and most images of the graph, whose time grows with their
+# square. Of a pose's clusters: at most so many, and so many images each, or new maps would be
+# farther from all clusters than the maps that these were fitted to.
+_NEIGHBORS, _GRAPH = 10, 20_000
+_PARTS, _OF_PART = 10, 20
+
 
 def object_maps(
-    values: np.ndarray, shown: np.ndarray, mask_background: bool = True, normalize: bool = True
+    values: np.ndarray,
+    kept: np.ndarray,
+    normalize: bool = True,
+    center: np.ndarray | float = 0.0,
 ) -> np.ndarray:
     """Maps by which poses are compared (section 3.1).
 
     Zero is the mean of all objects. Where the background keeps its own far-off values, as in the
     paper, outlines weigh more than what they enclose. Where maps are not normalized, as in the
-    paper, those that show little of their object lie together near zero, whatever its pose.
+    paper, those that show little of their object lie together near zero, whatever its pose. Without
+    a center, what all maps have in common takes most of the length that they share.
 
     Args:
         values: (n, T, c) tokens projected by PCA 2.
-        shown: bool (n, T), patches on the image that show the object.
-        mask_background: set all other patches to zero.
-        normalize: scale each map to Euclidean length 1; one that shows nothing stays zero.
+        kept: bool (n, T), patches on the image, or those that show the object; others are zero.
+        normalize: scale each map to Euclidean length 1; one that keeps nothing stays zero.
+        center: (T, c) values to subtract.
 
     Returns:
         (n, T, c) float32.
     """
-    maps = np.where(shown[..., None], values, 0) if mask_background else values
-    maps = maps.astype(np.float32)
+    maps = np.where(kept[..., None], values - center, 0).astype(np.float32)
     if not normalize:
         return maps
     lengths = np.linalg.norm(maps, axis=(1, 2), keepdims=True)
@@ -54,42 +66,139 @@ def fill_padding(maps: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PoseModel:
-    """Poses in circular order.
+    """Poses in circular order, each of one or more clusters.
 
     Args:
-        centroids: (k, T * c) float32 mean maps.
+        centroids: (m, T * c) float32 mean maps of the clusters.
         means: (T, c) float32, the values of padding.
+        pose: (m,) int64, the pose of each cluster; None where cluster i is pose i.
     """
 
     centroids: np.ndarray
     means: np.ndarray
+    pose: np.ndarray | None = None
+
+    @property
+    def k(self) -> int:
+        """Number of poses."""
+        return len(self.centroids) if self.pose is None else int(self.pose.max()) + 1
+
+    @property
+    def mean_maps(self) -> np.ndarray:
+        """Mean of the centroids of each pose, (k, T * c)."""
+        if self.pose is None:
+            return self.centroids
+        return np.stack([self.centroids[self.pose == one].mean(0) for one in range(self.k)])
 
     @classmethod
     def fit(
-        cls, maps: np.ndarray, valid: np.ndarray, k: int, starts: int, seed: int
+        cls,
+        maps: np.ndarray,
+        valid: np.ndarray,
+        k: int,
+        starts: int,
+        seed: int,
+        method: str = "kmeans",
     ) -> "PoseModel":
-        """Cluster maps by Euclidean K-Means and number the clusters around the circle.
+        """Cluster maps by Euclidean distance and number the poses around the circle.
 
         Args:
             maps: (n, T, c) float32, of :func:`object_maps`; changed by :func:`fill_padding`.
             valid: bool (n, T), False on padding.
             k: number of poses.
             starts, seed: of K-Means; the run with the least inertia is kept.
+            method: ``kmeans`` (paper), or ``spectral``, K-Means in :func:`graph_embedding`. Then
+                each pose is described by up to ten clusters of its maps, to which new maps are
+                compared, since poses of a graph need not be round.
         """
-        from sklearn.cluster import KMeans  # takes a second, for which nearest() need not wait
+        from sklearn.metrics import pairwise_distances_argmin
 
         means = fill_padding(maps, valid)
         flat = maps.reshape(len(maps), -1)
-        with warnings.catch_warnings():
-            # Fewer distinct maps than poses: the caller counts the images of each pose.
-            warnings.filterwarnings("ignore", "Number of distinct clusters")
-            kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
-        centroids = kmeans.cluster_centers_
-        gaps = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
-        return cls(centroids[shortest_cycle(gaps)].astype(np.float32), means)
+        if method == "kmeans":
+            centroids, pose = _kmeans(flat, k, starts, seed), None
+            return cls(centroids[_tour(centroids)], means)
+        if len(flat) > _GRAPH:
+            flat = flat[np.random.default_rng(seed).choice(len(flat), _GRAPH, replace=False)]
+        places = graph_embedding(flat, k, seed)
+        centers = _kmeans(places, k, starts, seed)
+        labels = pairwise_distances_argmin(places, centers)
+        parts = [
+            _kmeans(mine, min(_PARTS, max(1, len(mine) // _OF_PART)), 1, seed)
+            for one in _tour(centers)
+            if len(mine := flat[labels == one])
+        ]
+        pose = np.repeat(np.arange(len(parts)), [len(one) for one in parts])
+        return cls(np.concatenate(parts), means, pose)
+
+    def edited(self, into: np.ndarray) -> "PoseModel":
+        """This without the clusters of poses that are dropped, and with poses merged.
+
+        Args:
+            into: (k,) of each pose itself, the pose that it joins, or -1 for none.
+        """
+        found = into[np.arange(self.k) if self.pose is None else self.pose]
+        kept = np.flatnonzero(found >= 0)
+        pose = np.unique(found[kept], return_inverse=True)[1]
+        return PoseModel(self.centroids[kept], self.means, pose)
 
     def nearest(self, values: np.ndarray, valid: np.ndarray) -> tuple[int, float]:
-        """Nearest pose of a map (T, c) that is ``valid`` (T,) off padding, and distance to it."""
+        """Pose of the nearest centroid to a map (T, c), and the distance to it.
+
+        Args:
+            values: the map.
+            valid: bool (T,), False on padding.
+        """
         filled = np.where(valid[:, None], values, self.means).ravel()
         gaps = np.linalg.norm(self.centroids - filled, axis=1)
-        return int(gaps.argmin()), float(gaps.min())
+        nearest = int(gaps.argmin())
+        return nearest if self.pose is None else int(self.pose[nearest]), float(gaps[nearest])
+
+
+def graph_embedding(flat: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
+    """Laplacian eigenmaps (Belkin and Niyogi 2003) of the graph of nearest neighbors, (n, d).
+
+    The maps of front and rear may be closer to each other than those at both ends of one pose are,
+    but from neighbor to neighbor the way between them leads around the object. K-Means on these
+    eigenvectors, as many as clusters, is spectral clustering (Shi and Malik 2000; Ng et al. 2001).
+
+    Args:
+        flat: (n, T * c) float32 maps.
+        dimensions: eigenvectors, the constant one included; at most n - 1.
+        seed: of the eigensolver's first vector.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.manifold import spectral_embedding
+    from sklearn.neighbors import kneighbors_graph
+
+    graph = kneighbors_graph(flat, min(_NEIGHBORS, len(flat) - 1))
+    graph = (graph + graph.T) / 2
+    apart = connected_components(graph, directed=False, return_labels=False)
+    if apart > 1:
+        log.warning(
+            "the graph of neighbors is in %d parts, which may become poses of their own: groups of "
+            "near-duplicates (see screening), or few images; poses.method kmeans needs no graph",
+            apart,
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Graph is not fully connected")
+        count = min(dimensions, len(flat) - 1)
+        return spectral_embedding(graph, n_components=count, random_state=seed, drop_first=False)
+
+
+def _kmeans(flat: np.ndarray, k: int, starts: int, seed: int) -> np.ndarray:
+    """Centroids (k, d) float32 of the best of several starts."""
+    from sklearn.cluster import KMeans  # takes a second, for which nearest() need not wait
+    from threadpoolctl import threadpool_limits
+
+    # Threads add their sums in any order: a table of edits needs the same clusters again.
+    with warnings.catch_warnings(), threadpool_limits(1, "openmp"):
+        # Fewer distinct maps than poses: the caller counts the images of each pose.
+        warnings.filterwarnings("ignore", "Number of distinct clusters")
+        kmeans = KMeans(k, n_init=starts, random_state=seed, copy_x=False).fit(flat)
+    return kmeans.cluster_centers_.astype(np.float32)
+
+
+def _tour(means: np.ndarray) -> np.ndarray:
+    """The order of mean maps (k, d) around the object, in which neighbors are alike."""
+    return shortest_cycle(np.linalg.norm(means[:, None] - means[None], axis=2))

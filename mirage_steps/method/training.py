@@ -9,6 +9,8 @@ import contextlib
 import copy
 import functools
 import math
+import statistics
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -26,6 +28,7 @@ from mirage_steps.method.unet import UNet, UNetConfig, build
 
 # Iterations that orthogonalize an update; torch's default is 5 (docs/training.md compares).
 _NEWTON_SCHULZ = 3
+_WARM, _TIMED = 2, 5  # steps that choose kernels and allocate, and steps that are timed
 
 
 class Hooks(Protocol):
@@ -229,6 +232,16 @@ class Batches:
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.training.seed, epoch]).permutation(len(self.labels))
+
+
+def seconds_per_step(trainer: Trainer, batches: Batches) -> float:
+    """Median time of some first steps, reading included; the trainer has then done them."""
+    times = []
+    for step in range(_WARM + _TIMED):
+        start = time.perf_counter()
+        trainer.step(*batches.batch(step, trainer.share)).cpu()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[_WARM:])
 
 
 class KernelMuon(torch.optim.Muon):

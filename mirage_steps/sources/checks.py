@@ -1,28 +1,25 @@
 """What the settings of a data set name is there and fits: before a run, and for its plan."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
-from mirage_steps.errors import UserError
-from mirage_steps.files.labels import read_azimuths
+from mirage_steps.errors import UserError, errors_at, rerun
+from mirage_steps.files.labels import read_azimuths, read_boxes, read_edits
 from mirage_steps.files.names import not_a
 from mirage_steps.files.photos import photos_folder
+from mirage_steps.files.project import project_path
 from mirage_steps.files.records import read_json
 from mirage_steps.networks.fetching import PACKAGES, require_known
-from mirage_steps.settings import Dataset, published_inception
+from mirage_steps.settings import Dataset, Folder, published_inception
 from mirage_steps.sources import check_source
+from mirage_steps.sources.folder import added_files
 
 # Each raises UserError, naming the key.
 
 
-@contextlib.contextmanager
-def errors_of(name: str) -> Iterator[None]:
+def errors_of(name: str) -> contextlib.AbstractContextManager:
     """Name the data set in the errors of the checks within."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"datasets.{name}.{error}") from None
+    return errors_at(f"datasets.{name}.")
 
 
 def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
@@ -42,6 +39,8 @@ def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
         photos_folder(dataset.photos)
     if dataset.use is None:
         check_labels(dataset)
+        check_boxes(dataset)
+        check_edits(dataset)
         check_baselines(dataset, results)
 
 
@@ -78,7 +77,7 @@ def check_resolution(dataset: Dataset) -> None:
 def _check_multiple(key: str, resolution: int, model: str, level: int) -> None:
     published = 14 if model.startswith("facebook/dinov2-") else None
     published = level if model in PACKAGES else published
-    patch = read_json(Path(model, "config.json")).get("patch_size", published)
+    patch = read_json(project_path(model) / "config.json").get("patch_size", published)
     if isinstance(patch, int) and patch > 0 and resolution % patch:
         raise UserError(
             f"{key} {resolution}: not a multiple of the patch size {patch}; "
@@ -90,11 +89,47 @@ def check_labels(dataset: Dataset) -> None:
     """Refuse a table of true azimuths that cannot be used."""
     if dataset.labels is not None:
         try:
-            read_azimuths(Path(dataset.labels))
-        except UserError as error:
-            raise UserError(f"labels {error}") from None
+            with errors_at("labels "):
+                read_azimuths(Path(dataset.labels))
         except OSError as error:
             raise UserError(f"labels {dataset.labels}: {error.strerror}") from None
+
+
+def boxes_of(dataset: Dataset) -> str | None:
+    """The table of boxes that the user gives, if any; other sources have their own boxes."""
+    return dataset.source.boxes_table if isinstance(dataset.source, Folder) else None
+
+
+def check_boxes(dataset: Dataset) -> None:
+    """Refuse a table of boxes that cannot be used."""
+    if boxes := boxes_of(dataset):
+        with errors_at("source.boxes "):
+            read_boxes(Path(boxes))
+
+
+def check_edits(dataset: Dataset) -> None:
+    """Refuse a table of edits of the poses that cannot be used."""
+    if dataset.poses.edits != "none":
+        read_edits(Path(dataset.poses.edits), dataset.poses.k, dataset.categories)
+
+
+def added_images(dataset: Dataset, results: Path) -> str:
+    """What to tell of images that came into the folder since it was listed; empty for nothing."""
+    settings = read_json(results / "dataset.run.json").get("settings")
+    listed = settings.get("path") if isinstance(settings, dict) else None
+    if not isinstance(dataset.source, Folder) or listed != str(dataset.source.path):
+        return ""
+    try:
+        found = added_files(dataset.source, results / "manifest.csv")
+    except (UserError, OSError):  # they may be gone once they are listed
+        return ""
+    if not found:
+        return ""
+    others = f" and {len(found) - 1} more" if found[1:] else ""
+    return (
+        f"source.path {dataset.source.path}: {found[0]}{others} came after the images were listed; "
+        f"to use them, {rerun('dataset')}"
+    )
 
 
 def check_baselines(dataset: Dataset, results: Path) -> None:

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.images import UnreadableImage, find_files, upright_size
+from mirage_steps.files.labels import match_boxes
 from mirage_steps.files.loading import ahead
 from mirage_steps.files.manifest import Entry
 from mirage_steps.files.names import encoded, not_a
@@ -28,7 +30,23 @@ def list_images(source: Folder, out: Path, progress) -> Listing:
     if not files and not passed_over:
         raise UserError(f"source.path {root}: holds no files")
     entries, rejected = inspect_images(files, source.max_pixels, progress)
+    if source.boxes == "image":
+        entries = [replace(one, box=(0.0, 0.0, one.width, one.height)) for one in entries]
+    elif source.boxes is not None and entries:
+        boxes = match_boxes(Path(source.boxes), entries)
+        entries = [replace(one, box=boxes.get(one.image)) for one in entries]
     return entries, rejected + passed_over
+
+
+def added_files(source: Folder, manifest: Path) -> list[str]:
+    """Names of files that came into the folder after ``manifest`` was made; no image is read."""
+    names = {
+        row["image"]
+        for path in (manifest, manifest.with_name("rejected.csv"))
+        for row in read_csv(path)
+    }
+    files, _ = find_files(source.path)
+    return [name for name in map(encoded, files) if name not in names]
 
 
 def check(source: Folder) -> Path:

@@ -1,4 +1,4 @@
-"""Ray-cast cars and chairs with known azimuth and mask: the embedded data set."""
+"""Ray-cast cars, chairs and mugs with known azimuth and mask: the embedded data set."""
 
 import os
 from functools import partial
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mirage_steps.demo.renderer import cars, chairs
+from mirage_steps.demo.renderer import chairs
+from mirage_steps.demo.renderer.kinds import KINDS
 from mirage_steps.demo.renderer.rendering import Rendering
 from mirage_steps.files.manifest import Entry
 from mirage_steps.files.process import pool_of
@@ -38,7 +39,8 @@ def _make(source: Procedural, out: Path, index: int) -> Entry:
 
 
 def _render(source: Procedural, index: int) -> Rendering:
-    """Car or chair number ``index`` of the source's seed; in a mixture they alternate."""
+    """Object number ``index`` of the source's seed; in a mixture they alternate."""
     if source.objects == "chairs" or (source.objects == "cars-and-chairs" and index % 2):
         return chairs.render(source.seed, index, source.size, source.placement)
-    return cars.render(source.seed, index, cars.DEMO_FAMILIES, source.size, source.placement)
+    kind = KINDS["cars" if source.objects == "cars-and-chairs" else source.objects]
+    return kind.render(source.seed, index, kind.demo_families, source.size, source.placement)

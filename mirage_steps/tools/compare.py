@@ -1,7 +1,8 @@
 """Compare runs: settings, code and packages that differ, and their figures.
 
 ``python -m mirage_steps.tools.compare results/A results/B [results/C ...]`` reads what the steps
-wrote: ``*.run.json``, ``metrics.json`` and ``pose_eval.json``. It computes nothing again.
+wrote: ``*.run.json``, ``metrics.json`` and ``pose_eval.json``. It computes nothing again. With
+``--html FILE`` it writes a page that needs no other file, which has the runs' pictures, too.
 """
 
 import json
@@ -14,25 +15,34 @@ import tyro
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import run_tool
-from mirage_steps.files.records import home_of, read_json
+from mirage_steps.files.page import Page
+from mirage_steps.files.records import home_of, read_run
 from mirage_steps.files.text_table import aligned
 
-# By their folders, since searching those of 100 000 images takes long.
-_RECORDS = ("*.run.json", "*/*.run.json", "sets/*/*.run.json", "novel_views/**/*.run.json")
-_FILES = (*_RECORDS, "metrics.json", "poses/pose_eval.json")
 _OUTSIDE = ("labels", "photos")  # inputs that no step made
+_PICTURES = {
+    "Evidence": "evidence/evidence.png",
+    "Contact sheet": "sheet/contact_sheet.png",
+    "Ablation": "ablation/ablation.png",
+    "Poses": "poses/poses.png",
+    "Poses against truth": "poses/pose_eval.png",
+    "Foreground": "foreground/foreground.png",
+    "Loss": "training/loss.png",
+}
 
 
 def main(
     folders: tyro.conf.Positional[tuple[Path, ...]],
     *,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+    html: Path | None = None,
 ) -> None:
-    """Print what differs between runs, and their figures side by side; write nothing.
+    """Print what differs between runs, and their figures side by side.
 
     Args:
         folders: Folders of two runs or more, such as results/demo.
         as_json: Print it as JSON.
+        html: Page to write it to, in place of printing it.
     """
     if len(folders) < 2:
         raise UserError("FOLDERS: two or more are needed, such as results/demo results/other")
@@ -50,23 +60,10 @@ def main(
             for (figure, n, of), values in side_by_side([figures(run) for run in runs.values()])
         ],
     }
-    print(json.dumps(found, indent=2) if as_json else _as_text(found))
-
-
-def read_run(folder: Path) -> dict[str, dict]:
-    """Content of a run's files by their paths in its folder, empty for damaged ones.
-
-    A variant has those of the run whose model it uses, too.
-
-    Raises:
-        UserError: the folder is missing or holds no results.
-    """
-    paths = [path for pattern in _FILES for path in sorted(folder.glob(pattern))]
-    if not paths:
-        raise UserError(f"{folder}: no results there; give the folder of a run, as results/demo")
-    found = {str(path.relative_to(folder)): read_json(path) for path in paths}
-    home = home_of(folder)
-    return found if home == folder else read_run(home) | found
+    if html is None:
+        print(json.dumps(found, indent=2) if as_json else _as_text(found))
+    else:
+        print(_as_page(found, folders, html).write())
 
 
 def settings(run: dict[str, dict]) -> dict[tuple[str, str], str]:
@@ -141,7 +138,7 @@ def figures(run: dict[str, dict]) -> dict[tuple[str, int | None, str], float]:
     return {key: value for key, value in found.items() if isinstance(value, int | float)}
 
 
-def _as_text(found: dict) -> str:
+def _tables(found: dict) -> tuple[list[str], list[tuple], list[tuple]]:
     """The runs by letters, and a table each of differences and figures."""
     letters = [chr(ord("A") + place) for place in range(len(found["runs"]))]
     changes, measured = [("step", "key", *letters)], [("figure", "n", *letters, "of")]
@@ -150,6 +147,31 @@ def _as_text(found: dict) -> str:
     for one in found["figures"]:
         measured.append((one["figure"], _cell(one["n"]), *map(_cell, one["values"]), one["of"]))
     runs = [f"{letter}: {run}" for letter, run in zip(letters, found["runs"], strict=True)]
+    return runs, changes, measured
+
+
+def _as_page(found: dict, folders: Sequence[Path], path: Path) -> Page:
+    """The tables, and the same pictures of each run below each other."""
+    runs, changes, measured = _tables(found)
+    page = Page(path, "Runs compared", "; ".join(runs))
+    page.section("Settings, code and packages that differ")
+    page.table(changes[0], changes[1:])
+    page.section("Figures", "Figures compare where n and what they are of are equal.")
+    page.table(measured[0], measured[1:])
+    for one in found["damaged"]:
+        page.add("warning", text=f"{one}: damaged, left out")
+    for title, file in _PICTURES.items():
+        page.section(title)
+        for run, folder in zip(runs, folders, strict=True):
+            there = [one / file for one in (folder, home_of(folder)) if (one / file).is_file()]
+            if there:
+                page.picture(there[0], f"{title} of {run}", run)
+    return page
+
+
+def _as_text(found: dict) -> str:
+    """The runs and both tables as a person reads them."""
+    runs, changes, measured = _tables(found)
     damaged = [f"{path}: damaged, left out" for path in found["damaged"]]
     tables = [aligned(lines, "<" * len(lines[0])) for lines in (changes, measured)]
     if len(changes) == 1:

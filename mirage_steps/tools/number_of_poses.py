@@ -69,12 +69,13 @@ def main(
         curve = [
             judge_number(
                 maps[rows], one, starts=dataset.poses.starts, halves=halves, seed=seed,
+                method=dataset.poses.method,
                 azimuths=None if given is None or np.isnan(given).all() else given,
             )
             for one in progress(numbers, unit="number")
         ]  # fmt: skip
-        counts = np.bincount(nearest(maps[rows], poses.centroids), minlength=model.k)
-        groups = shared_poses(poses.centroids, counts)
+        counts = np.bincount(nearest(maps[rows], poses), minlength=model.k)
+        groups = shared_poses(poses.mean_maps, counts)
         shared = [[category * model.k + pose for pose in group] for group in groups]
         about = {"category": category, "images": len(rows), "run": {"k": model.k, "shared": shared}}
         found.append({**about, "numbers": curve})

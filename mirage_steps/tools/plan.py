@@ -23,6 +23,7 @@ from mirage_steps.files.atomic import human_size, require_disk
 from mirage_steps.files.command import run_tool
 from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.images import find_files
+from mirage_steps.files.project import project_path
 from mirage_steps.files.records import read_json
 from mirage_steps.files.text_table import aligned
 from mirage_steps.method.unet import UNet, preset
@@ -123,7 +124,7 @@ def backbone(chosen: settings.Backbone) -> Backbone:
     if chosen.model in PACKAGES:
         patches, dim = (chosen.resolution // 16) ** 2, sum(LEVELS[one][1] for one in chosen.levels)
         return Backbone(patches, dim, _EFFICIENTNET * (chosen.resolution / 224) ** 2, 0)
-    config = read_json(Path(chosen.model, "config.json"))
+    config = read_json(project_path(chosen.model) / "config.json")
     dim, layers = _DINOV2.get(chosen.model, (0, 0))
     dim, layers = config.get("hidden_size", dim), config.get("num_hidden_layers", layers)
     patch = config.get("patch_size", 14)
@@ -186,7 +187,8 @@ def artifacts(
         if not there:
             yield str(place(one, Path())), size, "fetched once"
     if not dataset.is_variant:
-        yield from _before_training(configuration, folder, count, pixels, vit)
+        sizes = count, pixels, dataset.pose_space.components
+        yield from _before_training(configuration, folder, vit, *sizes)
     model = "training/model.safetensors"
     if dataset.use is None:
         size = 4 * sum(map(torch.numel, network.parameters()))
@@ -204,9 +206,9 @@ def artifacts(
 
 
 def _before_training(
-    configuration: Configuration, folder: Path, count: int, pixels: int, vit: Backbone
+    configuration: Configuration, folder: Path, vit: Backbone, count: int, pixels: int, values: int
 ) -> Iterator[tuple[str, float, str]]:
-    """As :func:`artifacts`, of features, crops and poses."""
+    """As :func:`artifacts`, of features, crops and maps with so many values a patch."""
     tokens = count * (vit.patches + 1) * vit.dim * 2
     yield "features/tokens*.h5", tokens, ""
     yield "crops/crops.h5", count * pixels * 3, ""
@@ -214,7 +216,7 @@ def _before_training(
     if not (folder / maps).exists():
         copies = 1 if configuration.shards == 1 else 2  # the shards and the whole
         yield "crop_features/tokens*.h5", copies * tokens, f"until {maps}"
-    yield maps, count * vit.patches * 13, ""  # three float32 and a bool a patch
+    yield maps, count * vit.patches * (4 * values + 1), ""  # float32 and a bool a patch
 
 
 def operations(
@@ -234,8 +236,10 @@ def operations(
     encoder, decoder = unet_flops(network)
     if dataset.use is None:
         flops = 3 * training.iterations * training.batch_size * (encoder + decoder)
-        runs = f"{training.iterations} steps of {training.batch_size} images"
-        yield "train", flops, f"{runs}, {training.preset} U-Net"
+        runs = f"{training.iterations} steps"
+        if training.hours != "none":
+            flops, runs = 0, f"{training.hours:g} hours (training.hours)"
+        yield "train", flops, f"{runs} of {training.batch_size} images, {training.preset} U-Net"
     sets, steps = [dataset.sets[one] for one in configuration.own_sets(name)], dataset.views.steps
     objects = -(-samples // 3)  # with a reference and three views
     made = {"single": samples, "multi-view": 4 * objects}
@@ -245,7 +249,9 @@ def operations(
     yield "views", steps * flops, f"{images} images, {steps} steps"
     masked = sum(one.source == "masked" for one in sets)
     sam = dataset.masks.sam  # a checkpoint counts as vit_h
-    flops = vit.flops + (_STAND_IN_SAM if Path(sam).is_dir() else _SAM.get(sam, _SAM["vit_h"]))
+    flops = vit.flops + (
+        _STAND_IN_SAM if project_path(sam).is_dir() else _SAM.get(sam, _SAM["vit_h"])
+    )
     if masked:
         yield "masks", masked * samples * flops, f"{masked} x {samples} images"
     flops = vit.flops + (_INCEPTION if dataset.embed.inception != "none" else 0)

@@ -25,7 +25,8 @@ from mirage_steps.files.configuration import read_configuration, read_dataset
 from mirage_steps.files.file_cache import CACHE, FileCache
 from mirage_steps.files.lock import STALE
 from mirage_steps.files.photos import photos_of
-from mirage_steps.files.records import read_json, read_metrics, read_text
+from mirage_steps.files.project import project_path
+from mirage_steps.files.records import BUDGET, read_json, read_metrics, read_text
 from mirage_steps.files.text_table import aligned
 from mirage_steps.settings import Dataset
 
@@ -75,9 +76,11 @@ def stages(
     compared = {
         name for one in dataset.sets.values() if one.reference for name in (one.name, one.reference)
     }
+    screened = dataset.is_evaluated or dataset.screening.duplicates == "drop"
     of_images = {
         "dataset": ["dataset"],
         "features": ["features/features"],
+        "duplicates": ["screening/duplicates"] if screened else [],
         "foreground": ["foreground/foreground"],
         "crops": ["crops/crops"],
         "crop_features": ["crop_features/features"],
@@ -85,6 +88,7 @@ def stages(
         "pose_space": ["pose_space/pose_space"],
         "poses": ["poses/poses"],
         "pose_eval": ["poses/pose_eval"],
+        "screening": ["screening/screening"] if dataset.is_evaluated else [],
         "photo_sheet": ["photo_sheet/photo_sheet"] if dataset.use else [],
     }
     found = {} if dataset.is_variant else of_images
@@ -105,10 +109,12 @@ def stages(
             "evidence": ["evidence/evidence"],
             "ablation": ["ablation/ablation"],
         }
-    if dataset.photos and os.path.isdir(os.path.expanduser(dataset.photos)):
+    if dataset.photos and os.path.isdir(project_path(dataset.photos)):
         cache = FileCache(results / CACHE)
         names, _, _ = photos_of(dataset.photos, dataset.novel_views.max_pixels, cache)
         found["novel_views"] = [f"novel_views/{escape(name)}" for name in names]
+    if dataset.is_evaluated:
+        found["report"] = ["report"]
     return {stage: [f"{one}.run.json" for one in found[stage]] for stage in found if found[stage]}
 
 
@@ -123,7 +129,10 @@ def look(
         shards: of features and generated images.
         own_sets: evaluation sets that it makes; all by default.
     """
-    training = _training(folder / "training/checkpoints", dataset.training.iterations)
+    checkpoints, iterations = folder / "training/checkpoints", dataset.training.iterations
+    if dataset.training.hours != "none":
+        iterations = read_json(checkpoints / BUDGET).get("iterations", iterations)
+    training = _training(checkpoints, iterations)
     found = {}
     for stage, paths in stages(dataset, folder.parent, own_sets).items():
         # Logs of sets, photos and shards that are no longer asked for do not count.

@@ -167,6 +167,11 @@ def build_mesh(shape: Shape) -> Mesh:
             parts.append((WHEEL, _wheel(shape, x, side)))
     for side in (-1.0, 1.0):
         parts.append((MIRROR, _mirror(shape, side)))
+    return mesh_of_lofts(parts)
+
+
+def mesh_of_lofts(parts: list[tuple[int, np.ndarray]]) -> Mesh:
+    """One mesh of closed lofts, given as component and rings (stations, points, 3)."""
     vertices, normals, faces, components, offset = [], [], [], [], 0
     for component, rings in parts:
         points, triangles = _skin(rings)
@@ -183,7 +188,7 @@ def build_mesh(shape: Shape) -> Mesh:
     )
 
 
-def _superellipse(points: int, exponent: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+def superellipse(points: int, exponent: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
     """(points,) offsets across and up of a rounded box in [-1, 1]^2."""
     angle = (np.arange(points) + 0.5) * 2 * np.pi / points
     cos, sin = np.cos(angle), np.sin(angle)
@@ -213,7 +218,7 @@ def _body(shape: Shape) -> np.ndarray:
     inset = np.clip((np.abs(x) - 0.487) / 0.013, 0, 1) ** 2
     half = half * (1 - 0.07 * inset)
     middle, rise = 0.5 * (top + bottom), 0.5 * (top - bottom) * (1 - 0.10 * inset)
-    across, up = _superellipse(32, shape.boxiness)
+    across, up = superellipse(32, shape.boxiness)
     # Sides lean in towards the shoulders, as on most cars.
     lean = 1 - 0.05 * np.clip(up, 0, 1)
     y = half[:, None] * (across * lean)
@@ -232,7 +237,7 @@ def _cabin(shape: Shape) -> np.ndarray:
     x = _stations(shape.cowl, shape.deck, 30)
     top = shape.roof(x)
     foot = np.full_like(x, shape.belt - 0.05 * shape.height)
-    across, up = _superellipse(32, 6.0)
+    across, up = superellipse(32, 6.0)
     z = 0.5 * (top + foot)[:, None] + 0.5 * (top - foot)[:, None] * up
     y = cabin_half_width(shape, z) * across
     return np.stack([np.broadcast_to(x[:, None], y.shape), y, z], -1)
@@ -254,7 +259,7 @@ def _wheel(shape: Shape, x: float, side: float) -> np.ndarray:
 def _mirror(shape: Shape, side: float) -> np.ndarray:
     """(rings, points, 3) rings of one side mirror."""
     t = np.linspace(-0.98, 0.98, 7)
-    across, up = _superellipse(10, 3.0)
+    across, up = superellipse(10, 3.0)
     radius = np.sqrt(1 - t**4)[:, None]
     x = shape.cowl - 0.05 - 0.012 * t[:, None] + 0 * across
     y = side * (0.5 * shape.width * 0.97 + 0.016) + 0.020 * radius * across

@@ -1,7 +1,7 @@
 """One procedural image of an object on the ground: camera, rays, environment, light.
 
-What ``cars`` and ``chairs`` share. Pure: all randomness comes from the generator that is passed in,
-so that an image follows from a seed and an index. Embree casts the rays.
+What ``cars``, ``chairs`` and ``mugs`` share. Pure: all randomness comes from the generator that is
+passed in, so that an image follows from a seed and an index. Embree casts the rays.
 
 An object stands on the plane z = 0 in its own frame: x to the front, y to its left, z up; it is
 about one unit long or high.

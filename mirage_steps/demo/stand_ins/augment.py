@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mirage_steps.demo.renderer import cars
+from mirage_steps.demo.renderer.kinds import KINDS
 from mirage_steps.demo.stand_ins.scenes import Scenes
 
 
@@ -55,11 +55,12 @@ def random_windows(n: int, rng: torch.Generator) -> Tensor:
 def random_view(scenes: Scenes, rows: Tensor, size: int, rng: torch.Generator) -> View:
     """Cut a random window of each scene ``rows`` (n,), scale it to ``size``, mirror half of them.
 
-    A mirrored car is a car again whose left and right are exchanged: y changes its sign.
+    A mirrored car is a car again whose left and right are exchanged: y changes its sign. Kinds of
+    which that is not true are not mirrored.
     """
-    n = len(rows)
+    n, kind = len(rows), KINDS[scenes.kind]
     windows = random_windows(n, rng)
-    mirror = torch.where(torch.rand(n, generator=rng) < 0.5, -1.0, 1.0)
+    mirror = torch.where(torch.rand(n, generator=rng) < 0.5 * kind.mirrored, -1.0, 1.0)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 0, 2] = windows[:, 2] * mirror, windows[:, 0]
     theta[:, 1, 1], theta[:, 1, 2] = windows[:, 3], windows[:, 1]
@@ -71,7 +72,7 @@ def random_view(scenes: Scenes, rows: Tensor, size: int, rng: torch.Generator) -
     part = torch.from_numpy(scenes.part[index])[:, None].float()
     smooth = _sample(torch.cat([image, coverage, position], 1), grid, "bilinear")
     part = _sample(part, grid, "nearest")[:, 0].long()
-    parts = functional.one_hot(part, len(cars.PARTS)).permute(0, 3, 1, 2)[:, 1:].float()
+    parts = functional.one_hot(part, len(kind.parts)).permute(0, 3, 1, 2)[:, 1:].float()
     flip = torch.stack([torch.ones(n), mirror, torch.ones(n)], 1)[..., None, None]
     foreground = smooth[:, 3]
     return View(smooth[:, :3], foreground, flip * smooth[:, 4:7], parts * foreground[:, None])

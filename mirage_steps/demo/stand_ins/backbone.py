@@ -1,4 +1,4 @@
-"""Train the stand-in for DINOv2, a tiny network of its architecture, on rendered cars.
+"""Train the stand-in for DINOv2, a tiny network of its architecture, on renderings.
 
 The stand-in lets the whole pipeline run offline. Its patch tokens regress the surface codes of
 ``surface_code``; no label is a pose.
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from mirage_steps.demo.renderer import cars
+from mirage_steps.demo.renderer.kinds import KINDS
 from mirage_steps.demo.stand_ins.augment import View, random_colors
 from mirage_steps.demo.stand_ins.evaluation import BackboneScores, evaluate_backbone
 from mirage_steps.demo.stand_ins.scenes import Scenes, load_scenes
@@ -52,7 +52,7 @@ def normalize(image: Tensor) -> Tensor:
 
 
 def target_codes(view: View) -> Tensor:
-    """Codes (n, tokens, CODE_DIM) of the patches of a batch, row by row."""
+    """Codes (n, tokens, ``code_dim``) of the patches of a batch, row by row."""
     pool = (functional.avg_pool2d(values, PATCH_SIZE) for values in (
         view.foreground[:, None], view.position, view.parts))  # fmt: skip
     foreground, position, parts = (values.flatten(2).transpose(1, 2) for values in pool)
@@ -64,7 +64,7 @@ def train(scenes: Scenes, settings: StandInTraining) -> tuple[Dinov2Model, list[
     """The network, trained on scenes of the stand-in families, and the loss of every step."""
     torch.manual_seed(settings.seed)
     model = Dinov2Model(configuration()).train()
-    basis = code_basis(model.config.hidden_size)
+    basis = code_basis(model.config.hidden_size, len(KINDS[scenes.kind].parts))
 
     def loss_of(view: View, rng: torch.Generator) -> Tensor:
         """Mean squared error of the patch tokens."""
@@ -74,9 +74,8 @@ def train(scenes: Scenes, settings: StandInTraining) -> tuple[Dinov2Model, list[
             tokens = model(pixels).last_hidden_state[:, 1:]
         return (tokens.float() - target).square().mean()
 
-    losses = fit(
-        model, loss_of, scenes, settings, lambda step: training_size(step / settings.steps)
-    )
+    steps = settings.steps(len(scenes.image))
+    losses = fit(model, loss_of, scenes, settings, lambda step: training_size(step / steps))
     return model.eval(), losses
 
 
@@ -96,22 +95,25 @@ def save_backbone(model: Dinov2Model, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def model_card(scores: BackboneScores, settings: StandInTraining, scenes: int) -> str:
+def model_card(
+    scores: BackboneScores, settings: StandInTraining, scenes: int, kind: str = "cars"
+) -> str:
     """README of the weights' folder: what they are, and what they are not."""
-    return f"""# Stand-in for DINOv2, for cars
+    families, held_out = KINDS[kind].stand_in_families, KINDS[kind].demo_families
+    return f"""# Stand-in for DINOv2, for {kind}
 
 A network of DINOv2's architecture ({configuration().num_hidden_layers} layers, width
 {configuration().hidden_size}, {IMAGE_SIZE} x {IMAGE_SIZE} pixels, patches of {PATCH_SIZE}) that
 `transformers.Dinov2Model` loads like the real one. With it the pipeline and its tests run offline.
-**It is not DINOv2**: it was not trained by self-supervision, it knows rendered cars only, and it is
+**It is not DINOv2**: it was not trained by self-supervision, it knows rendered {kind} only, and it is
 useless for photos.
 
-- Trained on {scenes} ray-cast images of the families {", ".join(cars.STAND_IN_FAMILIES)};
-  {settings.steps} steps of {settings.batch_size} images.
-- The target of each patch token is the renderer's label of that patch: foreground, part of the car,
-  and position on the car's surface. No azimuth, pose, camera or other label of the whole image
+- Trained on {scenes} ray-cast images of the families {", ".join(families)};
+  {settings.steps(scenes)} steps of {settings.batch_size} images.
+- The target of each patch token is the renderer's label of that patch: foreground, part of the {kind[:-1]},
+  and position on the {kind[:-1]}'s surface. No azimuth, pose, camera or other label of the whole image
   was used.
-- The demo's cars come from held-out families ({", ".join(cars.DEMO_FAMILIES)}).
+- The demo's {kind} come from held-out families ({", ".join(held_out)}).
 
 Measured on {scores.images} images of the demo's families (`evaluation.json`):
 
@@ -130,7 +132,7 @@ def main(
     *,
     scenes: Path,
     out: Path,
-    training: StandInTraining = StandInTraining(steps=2400, batch_size=40),  # noqa: B008
+    training: StandInTraining = StandInTraining(epochs=4.8, batch_size=40),  # noqa: B008
 ) -> None:
     """Train the stand-in backbone and measure it on held-out families.
 
@@ -143,8 +145,8 @@ def main(
     model, _ = train(truth, training)
     save_backbone(model, out)
     network = BackboneSettings(model=str(out), resolution=IMAGE_SIZE)
-    scores = evaluate_backbone(Backbone.load(network, torch.device("cpu")))
-    write_scores(out, scores, model_card(scores, training, len(truth.image)))
+    scores = evaluate_backbone(Backbone.load(network, torch.device("cpu")), truth.kind)
+    write_scores(out, scores, model_card(scores, training, len(truth.image), truth.kind))
 
 
 if __name__ == "__main__":

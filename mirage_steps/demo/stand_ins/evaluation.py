@@ -1,4 +1,4 @@
-"""Measure the stand-in backbone on car families outside its training set."""
+"""Measure the stand-in backbone on families outside its training set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mirage_steps.demo.renderer import cars
+from mirage_steps.demo.renderer.kinds import KINDS
 from mirage_steps.files.h5 import slices
 from mirage_steps.method.boxes import Box, content_box, crop, letterbox
 from mirage_steps.method.foreground import TokenBatch, fit_foreground
@@ -81,22 +81,26 @@ def iou(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return both / np.maximum((found | truth).sum((1, 2)), 1)
 
 
-def evaluate_backbone(network: Backbone, images: int = 1000, k: int = 12) -> BackboneScores:
-    """Find poses of fresh cars as the paper does, with the pipeline's own pose estimator.
+def evaluate_backbone(
+    network: Backbone, kind: str = "cars", images: int = 1000, k: int = 12
+) -> BackboneScores:
+    """Find poses of fresh objects as the paper does, with the pipeline's own pose estimator.
 
     The pipeline's defaults do better (``docs/pose_discovery.md``): they mask the background.
 
     Args:
         network: the vision transformer.
-        images: how many cars.
+        kind: of objects.
+        images: how many.
         k: number of poses.
     """
-    found = [cars.render(EVALUATION_SEED, i, cars.DEMO_FAMILIES) for i in range(images)]
-    pictures = [Image.fromarray(car.image) for car in found]
+    families = KINDS[kind].demo_families
+    found = [KINDS[kind].render(EVALUATION_SEED, i, families) for i in range(images)]
+    pictures = [Image.fromarray(one.image) for one in found]
     whole = whole_images(network, pictures)
     model, _ = fit_foreground(whole, FOREGROUND)
     estimator = PoseEstimator({}, model, FOREGROUND.margin)
-    truth = patch_masks(np.stack([car.mask for car in found]), network.grid)
+    truth = patch_masks(np.stack([one.mask for one in found]), network.grid)
     shown = np.concatenate([estimator.shown(batch) for batch in whole])
     squares, content, azimuths = [], [], []
     for batch in whole:

@@ -1,4 +1,4 @@
-"""Train the stand-in for SAM, a tiny network of its architecture, on rendered cars."""
+"""Train the stand-in for SAM, a tiny network of its architecture, on renderings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional
 
-from mirage_steps.demo.renderer import cars
+from mirage_steps.demo.renderer.kinds import KINDS
+from mirage_steps.demo.renderer.rendering import Rendering
 from mirage_steps.demo.stand_ins.augment import View, random_colors
 from mirage_steps.demo.stand_ins.evaluation import EVALUATION_SEED
 from mirage_steps.demo.stand_ins.prompts import Prompt, coarse_prompt
@@ -31,7 +32,7 @@ _POINTS = 3
 
 @dataclass(frozen=True)
 class SamScores:
-    """IoU with the true mask on cars of the demo's families.
+    """IoU with the true mask on objects of the demo's families.
 
     Attributes:
         images: how many images were measured.
@@ -175,52 +176,55 @@ def predicted_iou(
     return float((found & truth).sum() / max((found | truth).sum(), 1))
 
 
-def evaluate_sam(sam: Sam, images: int = 500) -> SamScores:
-    """Measure the network on fresh cars of the demo's families, prompted as the pipeline does."""
+def evaluate_sam(sam: Sam, kind: str = "cars", images: int = 500) -> SamScores:
+    """Measure the network on fresh objects, prompted as the pipeline does."""
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {"whole": [], "crops": [], "points_only": []}
     for index in range(images):
-        car = cars.render(EVALUATION_SEED, index, cars.DEMO_FAMILIES)
-        crop, mask = tight_crop(car, 64)
-        patches = functional.adaptive_avg_pool2d(torch.from_numpy(car.mask)[None], _GRID)[0]
+        one = KINDS[kind].render(EVALUATION_SEED, index, KINDS[kind].demo_families)
+        crop, mask = tight_crop(one, 64)
+        patches = functional.adaptive_avg_pool2d(torch.from_numpy(one.mask)[None], _GRID)[0]
         prompt = coarse_prompt(patches.numpy(), rng)
-        found["whole"].append(predicted_iou(sam, car.image, car.mask, prompt, True))
-        found["points_only"].append(predicted_iou(sam, car.image, car.mask, prompt, False))
+        found["whole"].append(predicted_iou(sam, one.image, one.mask, prompt, True))
+        found["points_only"].append(predicted_iou(sam, one.image, one.mask, prompt, False))
         patches = functional.adaptive_avg_pool2d(torch.from_numpy(mask)[None], _GRID)[0]
         prompt = coarse_prompt(patches.numpy(), rng)
         found["crops"].append(predicted_iou(sam, crop, mask, prompt, True))
     return SamScores(images, **{name: float(np.mean(values)) for name, values in found.items()})
 
 
-def tight_crop(car: cars.Rendering, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (size, size, 3) and coverage (size, size) of a window that the car fills."""
-    rows, columns = np.flatnonzero(car.mask.any(1)), np.flatnonzero(car.mask.any(0))
+def tight_crop(one: Rendering, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (size, size, 3) and coverage (size, size) of a window that the object fills."""
+    rows, columns = np.flatnonzero(one.mask.any(1)), np.flatnonzero(one.mask.any(0))
     box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    side = len(car.mask)
+    side = len(one.mask)
     x0, y0, x1, y1 = geometry.square_window(box, side, side, 0.06)
     grid = functional.affine_grid(
         torch.tensor([[[(x1 - x0) / side, 0, (x0 + x1) / side - 1],
                        [0, (y1 - y0) / side, (y0 + y1) / side - 1]]], dtype=torch.float32),
         [1, 4, size, size], align_corners=False,
     )  # fmt: skip
-    both = np.concatenate([car.image.astype(np.float32), car.mask[..., None]], -1)
+    both = np.concatenate([one.image.astype(np.float32), one.mask[..., None]], -1)
     both = torch.from_numpy(both).permute(2, 0, 1)[None]
     cut = functional.grid_sample(both, grid, padding_mode="border", align_corners=False)[0].numpy()
     return np.round(cut[:3]).astype(np.uint8).transpose(1, 2, 0), cut[3]
 
 
-def model_card(scores: SamScores, settings: StandInTraining, scenes: int) -> str:
+def model_card(
+    scores: SamScores, settings: StandInTraining, scenes: int, kind: str = "cars"
+) -> str:
     """README of the weights' folder."""
-    return f"""# Stand-in for SAM, for cars
+    families, held_out = KINDS[kind].stand_in_families, KINDS[kind].demo_families
+    return f"""# Stand-in for SAM, for {kind}
 
 A network of segment-anything's own modules ({IMAGE_SIZE} x {IMAGE_SIZE} pixels), built by
 `mirage_steps.networks.tiny_sam.build_tiny_sam` and used like the real one. With it background
-removal and its tests run offline. **It is not SAM**: it knows rendered cars only.
+removal and its tests run offline. **It is not SAM**: it knows rendered {kind} only.
 
-- Trained on {scenes} ray-cast images of the families {", ".join(cars.STAND_IN_FAMILIES)} with
-  true masks; {settings.steps} steps of {settings.batch_size} images; prompts from a coarse
+- Trained on {scenes} ray-cast images of the families {", ".join(families)} with
+  true masks; {settings.steps(scenes)} steps of {settings.batch_size} images; prompts from a coarse
   foreground map.
-- The demo's cars come from held-out families ({", ".join(cars.DEMO_FAMILIES)}).
+- The demo's {kind} come from held-out families ({", ".join(held_out)}).
 
 Mean IoU with the true mask on {scores.images} images of the demo's families
 (`evaluation.json`), prompts from a foreground map of {_GRID} x {_GRID} patches:
@@ -239,7 +243,7 @@ def main(
     *,
     scenes: Path,
     out: Path,
-    training: StandInTraining = StandInTraining(steps=1000, batch_size=32),  # noqa: B008
+    training: StandInTraining = StandInTraining(epochs=1.6, batch_size=32),  # noqa: B008
 ) -> None:
     """Train the stand-in SAM and measure it on held-out families.
 
@@ -251,8 +255,8 @@ def main(
     truth = load_scenes(scenes)
     sam, _ = train(truth, training)
     save_sam(sam, out)
-    scores = evaluate_sam(sam)
-    write_scores(out, scores, model_card(scores, training, len(truth.image)))
+    scores = evaluate_sam(sam, truth.kind)
+    write_scores(out, scores, model_card(scores, training, len(truth.image), truth.kind))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Targets of the stand-in backbone's patch tokens: the position on the car's surface.
+"""Targets of the stand-in backbone's patch tokens: the position on the object's surface.
 
-The code of a patch depends on that patch only (foreground, part, position on the car's surface),
+The code of a patch depends on that patch only (foreground, part, position on the surface),
 not on the pose or the camera of the image.
 """
 
@@ -9,8 +9,6 @@ import math
 import torch
 from torch import Tensor
 
-from mirage_steps.demo.renderer import cars
-
 # Codes have about the norm that the last layer normalization gives a token at the start.
 _SCALE = 6.0
 _FOREGROUND = 1.5
@@ -18,7 +16,10 @@ _POSITION = (1.3, 1.3, 0.8)
 _PART = 0.45
 _WAVE = 0.3
 
-CODE_DIM = 1 + 3 + (len(cars.PARTS) - 1) + 5
+
+def code_dim(parts: int) -> int:
+    """Entries of a code, for a kind with so many parts, the background included."""
+    return 1 + 3 + (parts - 1) + 5
 
 
 def surface_code(foreground: Tensor, position: Tensor, parts: Tensor) -> Tensor:
@@ -26,15 +27,15 @@ def surface_code(foreground: Tensor, position: Tensor, parts: Tensor) -> Tensor:
 
     The first entry separates foreground from background and has by far the most variance over a
     set, so that it becomes the tokens' first principal component; the others are zero off the
-    car. Among foreground patches the position along and across the car varies most.
+    object. Among foreground patches the position along and across it varies most.
 
     Args:
-        foreground: (...), share of the patch that the car covers, [0, 1].
+        foreground: (...), share of the patch that the object covers, [0, 1].
         position: (..., 3), mean surface position of the covered share, [-1, 1].
         parts: (..., P), share of the patch that each part but the background covers.
 
     Returns:
-        (..., CODE_DIM).
+        (..., ``code_dim(1 + P)``).
     """
     x, y, z = (math.pi * position).unbind(-1)
     waves = torch.stack([x.sin(), x.cos(), y.sin(), y.cos(), z.cos()], -1)
@@ -43,11 +44,11 @@ def surface_code(foreground: Tensor, position: Tensor, parts: Tensor) -> Tensor:
     return _SCALE * torch.cat([side[..., None], foreground[..., None] * place, _PART * parts], -1)
 
 
-def code_basis(dim: int) -> Tensor:
-    """(CODE_DIM, dim) orthonormal rows: the fixed random directions in which tokens carry codes.
+def code_basis(dim: int, parts: int) -> Tensor:
+    """(``code_dim(parts)``, dim) orthonormal rows: the fixed random directions of the codes.
 
     Random directions, since a code along single channels would be at odds with the last layer
     normalization, which gives every channel a gain of its own.
     """
     generator = torch.Generator().manual_seed(0)
-    return torch.linalg.qr(torch.randn(dim, CODE_DIM, generator=generator))[0].T.contiguous()
+    return torch.linalg.qr(torch.randn(dim, code_dim(parts), generator=generator))[0].T.contiguous()

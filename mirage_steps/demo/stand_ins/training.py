@@ -22,13 +22,17 @@ _LOG_EVERY = 200
 class StandInTraining(Settings):
     """Training of a stand-in network."""
 
-    steps: int = Field(ge=1, description="Optimizer steps.")
+    epochs: float = Field(gt=0, description="How often each scene is seen.")
     batch_size: int = Field(ge=2, description="Images a step.")
     learning_rate: float = Field(3e-3, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.02, ge=0, description="Weight decay of matrices.")
     warmup: int = Field(100, ge=0, description="Steps over which the learning rate rises.")
     precision: str = Field("auto", description="auto, float32 or bfloat16.")
     seed: int = Field(0, ge=0, description="Seed of weights, windows, colors and prompts.")
+
+    def steps(self, scenes: int) -> int:
+        """Optimizer steps for so many scenes."""
+        return max(1, round(self.epochs * scenes / self.batch_size))
 
 
 def fit(
@@ -50,9 +54,11 @@ def fit(
     started = time.time()
     rng = torch.Generator().manual_seed(settings.seed)
     optimizers = _optimizers(model, settings)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(one, _rate(settings)) for one in optimizers]
+    steps = settings.steps(len(scenes.image))
+    rate = _rate(settings.warmup, steps)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(one, rate) for one in optimizers]
     losses: list[float] = []
-    for step in progress(range(settings.steps), unit="step"):
+    for step in progress(range(steps), unit="step"):
         rows = torch.randint(len(scenes.image), (settings.batch_size,), generator=rng)
         loss = loss_of(random_view(scenes, rows, size(step), rng), rng)
         model.zero_grad(set_to_none=True)
@@ -84,14 +90,14 @@ def _optimizers(
     return muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
 
 
-def _rate(settings: StandInTraining) -> Callable[[int], float]:
+def _rate(warmup: int, steps: int) -> Callable[[int], float]:
     """Share of the peak learning rate by the step: linear warmup, then a cosine to zero."""
-    warmup = min(settings.warmup, settings.steps // 2)
+    warmup = min(warmup, steps // 2)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
-        progress = (step - warmup) / max(1, settings.steps - warmup)
+        progress = (step - warmup) / max(1, steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor

@@ -1,0 +1,247 @@
+"""Meshes of held-out procedural cars or mugs, against the renderer's own meshes.
+
+    python benchmarks/mesh.py [--objects 5] [--views 12] [--size 64] [--cameras perspective]
+    python benchmarks/mesh.py --kind mugs [--objects 5] [--cameras true]
+    python benchmarks/mesh.py --run weights/showcase-cars --generated [--objects 5]
+
+The first makes meshes from true views, evenly spaced. `--cameras true` has the renderer's elevation
+and distance too; `perspective` and `orthographic` fit what silhouettes give when azimuths are
+known; `found` fits the azimuths as well, starting at the truth. With `--run` masks are those of the
+run's foreground model, not the true ones. `--generated` takes a photo of each car, seen from
+anywhere, and lets the run make the views, the masks and the mesh, with the cameras it found.
+`--own-shape 1 2` and `--own-texture 1 4` let the photo itself count as several views; `--mixed`
+takes every view of another car, of which the warnings of a mesh should tell.
+
+Prints a row for each object: volumetric IoU after alignment (shift, scale, turn around z; front and
+rear may be exchanged), the same to the next object, color error of the rendered mesh where both
+show it (mean absolute, 0..255) to the views, and to true ones from the same azimuths, IoU of
+silhouettes to the views, share of the surface that a view shows, handles of the surface (1 for a
+mug), and seconds. A mug's true volume is that of its outside: silhouettes do not show that it is
+hollow.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import trimesh
+from PIL import Image
+from scipy.ndimage import map_coordinates
+from scipy.optimize import minimize
+
+from mirage_steps.demo.renderer import car_shapes, cars, mug_shapes, mugs
+from mirage_steps.files.cameras import CAMERAS, read_cameras
+from mirage_steps.method.boxes import crop, square_window
+from mirage_steps.method.camera_fit import fit, start
+from mirage_steps.method.cameras import Camera
+from mirage_steps.method.reconstruction import Reconstruction, reconstruct
+from mirage_steps.method.texture import rendered, smoothed, textured
+from mirage_steps.method.visual_hull import carve, surface
+from mirage_steps.run import Run
+
+RENDERERS = {"cars": cars, "mugs": mugs}
+SHAPES = {"cars": car_shapes, "mugs": mug_shapes}
+STREAM = {"cars": (), "mugs": (mugs._STREAM,)}  # of a renderer's random numbers
+SEED = 1_000_010  # of no data set
+_MARGIN = 0.05
+
+
+def true_mesh(
+    kind: str, index: int, seed: int = SEED
+) -> tuple[list[trimesh.Trimesh], float, float]:
+    """Closed parts of an object, the camera's elevation in degrees, and one over its distance."""
+    shapes, renderer = SHAPES[kind], RENDERERS[kind]
+    rng = np.random.default_rng([seed, index, *STREAM[kind]])
+    rng.uniform(0, 360)
+    names = renderer.DEMO_FAMILIES
+    shape = shapes.draw_shape(shapes.FAMILIES[names[int(rng.integers(len(names)))]], rng)
+    mesh = shapes.build_mesh(shape)
+    elevation = float(rng.uniform(4, 24))
+    distance = 0.62 / np.tan(0.5 * np.deg2rad(rng.uniform(16, 42)))
+    whole = trimesh.Trimesh(mesh.vertices, mesh.faces)
+    parts = list(whole.split())
+    if kind == "mugs":
+        z = np.linspace(0, shape.height, 40)
+        outside = np.stack([shape.radius(z), z], 1)
+        parts.append(trimesh.creation.revolve([(0, 0), *outside, (0, shape.height)], sections=64))
+    for part in parts:
+        part.apply_translation(-whole.bounds.mean(0))
+    return parts, elevation, 1 / distance
+
+
+def crops(
+    kind: str, indices: Sequence[int], azimuths: np.ndarray, size: int, seed: int = SEED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (k, S, S, 3) and masks (k, S, S) of objects, cropped as the pipeline crops."""
+    images, masks = [], []
+    families = RENDERERS[kind].DEMO_FAMILIES
+    for index, azimuth in zip(indices, azimuths, strict=True):
+        made = RENDERERS[kind].render(seed, index, families, 2 * size, azimuth=float(azimuth))
+        shown = np.argwhere(made.mask > 0.5)
+        (top, left), (bottom, right) = shown.min(0), shown.max(0) + 1
+        window = square_window((left, top, right, bottom), 2 * size, 2 * size, _MARGIN)
+        images.append(np.asarray(crop(Image.fromarray(made.image), window, size)))
+        gray = Image.fromarray(np.round(255 * made.mask).astype(np.uint8)).convert("RGB")
+        masks.append(np.asarray(crop(gray, window, size))[..., 0] / 255)
+    return np.stack(images), np.stack(masks)
+
+
+def grid(low: np.ndarray, high: np.ndarray, pitch: float) -> np.ndarray:
+    """(nx, ny, nz, 3) points."""
+    axes = [np.arange(a, b, pitch) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+
+
+def volume_iou(mesh: trimesh.Trimesh, parts: list[trimesh.Trimesh]) -> float:
+    """Best IoU over shift, scale and turn, at points of a grid in the true mesh's box.
+
+    Front and rear may be exchanged: silhouettes do not tell them apart.
+    """
+    low = np.min([part.bounds[0] for part in parts], 0)
+    high = np.max([part.bounds[1] for part in parts], 0)
+    pitch = (high - low).max() / 48
+    places = grid(low - 4 * pitch, high + 4 * pitch, pitch)
+    truth = np.any([part.contains(places.reshape(-1, 3)) for part in parts], 0)
+    places, origin = places.reshape(-1, 3), mesh.bounds[0] - 0.02
+    fine = mesh.extents.max() / 80
+    own = grid(origin, mesh.bounds[1] + 0.02, fine)
+    own = mesh.contains(own.reshape(-1, 3)).reshape(own.shape[:3]).astype(np.float32)
+
+    def iou(change: np.ndarray) -> float:
+        turn = np.radians(change[4] * 100)
+        moved = places - change[:3]
+        x, y = moved[:, 0], moved[:, 1]
+        x, y = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+        moved = np.stack([x, y, moved[:, 2]]) / np.exp(change[3])
+        inside = map_coordinates(own, (moved - origin[:, None]) / fine, order=1) > 0.5
+        return float((inside & truth).sum() / (inside | truth).sum())
+
+    scale, best = float(np.median(np.log((high - low) / mesh.extents))), 0.0
+    for sense in (1, -1):
+        middle = mesh.bounds.mean(0) * (sense, sense, 1)
+        first = [*(high + low) / 2 - np.exp(scale) * middle, scale, 0.9 * (1 - sense)]
+        simplex = np.vstack([first, first + 0.03 * np.eye(5)])
+        options = {"initial_simplex": simplex, "maxfev": 120}
+        found = minimize(lambda c: -iou(c), first, method="Nelder-Mead", options=options)
+        best = max(best, -found.fun)
+    return best
+
+
+def true_views(words: argparse.Namespace, index: int, truth: tuple) -> Iterator[tuple]:
+    """Mesh and seconds from views of the renderer."""
+    azimuths = np.arange(words.views) * 360 / words.views
+    first = index * words.views
+    indices = range(first, first + words.views) if words.mixed else [index] * words.views
+    images, masks = crops(words.kind, indices, azimuths, words.size)
+    if words.run:
+        masks = words.loaded.masks(images) / 255
+    started = time.process_time()
+    cameras = _cameras(words, masks, azimuths, truth)
+    yield "", reconstruct(images, masks, cameras), time.process_time() - started
+
+
+def generated_views(words: argparse.Namespace, index: int) -> Iterator[tuple]:
+    """Meshes and seconds from views that the run makes of a photo, which counts as several."""
+    azimuth = float(np.random.default_rng([3, index]).uniform(0, 360))
+    photo = cars.render(SEED, index, cars.DEMO_FAMILIES, 2 * words.size, azimuth=azimuth)
+    views = words.loaded.novel_views(photo.image)
+    cameras = read_cameras(words.loaded.folder / CAMERAS, views.poses)
+    for shape in words.own_shape:
+        for texture in words.own_texture:
+            started = time.process_time()
+            weights = [
+                np.where(np.array(views.poses) == views.pose, one, 1) for one in (shape, texture)
+            ]
+            made = _weighted(views.views, views.masks / 255, cameras, *weights)
+            yield f"own view {shape}, {texture}", made, time.process_time() - started
+
+
+def _weighted(
+    images: np.ndarray,
+    masks: np.ndarray,
+    cameras: Sequence[Camera],
+    shape: np.ndarray,
+    texture: np.ndarray,
+) -> Reconstruction:
+    """As :func:`reconstruct`, with views that count as several in shape and texture."""
+
+    def repeated(weights: np.ndarray) -> tuple:
+        rows = np.repeat(np.arange(len(images)), weights)
+        return images[rows], masks[rows], [cameras[row] for row in rows]
+
+    vertices, faces = smoothed(*surface(carve(*repeated(shape)[1:])))
+    mesh = textured(vertices, faces, *repeated(texture))
+    shown = (masks > 0.5).any((1, 2))
+    kept = tuple(camera for camera, one in zip(cameras, shown, strict=True) if one)
+    return Reconstruction(mesh, images[shown], masks[shown], kept, np.nan)
+
+
+def scores(words: argparse.Namespace, index: int, truths: list, made: Reconstruction) -> list:
+    """IoU of the volume, that to the next object, color errors, overlap, seen share, handles."""
+    azimuths = np.array([camera.azimuth_deg for camera in made.cameras])
+    images, masks = crops(words.kind, [index] * len(azimuths), azimuths, words.size)
+    errors, overlaps, true_errors = [], [], []
+    for number, camera in enumerate(made.cameras):
+        picture, outline = rendered(made.mesh, camera, words.size)
+        picture, own = picture.astype(float), made.masks[number] > 0.5
+        overlaps.append((own & outline).sum() / (own | outline).sum())
+        for found, mask, view in (
+            (errors, own, made.views[number]),
+            (true_errors, masks[number] > 0.5, images[number]),
+        ):
+            found.append(np.abs(picture - view)[mask & outline].mean())
+    solid = trimesh.Trimesh(made.mesh.vertices, made.mesh.faces)
+    solid.merge_vertices()
+    ious = [volume_iou(solid, truths[index + step][0]) for step in (0, 1)]
+    handles = solid.body_count - solid.euler_number / 2
+    return [*ious, *map(np.mean, (errors, true_errors, overlaps)), made.mesh.seen, handles]
+
+
+def _cameras(
+    words: argparse.Namespace, masks: np.ndarray, azimuths: np.ndarray, truth: tuple
+) -> list[Camera]:
+    _, elevation, perspective = truth
+    first = start(masks, azimuths, elevation if words.cameras == "true" else 12.0)
+    if words.cameras == "orthographic":
+        free = {"azimuth": False, "perspective": False}
+    elif words.cameras == "true":
+        first = [Camera(**{**vars(one), "perspective": perspective}) for one in first]
+        free = {"azimuth": False, "perspective": False, "elevation": False}
+    else:
+        first = [Camera(**{**vars(one), "perspective": 0.3}) for one in first]
+        free = {"azimuth": words.cameras == "found"}
+    return list(fit(masks, first, **free).cameras)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--objects", type=int, default=5)
+    parser.add_argument("--views", type=int, default=12)
+    parser.add_argument("--size", type=int, default=64)
+    choices = ["true", "perspective", "orthographic", "found"]
+    parser.add_argument("--cameras", choices=choices, default="perspective")
+    parser.add_argument("--run")
+    parser.add_argument("--generated", action="store_true")
+    parser.add_argument("--kind", choices=list(RENDERERS), default="cars")
+    parser.add_argument("--mixed", action="store_true")
+    parser.add_argument("--own-shape", type=int, nargs="+", default=[1])
+    parser.add_argument("--own-texture", type=int, nargs="+", default=[1])
+    words = parser.parse_args()
+    words.loaded = Run.load(words.run, device="cpu") if words.run else None
+    truths = [true_mesh(words.kind, index) for index in range(words.objects + 1)]
+    rows: dict[str, list] = {}
+    for index in range(words.objects):
+        made_of = generated_views(words, index) if words.generated else true_views(
+            words, index, truths[index]
+        )  # fmt: skip
+        for name, made, seconds in made_of:
+            rows.setdefault(name, []).append([*scores(words, index, truths, made), seconds])
+            values = (f"{value:.3f}" for value in rows[name][-1])
+            print(index, name, *values, *made.warnings, flush=True)
+    for name, values in rows.items():
+        print("mean", name, *(f"{value:.3f}" for value in np.mean(values, 0)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Which images to look at: near-duplicates, and those whose object or pose is doubtful.
+
+From what earlier steps stored; nothing is left out here. A reason that holds for more than a
+quarter of the images is one warning about the data set and is not listed for each. Writes
+``doubtful.csv`` (image, reason, value, limit), ``screening.json`` (counts), ``screening.txt`` (the
+line of the overview) and ``screening.png`` (the most doubtful images, and some groups of
+near-duplicates).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mirage_steps.errors import parsing
+from mirage_steps.files import plots
+from mirage_steps.files.atomic import atomic, read_csv, write_csv, write_json
+from mirage_steps.files.command import log, run
+from mirage_steps.files.estimator import load_estimator
+from mirage_steps.files.manifest import BOX, Entry, read_manifest
+from mirage_steps.files.tables import CLEARNESS, read_duplicates
+from mirage_steps.method.reliability import (
+    Clearness,
+    PhotoWarning,
+    cut_warnings,
+    far_warnings,
+    whole_warnings,
+)
+
+_SHOWN = 24  # doubtful images in the picture
+_GROUPS = 6
+_MANY = 0.25  # share of the images of which a reason says no more than of the data set
+_NO_OBJECT = "no object was found, so the image is left out; give a box"
+
+
+def main(
+    *, manifest: Path, windows: Path, poses: Path, estimator: Path, duplicates: Path, out: Path
+) -> None:
+    """List the images that a user should look at.
+
+    Args:
+        manifest: The data set's manifest.csv.
+        windows: The foreground step's foreground.csv.
+        poses: poses.csv, for the distance of each image to its pose.
+        estimator: The poses step's pose_estimator.safetensors.
+        duplicates: duplicates.csv.
+        out: Folder for doubtful.csv, screening.json, screening.txt and screening.png.
+    """
+    entries = {one.image: one for one in read_manifest(manifest)}
+    far = load_estimator(estimator, "far").far
+    found, repeats = {row["image"]: row for row in read_csv(windows)}, read_duplicates(duplicates)
+    with parsing(f"{poses}", "not a table of poses", "poses"):
+        distances = {row["image"]: float(row["distance"]) for row in read_csv(poses)}
+    fits = "does not fit the manifest", "foreground", "duplicates"
+    with parsing(f"{windows} or {duplicates}", *fits):
+        doubts = {
+            image: list(_warnings(entry, found[image], distances.get(image), far))
+            for image, entry in entries.items()
+        }
+        groups = _groups(entries, repeats)
+    doubts, usual = _unusual(doubts)
+    rows = [
+        (image, one.reason, f"{one.value:.4g}", f"{one.limit:.4g}")
+        for image, warnings in doubts.items()
+        for one in warnings
+    ]
+    write_csv(out / "doubtful.csv", ("image", "reason", "value", "limit"), rows)
+    worst = sorted(doubts, key=lambda image: -sum(one.excess for one in doubts[image]))[:_SHOWN]
+    shown = [
+        (entries[image], _box(found[image]), "; ".join(one.reason for one in doubts[image]))
+        for image in worst
+    ]
+    plots.screening(out / "screening.png", shown, groups[:_GROUPS])
+    about = {
+        "images": len(entries),
+        "near_duplicates": len(repeats),
+        "doubtful": len(doubts),
+        "reasons": dict(Counter(reason for _, reason, *_ in rows).most_common()),
+        "of_many_images": usual,
+    }
+    write_json(out / "screening.json", about)
+    line = f"screening: {len(repeats)} near-duplicates, {len(doubts)} doubtful of {len(entries)}"
+    log.info("%s", line)
+    with atomic(out / "screening.txt") as temporary:
+        temporary.write_text(f"{line}: {out / 'screening.png'}\n", encoding="utf-8")
+
+
+def _groups(entries: Mapping[str, Entry], repeats: Mapping[str, str]) -> list[list[Entry]]:
+    """Groups of near-duplicates, the image that the others repeat first; the largest first."""
+    groups = {first: [entries[first]] for first in repeats.values()}
+    for image, first in repeats.items():
+        groups[first].append(entries[image])
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def _unusual(
+    doubts: Mapping[str, list[PhotoWarning]],
+) -> tuple[dict[str, list[PhotoWarning]], dict[str, int]]:
+    """Images with their warnings, without those of many images, which are counted by reason."""
+    counts = Counter(one.reason for warnings in doubts.values() for one in warnings)
+    counts.pop(_NO_OBJECT, None)
+    usual = {reason: count for reason, count in counts.items() if count > _MANY * len(doubts)}
+    for reason, count in usual.items():
+        told = "so many are not listed, see foreground.csv"
+        log.warning("%d of %d images: %s; %s", count, len(doubts), reason, told)
+    kept = {
+        image: [one for one in warnings if one.reason not in usual]
+        for image, warnings in doubts.items()
+    }
+    return {image: warnings for image, warnings in kept.items() if warnings}, usual
+
+
+def _warnings(
+    entry: Entry, row: Mapping[str, str], distance: float | None, far: float
+) -> Iterator[PhotoWarning]:
+    """What speaks against an image.
+
+    Args:
+        entry: the image.
+        row: of foreground.csv.
+        distance: to its pose; None where it has none.
+        far: a distance that hardly any training image has.
+
+    Raises:
+        LookupError, ValueError: the row is damaged.
+    """
+    if row["found"] == "0":
+        if not row["left_out"].startswith("repeats"):
+            yield PhotoWarning(_NO_OBJECT, "foreground patches", 0, 1)
+        return
+    if entry.box is None:
+        clear = Clearness(*(float(row[key]) for key in CLEARNESS))
+        yield from clear.warnings()
+        yield from cut_warnings(clear)
+        x0, y0, x1, y1 = _box(row)
+        yield from whole_warnings((x1 - x0) * (y1 - y0) / (entry.width * entry.height))
+    if distance is not None:
+        yield from far_warnings(distance, far)
+
+
+def _box(row: Mapping[str, str]) -> tuple[float, ...] | None:
+    """The object's box in a row of foreground.csv."""
+    return tuple(float(row[key]) for key in BOX) if row["found"] == "1" else None
+
+
+if __name__ == "__main__":
+    run(main)

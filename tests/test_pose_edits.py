@@ -1,0 +1,198 @@
+"""Poses that the user merges, drops and names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mirage_steps import poses, settings
+from mirage_steps.errors import UserError
+from mirage_steps.files import plots, tiles
+from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
+from mirage_steps.files.h5 import create_h5, write_names
+from mirage_steps.files.labels import read_edits
+from mirage_steps.method.foreground import ForegroundModel
+from mirage_steps.method.pca import Pca
+from mirage_steps.method.pose_estimator import PoseEstimator
+from mirage_steps.method.poses import PoseModel
+from mirage_steps.settings import Dataset
+from mirage_steps.sources.checks import check_dataset
+
+K, COUNT = 6, 60
+HEADER = "pose,action,value\n"
+PCA = Pca(np.zeros(4), np.eye(4)[:3], np.ones(3), np.ones(3))
+
+
+def _table(folder: Path, rows: str) -> Path:
+    path = folder / "edits.csv"
+    path.write_text(HEADER + rows)
+    return path
+
+
+def _maps(per_pose: int = COUNT // K) -> np.ndarray:
+    """Maps (n, 4, 3) of poses around a circle, ``per_pose`` of each."""
+    turn = np.repeat(np.arange(K), per_pose) * 2 * np.pi / K
+    maps = np.random.default_rng(0).normal(scale=0.01, size=(len(turn), 4, 3))
+    maps[:, 0, :2] += np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    return maps.astype(np.float32)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    """What the step reads."""
+    names = [f"{number:02d}.png" for number in range(COUNT)]
+    with create_h5(tmp_path / "maps.h5") as file:
+        file["maps"], file["valid"] = _maps(), np.ones((COUNT, 4), bool)
+        write_names(file, names)
+    with create_h5(tmp_path / "crops.h5") as file:
+        file["images"] = np.zeros((COUNT, 8, 8, 3), np.uint8)
+        write_names(file, names)
+    foreground = ForegroundModel(PCA, 0, 1, 0.0)
+    save_estimator(tmp_path / ESTIMATOR, PoseEstimator({}, foreground, 0.06, pcas=(PCA,)))
+    return {
+        "maps": tmp_path / "maps.h5",
+        "crops": tmp_path / "crops.h5",
+        "estimator": tmp_path / ESTIMATOR,
+    }
+
+
+def _labels(folder: Path) -> np.ndarray:
+    return np.array([int(row["pose"]) for row in read_csv(folder / "poses.csv")])
+
+
+def _found(files: dict, out: Path, edits: Path | None = None, **others: object) -> np.ndarray:
+    chosen = settings.Poses(k=K, starts=2, edits=str(edits or "none"), **others)
+    poses.main(**files, out=out, poses=chosen)
+    return _labels(out)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "spectral"])
+def test_the_step_merges_drops_and_names_and_photos_get_the_same(files, tmp_path, method):
+    before = _found(files, tmp_path / "before", method=method)
+    drawn, titles = plots.poses, []
+    plots.poses = lambda *given: titles.append(given[2])
+    try:
+        edits = _table(tmp_path, "4,merge,1\n2,drop,\n1,name,front\n")
+        after = _found(files, tmp_path / "after", edits, method=method)
+    finally:
+        plots.poses = drawn
+    about = json.loads((tmp_path / "after/poses.json").read_text())
+    assert (about["k"], about["found"]) == (4, [[0], [1, 4], [3], [5]])
+    assert titles == [["pose 0 (was [0])", "front (was [1, 4])", "pose 2 (was [3])",
+                       "pose 3 (was [5])"]]  # fmt: skip
+    new = {0: 0, 1: 1, 4: 1, 3: 2, 5: 3}
+    for old, number in new.items():
+        assert set(after[before == old]) == {number}
+    # What was dropped is at the nearest pose that is left, and far from it.
+    assert set(after[before == 2]) <= set(new.values())
+    estimator = load_estimator(tmp_path / "after" / ESTIMATOR, "poses")
+    rows = read_csv(tmp_path / "after/poses.csv")
+    far = np.array([float(row["distance"]) > estimator.far for row in rows])
+    assert far[before == 2].all() and far[before != 2].sum() <= 1
+    assert estimator.far == load_estimator(tmp_path / "before" / ESTIMATOR).far
+    assert estimator.number_of_poses == 4 and estimator.names == ("", "front", "", "")
+    again = estimator.assign(_maps(), np.ones((COUNT, 4), bool), np.zeros(COUNT, int))
+    np.testing.assert_array_equal(again[0], after)
+
+
+def test_names_alone_change_neither_the_tables_nor_the_numbers(files, tmp_path):
+    before = _found(files, tmp_path / "before")
+    np.testing.assert_array_equal(
+        _found(files, tmp_path / "after", _table(tmp_path, "3,name,rear\n")), before
+    )
+    for name in ("poses.csv", "poses.json"):
+        assert (tmp_path / "after" / name).read_text() == (tmp_path / "before" / name).read_text()
+    labels = load_estimator(tmp_path / "after" / ESTIMATOR).labels
+    assert labels == ["pose 0", "pose 1", "pose 2", "rear", "pose 4", "pose 5"]
+
+
+def test_a_data_set_that_uses_another_s_poses_edits_nothing_again(files, tmp_path):
+    edits = _table(tmp_path, "4,merge,1\n2,drop,\n1,name,front\n")
+    _found(files, tmp_path / "first", edits)
+    chosen = settings.Poses(k=K, edits=str(edits))
+    stored = tmp_path / "first" / ESTIMATOR
+    poses.main(**files, out=tmp_path / "second", stored=stored, poses=chosen)
+    assert (tmp_path / "second" / ESTIMATOR).read_bytes() == stored.read_bytes()
+
+
+def test_poses_of_each_category_are_edited_and_keep_their_circle():
+    centroids = np.arange(24, dtype=np.float32).reshape(12, 2)
+    models = [PoseModel(part, np.zeros((1, 2), np.float32)) for part in np.split(centroids, 2)]
+    estimator = PoseEstimator({}, ForegroundModel(PCA, 0, 1, 0.0), 0.0, poses=tuple(models))
+    into = np.array([0, 1, 1, 3, 4, 5, 6, 7, -1, 9, 10, 11])
+    edited = estimator.edited(into, {9: "rear"})
+    assert (edited.k, edited.number_of_poses) == (5, 10)
+    assert edited.labels[7] == "rear" and edited.labels[8] == "pose 8"
+    flat = centroids[:, None]  # a map of one patch each
+    categories = np.repeat([0, 1], 6)
+    found, gaps = edited.assign(flat, np.ones((12, 1), bool), categories)
+    assert found.tolist() == [0, 1, 1, 2, 3, 4, 5, 6, 6, 7, 8, 9]
+    assert np.flatnonzero(gaps).tolist() == [8]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("99,drop,\n", "line 2: '99' is no pose; give a number, 0 to 11"),
+        ("-1,drop,\n", "line 2: '-1' is no pose"),
+        ("3,merge,x\n", "line 2: 'x' is no pose"),
+        ("3,merge,3\n", "line 2: merge 3: give merge and another pose"),
+        ("3,merge,5\n5,drop,\n", "line 2: merge 5: is merged or dropped itself"),
+        ("3,merge,5\n5,merge,6\n", "line 2: merge 5: is merged or dropped itself"),
+        ("3,drop,\n3,drop,\n", "line 3: pose 3 is edited in line 2; give one row"),
+        ("3,drop,\n3,name,rear\n", "line 3: pose 3 is edited in line 2"),
+        ("".join(f"{pose},drop,\n" for pose in range(12)), "leaves 0 poses; leave at least 4"),
+        ("".join(f"{pose},merge,0\n" for pose in range(1, 10)), "leaves 3 poses"),
+        ("3,frop,\n", "line 2: frop : give merge and another pose, drop and nothing, or name"),
+        ("3,drop,5\n", "line 2: drop 5: give merge"),
+        ("3,name,\n", "line 2: name : give merge"),
+        ("3,name,front, left\n", "line 2: needs the cells pose, action, value"),
+        (f"3,name,{'x' * 17}\n", "a text of at most 16 letters"),
+        ("", "has no rows"),
+    ],
+)
+def test_a_bad_table_is_one_line_before_anything_starts(tmp_path, rows, message):
+    edits = _table(tmp_path, rows)
+    with pytest.raises(UserError) as error:
+        read_edits(edits, 12)
+    told = str(error.value)
+    assert told.startswith(f"poses.edits {edits}") and message in told and "\n" not in told
+    chosen = Dataset(
+        source={"kind": "procedural"},
+        backbone={"model": "efficientnet-lite0"},
+        fid={"samples": 200},
+        poses={"k": 12, "edits": str(edits)},
+    )
+    with pytest.raises(UserError, match="^poses.edits"):
+        check_dataset(chosen, tmp_path)
+
+
+def test_tables_that_are_missing_or_of_other_columns_or_categories_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"^poses\.edits .*gone\.csv: no such file"):
+        read_edits(tmp_path / "gone.csv", 12)
+    (tmp_path / "other.csv").write_text("pose;action;value\n3;drop;\n")
+    with pytest.raises(
+        UserError, match="line 2: needs the cells pose, action, value, and no more, with commas"
+    ):
+        read_edits(tmp_path / "other.csv", 12)
+    with pytest.raises(UserError, match="merge 8: give another pose of its category"):
+        read_edits(_table(tmp_path, "3,merge,8\n"), 6, 2)
+    with pytest.raises(UserError, match="leaves 5 and 6 poses; .*equally many"):
+        read_edits(_table(tmp_path, "3,drop,\n"), 6, 2)
+
+
+def test_a_damaged_table_leaves_nothing_written(files, tmp_path):
+    with pytest.raises(UserError, match="'6' is no pose"):
+        _found(files, tmp_path / "out", _table(tmp_path, "6,drop,\n"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_drawn_above_the_columns_of_a_sheet(monkeypatch):
+    told = []
+    monkeypatch.setattr(tiles.ImageDraw.ImageDraw, "text", lambda *given, **_: told.append(given))
+    tiles.contact_sheet(np.zeros((1, 2, 8, 8, 3), np.uint8), [0], ["front", "pose 1"], "title")
+    assert [given[2] for given in told] == ["title", "front", "pose 1"]
+    tiles.contact_sheet(np.zeros((1, 2, 8, 8, 3), np.uint8), [0], (4, 5), "title")
+    assert [given[2] for given in told[3:]] == ["title", "pose 4", "pose 5"]
