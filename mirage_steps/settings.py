@@ -356,6 +356,11 @@ class Training(Settings):
         description="In place of iterations: as many steps as take so long at the speed measured "
         "when the training starts. Their number is kept in checkpoints/budget.json.",
     )
+    pretrained: FileName = Field(
+        "none",
+        description="model.safetensors of a run with the same preset, image size and number of "
+        "poses, whose weights training starts from; none: random ones.",
+    )
     batch_size: int = stated(128, 128, "Images per step.", ge=1)
     optimizer: Literal["adam", "muon"] = stated(
         "adam",

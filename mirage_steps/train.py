@@ -17,6 +17,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.processes import Processes, launch, launched
 from mirage_steps.method.training import Batches, Trainer, seconds_per_step, train
 from mirage_steps.method.unet import UNetConfig, preset
-from mirage_steps.networks.diffusion_model import save_model
+from mirage_steps.networks.diffusion_model import load_model, save_model
+from mirage_steps.networks.fetching import pretrained
 from mirage_steps.training_scores import TrainingScores
 
 # Raised by hand when a change invalidates old checkpoints or models; other edits must not cost days
@@ -103,6 +105,7 @@ def main(
         trainer = Trainer(config, training, processes)
         store = Checkpoints(checkpoints, _fingerprint(training, crops, poses))
         if not _resume(trainer, store):
+            _start_from_pretrained(trainer)
             _use_threads(trainer, batches)
         scores = _scores(trainer, estimator, crops, poses, device)
         hooks = Outputs(trainer, store, lock, 60 * runtime, scores)
@@ -218,13 +221,42 @@ class Outputs:
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:
     """Settings and hashes of the data that a checkpoint must have been made with to be resumed."""
     # Hours have become iterations.
-    made_with = training.model_dump(mode="json", exclude={"hours", *training.untracked})
+    made_with = training.model_dump(
+        mode="json", exclude={"hours", "pretrained", *training.untracked}
+    )
     if training.schedule == "constant":
         made_with.pop("iterations")  # a longer run begins as the shorter one
-    for name, path in (("crops", crops), ("poses", poses)):
+    files = {"crops": crops, "poses": poses}
+    if training.pretrained != "none":
+        files["pretrained"] = pretrained(training.pretrained)
+    for name, path in files.items():
         with open(path, "rb") as content:
             made_with[name] = hashlib.file_digest(content, "sha256").hexdigest()
     return {"version": VERSION, **made_with}
+
+
+def _start_from_pretrained(trainer: Trainer) -> None:
+    """Load the weights that ``training.pretrained`` names, if any, before the first step."""
+    if trainer.training.pretrained == "none":
+        return
+    path = pretrained(trainer.training.pretrained)
+    model, ours = load_model(path.parent, trainer.device), asdict(trainer.config)
+    theirs = asdict(model.config)
+    wrong = [key for key in ours if key != "dropout" and _listed(ours[key]) != _listed(theirs[key])]
+    if wrong:
+        differences = ", ".join(f"{key} {theirs[key]} in place of {ours[key]}" for key in wrong)
+        raise UserError(
+            f"training.pretrained {path}: has {differences}; it needs the preset, the image size "
+            "and the number of poses of this run"
+        )
+    trainer.start_from(model)
+    if trainer.processes.first:
+        log.info("starting from the weights of %s", path)
+
+
+def _listed(value: object) -> object:
+    """A tuple as the list that it becomes in JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _require_batch(training: settings.Training) -> None:

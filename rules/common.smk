@@ -37,6 +37,7 @@ from mirage_steps.sources.checks import (
     check_edits,
     check_images,
     check_labels,
+    check_pretrained,
     check_resolution,
     errors_of,
     networks_of,
@@ -371,6 +372,8 @@ def network(path):
         value = str(getattr(getattr(dataset(wildcards), part), key, "none"))
         if path == "backbone.model":
             require(wildcards, check_resolution, dataset(wildcards))
+        elif path == "training.pretrained":
+            require(wildcards, check_pretrained, dataset(wildcards))
         if is_local(value):
             # Times change with a copy or a clone; the content is among the params.
             return [ancient(file) for file in local_files(value)]

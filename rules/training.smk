@@ -7,6 +7,7 @@ rule train:
         # Other poses change the tables; their names alone train nothing anew.
         estimator=ancient(own("poses/pose_estimator.safetensors")),
         network=network("backbone.model"),
+        pretrained=network("training.pretrained"),
     output:
         model="<results>/{dataset}/training/model.safetensors",
         config="<results>/{dataset}/training/config.json",

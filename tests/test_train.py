@@ -30,7 +30,7 @@ from mirage_steps.method.device import choose_threads
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Batches, KernelMuon, Trainer, make_optimizers
 from mirage_steps.method.unet import UNetConfig, build, preset
-from mirage_steps.networks.diffusion_model import load_model
+from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.run import crop_views
 from mirage_steps.settings import Guidance, NovelViews, Training, Views
 
@@ -606,3 +606,26 @@ def test_a_kernel_that_muon_could_not_change_is_refused():
     kernel = torch.nn.Parameter(torch.randn(4, 6, 3, 3).transpose(0, 1))
     with pytest.raises(ValueError, match="neither contiguous nor channels_last"):
         KernelMuon([kernel], 0.01)
+
+
+def test_training_starts_from_pretrained_weights(data, tmp_path):
+    """With a rate of almost nothing they stay; the content of the file belongs to the run."""
+    first = run(data, tmp_path / "first", SETTINGS)
+    path = tmp_path / "first/model.safetensors"
+    still = {"pretrained": str(path), "learning_rate": 1e-12, "optimizer": "adam", "iterations": 2}
+    settings = SETTINGS.model_copy(update=still)
+    second = run(data, tmp_path / "second", settings)
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=0, atol=1e-6)
+    before = train._fingerprint(settings, **data)
+    run(data, tmp_path / "first", SETTINGS.model_copy(update={"iterations": 1, "seed": 5}))
+    assert train._fingerprint(settings, **data) != before
+
+
+def test_pretrained_weights_of_another_shape_are_refused(data, tmp_path):
+    save_model(tmp_path / "other", build(tiny("small", SIZE, POSES + 1, 0.1), 0), {"seed": 0})
+    path = tmp_path / "other/model.safetensors"
+    with pytest.raises(UserError, match=f"poses {POSES + 1} in place of {POSES}"):
+        run(data, tmp_path, SETTINGS.model_copy(update={"pretrained": str(path)}))
+    with pytest.raises(UserError, match=r"training\.pretrained .*: no such file"):
+        run(data, tmp_path, SETTINGS.model_copy(update={"pretrained": str(tmp_path / "none")}))

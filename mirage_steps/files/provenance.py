@@ -21,7 +21,7 @@ _PACKAGES = (
     "numpy", "pillow", "snakemake",
 )  # fmt: skip
 # Settings that name a network.
-NETWORK_KEYS = ("model", "sam", "inception", "judge")
+NETWORK_KEYS = ("model", "sam", "inception", "judge", "pretrained")
 
 
 def write_provenance(

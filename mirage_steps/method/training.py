@@ -197,6 +197,11 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 
+    def start_from(self, model: UNet) -> None:
+        """Take the weights of a trained network of the same shape, before the first step."""
+        self.model.load_state_dict(model.state_dict())
+        self.ema.load_state_dict(model.state_dict())
+
     def restore(self, state: dict) -> None:
         """Continue from what :meth:`state` returned."""
         self.model.load_state_dict(state["model"])

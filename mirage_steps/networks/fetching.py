@@ -136,6 +136,18 @@ def require_known(name: str, key: str) -> None:
     raise UserError(f"{key} {name}: {wrong}, and {choices}")
 
 
+def pretrained(path: str) -> Path:
+    """The file of ``training.pretrained``, beside which its config.json is.
+
+    Raises:
+        UserError: it is not there.
+    """
+    found = project_path(path)
+    if wrong := not_a("file", found):
+        raise UserError(f"training.pretrained {path}: {wrong}; give a model.safetensors")
+    return found
+
+
 def resolve(name: str, key: str, weights: Path) -> Path:
     """Path of weights on this disk; published ones are fetched if they are missing.
 

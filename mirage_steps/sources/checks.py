@@ -9,7 +9,7 @@ from mirage_steps.files.names import not_a
 from mirage_steps.files.photos import photos_folder
 from mirage_steps.files.project import project_path
 from mirage_steps.files.records import read_json
-from mirage_steps.networks.fetching import PACKAGES, require_known
+from mirage_steps.networks.fetching import PACKAGES, pretrained, require_known
 from mirage_steps.settings import Dataset, Folder, published_inception
 from mirage_steps.sources import check_source
 from mirage_steps.sources.folder import added_files
@@ -38,6 +38,7 @@ def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
     if dataset.photos is not None:
         photos_folder(dataset.photos)
     if dataset.use is None:
+        check_pretrained(dataset)
         check_labels(dataset)
         check_boxes(dataset)
         check_edits(dataset)
@@ -64,6 +65,12 @@ def require_samples(images: int, samples: int) -> None:
             f"fid.samples {samples}: needs {2 * samples} real images, there are at most {images}; "
             f"set it to at most {images // 2}"
         )
+
+
+def check_pretrained(dataset: Dataset) -> None:
+    """Refuse weights to start training from that are not there."""
+    if dataset.training.pretrained != "none":
+        pretrained(dataset.training.pretrained)
 
 
 def check_resolution(dataset: Dataset) -> None:

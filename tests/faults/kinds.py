@@ -431,7 +431,11 @@ def whole_graph(rng: random.Random, box: Sandbox, commands: list[Command]) -> Fa
     if result.code or "Traceback" in result.text:
         return what, f"FORBIDDEN exit code {result.code}: {result.text[-400:]}"
     made = [p for c in commands for p in box.outputs(c) if p in gone or (box.folder / p).exists()]
-    changed = [path for path in made if not box.is_golden(path)]
+    # The report shows when each step ran and how long it took.
+    report = box.folder / RUN / "report.html"
+    if not report.read_text(encoding="utf-8").rstrip().endswith("</html>"):
+        return what, f"FORBIDDEN half-written: {report}"
+    changed = [path for path in made if path.name != report.name and not box.is_golden(path)]
     return what, f"FORBIDDEN wrong result: {changed[0]}" if changed else "same"
 
 
