@@ -76,6 +76,8 @@ def main() -> None:
     for name, function in (("literal", literal), ("native norm", native), ("batched", fast)):
         with autocast(torch.device(words.device), words.precision):
             function()  # warm up
+            if words.device != "cpu":
+                torch.cuda.synchronize()
             start = time.perf_counter()
             images = function()
             if words.device != "cpu":

@@ -38,7 +38,7 @@ from mirage_steps.method.device import autocast, choose_threads, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.processes import Processes, launch, launched
-from mirage_steps.method.training import Batches, Trainer, seconds_per_step, train
+from mirage_steps.method.training import Batches, Trainer, copy_images, seconds_per_step, train
 from mirage_steps.method.unet import UNetConfig, preset
 from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.networks.fetching import pretrained
@@ -99,7 +99,7 @@ def main(
         remedy = "raise it, which splits the batch into smaller micro-batches"
         stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))
         lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
-        batches = Batches(images, labels, training)
+        batches = Batches(images, labels, training, copy_images(images, processes.device))
         if training.hours != "none":
             training = _within_hours(config, training, processes, batches, checkpoints)
         trainer = Trainer(config, training, processes)

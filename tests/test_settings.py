@@ -191,7 +191,9 @@ def test_whatever_the_paper_states_is_compared():
 def test_the_readme_lists_the_defaults_that_are_not_the_papers():
     """Rows of its table are KEY, default, paper."""
     rows = re.findall(
-        r"^\| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|", (ROOT / "docs/differences.md").read_text(), re.M
+        r"^\| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|",
+        (ROOT / "docs/differences.md").read_text(),
+        re.M,
     )
     declared = settings.deviations(settings.Dataset, "")
     for name, section in settings.sections().items():

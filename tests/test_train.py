@@ -28,7 +28,7 @@ from mirage_steps.files.tables import read_labels
 from mirage_steps.files.tensors import write_tensors
 from mirage_steps.method.device import choose_threads
 from mirage_steps.method.processes import Processes
-from mirage_steps.method.training import Batches, KernelMuon, Trainer, make_optimizers
+from mirage_steps.method.training import Batches, KernelMuon, Trainer, copy_images, make_optimizers
 from mirage_steps.method.unet import UNetConfig, build, preset
 from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.run import crop_views
@@ -454,6 +454,16 @@ def test_an_epoch_shows_every_image_once(data):
         assert not np.array_equal(pixels[:12], pixels[12:])
         again = source.batch(1)
         assert torch.equal(again[0], batches[1][0]) and torch.equal(again[1], batches[1][1])
+        copied = torch.from_numpy(file["images"][:])
+        same = Batches(file["images"], labels, SETTINGS, copied).batch(1)
+        assert torch.equal(same[0], batches[1][0]) and torch.equal(same[1], batches[1][1])
+
+
+def test_images_are_copied_to_an_accelerator_where_they_fit(monkeypatch):
+    images = np.zeros((10, SIZE, SIZE, 3), np.uint8)
+    assert copy_images(images, torch.device("cpu")) is None
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (3 * images.nbytes, 0))
+    assert copy_images(images, torch.device("cuda")) is None
 
 
 def test_batches_may_be_larger_than_the_data(data):

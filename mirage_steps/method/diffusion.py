@@ -240,6 +240,8 @@ def to_pixels(x: Tensor) -> np.ndarray:
     return x.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def from_pixels(images: np.ndarray) -> Tensor:
-    """(n, H, W, 3) uint8 as (n, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+def from_pixels(images: np.ndarray | Tensor) -> Tensor:
+    """(n, H, W, 3) uint8 as (n, 3, H, W) float32 in [-1, 1]; a tensor stays on its device."""
+    if not isinstance(images, Tensor):
+        images = torch.from_numpy(np.array(images))
+    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1)

@@ -28,6 +28,8 @@ from mirage_steps.method.unet import UNet, UNetConfig, build
 
 # Iterations that orthogonalize an update; torch's default is 5 (docs/training.md compares).
 _NEWTON_SCHULZ = 3
+# Images stay on the accelerator if they take at most this share of its free memory.
+_COPIED, _AT_ONCE = 0.25, 1024
 _WARM, _TIMED = 2, 5  # steps that choose kernels and allocate, and steps that are timed
 
 
@@ -220,10 +222,18 @@ class Batches:
         images: (n, S, S, 3) uint8, an array or an HDF5 dataset.
         labels: (n,) poses.
         training: batch size and seed.
+        copied: all images in the memory of an accelerator, to spare reading them in every epoch.
     """
 
-    def __init__(self, images: Sequence, labels: np.ndarray, training: settings.Training):
+    def __init__(
+        self,
+        images: Sequence,
+        labels: np.ndarray,
+        training: settings.Training,
+        copied: Tensor | None = None,
+    ):
         self.images, self.labels, self.training = images, labels, training
+        self.copied = copied
         self._order = functools.lru_cache(2)(self._draw_order)  # a batch may span two epochs
 
     def batch(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
@@ -231,12 +241,33 @@ class Batches:
         size, count = self.training.batch_size, len(self.labels)
         places = range(step * size, (step + 1) * size)[share]
         chosen = [int(self._order(place // count)[place % count]) for place in places]
-        # HDF5 reads one chunk an image; its fancy indexing would be slower and wants sorted rows.
-        pixels = np.stack([self.images[index] for index in chosen])
+        if self.copied is not None:
+            pixels = self.copied[torch.tensor(chosen, device=self.copied.device)]
+        else:
+            # One chunk an image; HDF5's fancy indexing would be slower and wants sorted rows.
+            pixels = np.stack([self.images[index] for index in chosen])
         return diffusion.from_pixels(pixels), torch.from_numpy(self.labels[chosen])
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.training.seed, epoch]).permutation(len(self.labels))
+
+
+def copy_images(images: Sequence, device: torch.device) -> Tensor | None:
+    """All images (n, S, S, 3) uint8 on a CUDA device, where they take little of its free memory.
+
+    Returns:
+        None on the CPU, or where they would take more than a quarter of the memory.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    if math.prod(images.shape) > _COPIED * free:
+        return None
+    copied = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images), _AT_ONCE):  # the machine's memory need not hold them all
+        part = slice(start, start + _AT_ONCE)
+        copied[part] = torch.from_numpy(images[part])
+    return copied
 
 
 def seconds_per_step(trainer: Trainer, batches: Batches) -> float:
