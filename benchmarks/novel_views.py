@@ -126,7 +126,7 @@ class Paint:
     """Mean color of the object in images, inside the masks of SAM."""
 
     def __init__(self, run: Run, sam: str, photos: list[np.ndarray]):
-        self.run, self.sam = run, load_sam(sam, run.device)
+        self.run, self.sam = run, load_sam(sam, next(run.model.parameters()).device)
         self.photos = self.colors(np.stack(photos))
         gaps = np.linalg.norm(self.photos[:, None] - self.photos[None], axis=2)
         self.unrelated = gaps[np.triu_indices(len(gaps), 1)].mean()

@@ -188,13 +188,10 @@ def test_whatever_the_paper_states_is_compared():
         assert words in told
 
 
-def test_the_readme_lists_the_defaults_that_are_not_the_papers():
+def test_a_page_lists_the_defaults_that_are_not_the_papers():
     """Rows of its table are KEY, default, paper."""
-    rows = re.findall(
-        r"^\| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|",
-        (ROOT / "docs/differences.md").read_text(),
-        re.M,
-    )
+    page = (ROOT / "docs/differences.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \| `([^`]+)` \|", page, re.M)
     declared = settings.deviations(settings.Dataset, "")
     for name, section in settings.sections().items():
         declared += settings.deviations(section, name)
