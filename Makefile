@@ -12,7 +12,7 @@ STEPS ?= 950
 GRAPHS ?= 50
 SEED ?= 0
 
-.PHONY: venv demo test test-slow test-slurm faults bench lint lock clean
+.PHONY: venv demo test test-slow test-gpu test-slurm faults bench lint lock clean
 .DEFAULT_GOAL := demo
 
 # Everything is installed into .venv; rebuilt when the lock file changes.
@@ -35,6 +35,10 @@ test: .venv/installed lint
 # Interruptions, several processes, variants of the whole workflow: fifteen minutes on two cores.
 test-slow: .venv/installed
 	$(RUN) python -m pytest -m slow
+
+# On a CUDA device everything is as on the CPU; prints speeds.
+test-gpu: .venv/installed
+	$(RUN) python -m pytest -s tests/test_gpu.py
 
 # Starts and stops a SLURM cluster of one node: root, Debian or a derivative.
 test-slurm: .venv/installed

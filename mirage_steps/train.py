@@ -46,7 +46,7 @@ from mirage_steps.training_scores import TrainingScores
 
 # Raised by hand when a change invalidates old checkpoints or models; other edits must not cost days
 # of training.
-VERSION = 6
+VERSION = 7
 
 # Exit code at the time limit of a job: retry (EX_TEMPFAIL of sysexits.h).
 TIME_IS_UP = 75

@@ -28,7 +28,14 @@ from mirage_steps.files.tables import read_labels
 from mirage_steps.files.tensors import write_tensors
 from mirage_steps.method.device import choose_threads
 from mirage_steps.method.processes import Processes
-from mirage_steps.method.training import Batches, KernelMuon, Trainer, copy_images, make_optimizers
+from mirage_steps.method.training import (
+    Batches,
+    KernelMuon,
+    Trainer,
+    copy_images,
+    make_optimizers,
+    orthogonalize,
+)
 from mirage_steps.method.unet import UNetConfig, build, preset
 from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.run import crop_views
@@ -607,8 +614,24 @@ def test_kernels_step_like_their_matrices(layout):
         ours.zero_grad()
         assert kernel.grad is None
     assert not torch.equal(kernel, start)
-    # Newton-Schulz runs in bfloat16, whose rounding depends on the columns' order.
+    # torch's works in bfloat16.
     torch.testing.assert_close(kernel.flatten(1), matrix, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16), (3, 1)])
+def test_a_matrix_is_orthogonalized_by_the_literal_iteration(shape):
+    """On the matrix itself in float64; with five iterations all singular values come near 1."""
+    coefficients = (3.4445, -4.7750, 2.0315)
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    a, b, c = coefficients
+    literal = matrix.double() / matrix.double().norm()
+    for _ in range(3):
+        gram = literal @ literal.T
+        literal = a * literal + b * gram @ literal + c * gram @ gram @ literal
+    found = orthogonalize(matrix, coefficients, 3)
+    torch.testing.assert_close(found.double(), literal, rtol=1e-4, atol=1e-5)
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(12, 60), coefficients, 5))
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_a_kernel_that_muon_could_not_change_is_refused():

@@ -452,7 +452,9 @@ def run_killed(words: list[str], folder: Path, delay: float, number: int) -> str
             process.wait(delay)
         except subprocess.TimeoutExpired:
             send(process.pid, number)
-            process.wait(SECONDS)
+            process.wait(10 * SECONDS)  # for the jobs that it had started
+        finally:
+            send(process.pid, signal.SIGKILL)  # or the folder cannot be deleted
     return (folder / "killed.txt").read_text(errors="replace")
 
 
