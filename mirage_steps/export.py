@@ -1,8 +1,8 @@
 """What others need to show photos by a run's model: a small folder that is used like the run.
 
 Writes ``training/model.safetensors`` in half precision with its ``config.json`` and
-``sampling.json``, ``poses/pose_estimator.safetensors``, ``cameras/cameras.json`` if the run has it,
-and ``README.md``, a card with the training and the evidence.
+``sampling.json``, ``poses/pose_estimator.safetensors``, ``cameras/cameras.json`` if the run has it
+for its present poses, and ``README.md``, a card with the training and the evidence.
 """
 
 from itertools import pairwise
@@ -13,8 +13,8 @@ import torch
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import atomic, read_csv, write_json
-from mirage_steps.files.cameras import CAMERAS
-from mirage_steps.files.command import run
+from mirage_steps.files.cameras import CAMERAS, read_cameras
+from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.names import not_a
 from mirage_steps.files.records import read_json, read_metrics, read_text
@@ -43,11 +43,25 @@ def main(*, trained: Path, out: Path) -> None:
     sampling = stored_sampling(trained).model_dump(mode="json")
     write_json(out / "training/sampling.json", sampling)
     save_estimator(out / "poses" / ESTIMATOR, estimator)
-    if cameras := read_json(trained / CAMERAS):
+    if cameras := _cameras(trained, model.config.poses):
         write_json(out / CAMERAS, cameras)
+    else:
+        (out / CAMERAS).unlink(missing_ok=True)  # of an earlier export
     card = _card(trained, about, estimator.backbone["model"], cameras)
     with atomic(out / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
+
+
+def _cameras(trained: Path, poses: int) -> dict:
+    """Cameras of the run, empty where it has none, or none that fit its poses."""
+    if not (trained / CAMERAS).exists():
+        return {}
+    try:
+        read_cameras(trained / CAMERAS, range(poses))
+    except UserError as error:
+        log.warning("cameras are not exported: %s", error)
+        return {}
+    return read_json(trained / CAMERAS)
 
 
 def _card(trained: Path, about: dict, backbone: str, cameras: dict) -> str:

@@ -545,9 +545,16 @@ def shown(path, category):
     return report(path, category=category, subcategory="{dataset}", caption="caption.rst")
 
 
-def meshes_there(wildcards):
-    """The meshes that a report shows; they are made on request."""
-    return sorted(map(str, Path(results(wildcards), "meshes").rglob("*.glb")))
+def there(*patterns):
+    """Function of the wildcards: files that are made on request and taken as they are, by content.
+
+    They are no input: their rules may no longer be able to make them.
+    """
+    return lambda wildcards: [
+        f"{path}: {content(str(path))}"
+        for pattern in patterns
+        for path in sorted(results(wildcards).glob(pattern))
+    ]
 
 
 # --- the table --------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ rule report:
             run=lambda wildcards, output: str(Path(output.page).parent),
             left_out=photos_left_out,
         ),
-        meshes=meshes_there,
+        meshes=there("meshes/**/*.glb", "novel_views/**/*.glb"),
     message:
         "{wildcards.dataset}: the report"
     shell:

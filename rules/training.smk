@@ -64,6 +64,7 @@ rule export:
         "../envs/mirage.yaml"
     params:
         **step("export", trained=lambda wildcards, input: str(Path(input.model).parents[1])),
+        cameras=there("cameras/cameras.json"),
     message:
         "{wildcards.dataset}: exporting the model"
     shell:

@@ -306,7 +306,7 @@ def test_cameras_of_a_run_have_azimuths_errors_and_the_front(run, monkeypatch):
     labels.write_bytes(run["poses"].read_bytes())
     assert read_cameras(run["out"] / "cameras.json", range(8))
     labels.write_text(labels.read_text().replace(",0,0", ",1,0"))
-    with pytest.raises(UserError, match="the poses were refitted since"):
+    with pytest.raises(UserError, match="the poses were changed since; make it again by snakemake"):
         read_cameras(run["out"] / "cameras.json", range(8))
 
 

@@ -10,6 +10,7 @@ from workflow import ROOT
 
 from mirage_steps import Run, export
 from mirage_steps.errors import UserError
+from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.run import SHOWCASE
 
@@ -64,6 +65,24 @@ def test_cameras_are_exported_where_the_run_has_them(tmp_path):
     export.main(trained=run, out=tmp_path / "two")
     assert not (tmp_path / "two/cameras").exists()
     assert "ameras" not in (tmp_path / "two/README.md").read_text()
+
+
+def test_cameras_of_other_poses_are_left_out_with_the_remedy(tmp_path, caplog):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(SHOWCASE, run)
+    poses = run / "poses/poses.csv"
+    poses.write_text("image,pose,distance\na.png,0,0\n")
+    cameras = json.loads((run / CAMERAS).read_text())
+    (run / CAMERAS).write_text(json.dumps(cameras | {"found_in": sha256_of(poses)}))
+    export.main(trained=run, out=out)
+    assert (out / CAMERAS).exists() and not caplog.messages
+    poses.write_text("image,pose,distance\na.png,1,0\n")
+    (out / "export.run.json").touch()  # as a command writes it
+    export.main(trained=run, out=out)
+    assert not (out / CAMERAS).exists(), "those of the first export, too"
+    assert "ameras" not in (out / "README.md").read_text()
+    (told,) = caplog.messages
+    assert "the poses were changed since" in told and f"results/NAME/{CAMERAS}" in told
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path):

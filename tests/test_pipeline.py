@@ -191,6 +191,19 @@ def finished_image(project: Project) -> str:
     return project["manifest.csv"].read_text().splitlines()[1].split(",")[0]
 
 
+def test_a_mesh_made_again_is_reported_and_cameras_made_again_are_exported(changed):
+    targets = (*TARGETS, "results/mini/export/README.md")
+    files = (changed["meshes/green.glb"], changed["cameras/cameras.json"])
+    for path in files:
+        path.parent.mkdir()
+        path.write_text("one")
+    output = changed.run("--", *targets)
+    assert "cameras are not exported: results/mini/cameras/cameras.json: not readable" in output
+    for path in files:
+        path.write_text("two")
+    assert changed.planned(*targets) == {"report": 1, "overview": 1, "export": 1}
+
+
 def test_unknown_key_gets_a_hint(changed):
     changed.settings(guidance={"gama": 2.0})
     output = changed.run("--", TARGETS[0], ok=False)

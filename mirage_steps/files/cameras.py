@@ -26,8 +26,8 @@ def read_cameras(path: Path, poses: Sequence[int]) -> list[Camera]:
         UserError: the file is missing, damaged, lacks a pose, or is of other poses than the run has
             now (exported runs have no ``poses.csv``).
     """
+    remedy = f"snakemake --cores 2 [--configfile FILE] -- results/NAME/{CAMERAS}"
     if not path.is_file():
-        remedy = f"snakemake --cores 2 [--configfile FILE] -- results/NAME/{CAMERAS}"
         raise UserError(f"{path}: not there; a run makes it by {remedy}")
     with parsing(f"{path}", "not readable", "cameras"):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -36,7 +36,7 @@ def read_cameras(path: Path, poses: Sequence[int]) -> list[Camera]:
         cameras = {p: Camera(**row | {"offset": tuple(row["offset"])}) for p, row in found.items()}
     labels = path.parents[1] / "poses/poses.csv"
     if found_in and labels.is_file() and sha256_of(labels) != found_in:
-        raise UserError(f"{path}: the poses were refitted since; {rerun('cameras')}")
+        raise UserError(f"{path}: the poses were changed since; make it again by {remedy}")
     if lacking := set(poses) - cameras.keys():
         raise UserError(f"{path}: lacks pose {min(lacking)} of these views; {rerun('cameras')}")
     return [cameras[pose] for pose in poses]
