@@ -424,6 +424,8 @@ def photos(name):
         refuse(f"datasets.{name}.{error}")
     if workflow.is_main_process:
         FILES.save()  # jobs read it
+        if (root := project_path(folder)) != folder:
+            logger.info(f"datasets.{name}.photos: {folder} is the project's own, {root}")
         UNUSABLE.update(dict(unusable))
         for photo, reason in unusable[:5]:
             logger.warning(f"datasets.{name}.photos: {photo} is left out: {reason}")

@@ -68,9 +68,15 @@ def _as_module(folder: Path, *words: str, names: str = "", part: str = "") -> st
 # The project's own files
 
 
-def test_a_file_of_the_current_folder_goes_before_the_project_s(tmp_path, monkeypatch):
+def test_a_file_of_the_current_folder_goes_before_the_project_s(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    assert project.project_path(STAND_IN) == ROOT / STAND_IN
+    caplog.set_level("INFO", "mirage_steps")
+    project._tell.cache_clear()
+    for _ in range(2):
+        assert project.project_path(STAND_IN) == ROOT / STAND_IN
+    (told,) = caplog.messages
+    assert told == f"{STAND_IN}: not in the current folder; the one in {ROOT} is used"
+    assert project.project_path("docs/pictures") == Path("docs/pictures"), "a mistake"
     assert project.project_path("weights/none") == Path("weights/none")
     assert project.project_path(tmp_path / STAND_IN) == tmp_path / STAND_IN
     (tmp_path / "weights").mkdir()
@@ -182,6 +188,8 @@ def test_an_unknown_command_is_one_line(monkeypatch):
 def test_the_workflow_is_planned_from_another_folder(tmp_path):
     done = _from_another_folder(tmp_path, "--dry-run", "results/mini/overview.txt")
     assert re.search(r"^novel_views +4$", done, re.MULTILINE)
+    told = f"photos: examples/cars is the project's own, {ROOT / 'examples/cars'}"
+    assert told in done
 
 
 def test_the_workflow_is_planned_as_a_module_whatever_else_is_configured(tmp_path):

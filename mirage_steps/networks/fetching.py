@@ -84,7 +84,7 @@ def is_published(name: str, key: str) -> bool:
     if name in FILES or key not in _HUB_KEYS or not _HUB_NAME.fullmatch(name):
         return name in FILES
     # A name that begins with an existing folder is a mistyped path.
-    return not os.path.isdir(project_path(name.partition("/")[0]))
+    return not is_local(name) and not os.path.isdir(project_path(name.partition("/")[0]))
 
 
 def place(name: str, weights: Path) -> Path:
