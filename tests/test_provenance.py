@@ -1,9 +1,14 @@
 """Files that were changed after their step wrote them."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from workflow import ROOT
 
 from mirage_steps.files.atomic import write_csv
 from mirage_steps.files.provenance import changed_since, write_provenance
@@ -34,6 +39,21 @@ def test_a_record_in_the_folder_above_counts(tmp_path: Path):
     assert not changed_since(tmp_path / "real-a/list.csv")
     (tmp_path / "real-a/list.csv").write_text("image\n")
     assert changed_since(tmp_path / "real-a/list.csv")
+
+
+@pytest.mark.parametrize("place, known", [("", True), (".venv/site-packages", False)])
+def test_the_commit_is_that_of_this_project_alone(tmp_path: Path, place, known):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "one"], check=True)
+    folder = tmp_path / place / "mirage_steps"
+    shutil.copytree(ROOT / "mirage_steps", folder)
+    code = "from mirage_steps.files import provenance; print(provenance._commit())"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(folder.parent)},
+    )  # fmt: skip
+    assert (done.stdout != "None\n") is known and done.returncode == 0, done.stderr
 
 
 def test_a_file_without_a_record_is_taken_as_it_is(tmp_path: Path):

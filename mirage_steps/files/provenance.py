@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import mirage_steps
 from mirage_steps.files.atomic import WRITTEN, identity, write_json
+from mirage_steps.files.project import PROJECT
 from mirage_steps.files.records import read_json
 
 _PACKAGES = (
@@ -135,10 +136,11 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """Commit of the code that ran, with ``-dirty`` where it was changed since; None outside git."""
+    if not (PROJECT / ".git").exists():  # an installed package may lie in another repository
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    folder = Path(mirage_steps.__file__).parent
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
