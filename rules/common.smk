@@ -17,7 +17,7 @@ from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.file_cache import CACHE, FileCache
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
-from mirage_steps.files.project import project_path
+from mirage_steps.files.project import PROJECT, project_path
 from mirage_steps.files.provenance import NETWORK_KEYS
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import PACKAGES, is_complete, is_local, require_known
@@ -62,6 +62,12 @@ pathvars:
 # Shell command of every step. A scheduler's signal reaches all processes of a job; `tee` ignores it,
 # because the step still saves a checkpoint and logs it.
 RUN = "{params.command} 2>&1 | (trap '' INT TERM; exec tee {log:q})"
+# Steps and the processes they start import the package of these rules, a checkout's or the installed
+# one, and nothing that lies in the current folder, such as a numpy.py.
+PYTHON = (
+    f"PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    " PYTHONSAFEPATH=1 python -m"
+)
 # Data sets whose photos another's model shows; all others have evaluation sets.
 USING = [name for name, one in configuration.datasets.items() if not one.is_evaluated]
 SETS = {
@@ -138,7 +144,7 @@ def step(name, /, code=None, **arguments):
 
     def command(wildcards, input, output, resources, threads):
         context = {"input": input, "output": output, "resources": resources, "threads": threads}
-        words = ["python", "-m", f"mirage_steps.{name}"]
+        words = [f"mirage_steps.{name}"]
         words += [given(key, None, wildcards, context) or input[key] for key in known.positional]
         # A source is a subcommand, which comes after all flags.
         for key, annotation in sorted(known.flags.items(), key=lambda flag: flag[1] == "Source"):
@@ -150,7 +156,7 @@ def step(name, /, code=None, **arguments):
             elif value is None and (files := input.get(key)):
                 value = files if isinstance(files, str) else tuple(files)
             words += spelled(key, value)
-        return shlex.join(words)
+        return f"{PYTHON} {shlex.join(words)}"
 
     def tracked(wildcards):
         words = []

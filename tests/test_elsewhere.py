@@ -200,7 +200,10 @@ def test_the_workflow_is_planned_as_a_module_whatever_else_is_configured(tmp_pat
 
 
 @pytest.mark.slow
-def test_the_workflow_runs_in_another_folder(tmp_path):
+def test_the_workflow_runs_in_another_folder_and_no_module_of_it(tmp_path):
+    for name in ("numpy.py", "mirage_steps/__init__.py"):
+        (tmp_path / "work" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "work" / name).write_text("raise SystemExit('of the current folder')")
     _from_another_folder(tmp_path, "results/mini/foreground/foreground.png")
     assert (tmp_path / "work/results/mini/foreground/foreground.png").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"mini.yaml", "work"}
