@@ -549,7 +549,10 @@ def reported(wildcards):
 
 
 def shown(path, category):
-    """An output that `snakemake --report` shows, too; caption.rst has a text for its rule."""
+    """An output that `snakemake --report` shows, too; caption.rst has a text for its step.
+
+    The text is found by `code` of the params: a workflow with this one as a module renames rules.
+    """
     return report(path, category=category, subcategory="{dataset}", caption="caption.rst")
 
 

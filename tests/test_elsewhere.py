@@ -214,3 +214,6 @@ def test_the_workflow_runs_as_a_module(tmp_path):
     _mini(tmp_path / "config/config.yaml")
     _as_module(tmp_path, names=" as mirage_*")
     assert (tmp_path / "results/mini/foreground/foreground.png").is_file()
+    _snakemake(tmp_path, "--report", "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "One principal component of the patch tokens" in page, "the caption, by any name of rule"
