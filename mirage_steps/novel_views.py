@@ -20,7 +20,6 @@ import tyro
 
 from mirage_steps import settings
 from mirage_steps.errors import Incomplete, UserError
-from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.files.command import log
 from mirage_steps.files.command import run as run_step
 from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_names
@@ -79,6 +78,8 @@ def main(
     novel_views = novel_views or stored.novel_views
     inversion_timesteps(views, novel_views)
     if mesh:
+        from mirage_steps.files.cameras import CAMERAS, read_cameras  # as in Run.mesh
+
         read_cameras(run / CAMERAS, ())
     usable, done = [], []
     for photo, stem in zip(photos, stems, strict=True):

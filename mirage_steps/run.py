@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 from mirage_steps.errors import UserError, errors_at, rerun
 from mirage_steps.files.atomic import identity
-from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.names import not_a
@@ -268,7 +267,9 @@ class Run:
         Raises:
             UserError: the run has no cameras, or the views' masks show too little.
         """
-        from mirage_steps.files.meshes import PhotoMesh  # slow to import
+        # Slow to import, and no edit there makes views stale (files/step_code.py).
+        from mirage_steps.files.cameras import CAMERAS, read_cameras
+        from mirage_steps.files.meshes import PhotoMesh
 
         cameras = read_cameras(self.folder / CAMERAS, views.poses)
         with errors_at(f"{views.photo}: "):

@@ -61,6 +61,25 @@ def test_the_schema_and_the_page_of_all_keys_are_those_of_the_settings():
         assert text == path.read_text(), f"{path}: run python docs/graphs.py"
 
 
+def test_only_what_no_rule_needs_is_imported_inside_functions():
+    """Edits there make no output stale."""
+    hidden = {
+        f"{module} imports {other}"
+        for module, others in layers.imports().items()
+        if not module.startswith(("tools.", "demo."))
+        for other in others - set(step_code._imports(step_code._parsed(module)))
+    }
+    assert hidden == {
+        "run imports files.cameras",
+        "run imports files.meshes",
+        "novel_views imports files.cameras",
+        "novel_views imports files.meshes",  # for annotations
+        # Devices and their memory.
+        "files.command imports method.device",
+        "sources.stable_diffusion imports method.device",
+    }
+
+
 def test_an_edit_of_the_code_of_meshes_makes_only_meshes_stale():
     steps = [module for module in layers.imports() if layers.group(module) == "steps"]
     needed = {step: step_code._modules(step) for step in steps}

@@ -17,9 +17,6 @@ _IGNORED = {
     "files.step_code", "files.plots", "files.tiles", "files.page",
     "networks.fetching",  # how networks are fetched; which they are is a setting
 }  # fmt: skip
-# What these modules import for `--mesh` and `Run.mesh` alone, which no rule asks for: meshes of a
-# pipeline are made by the step `mesh`.
-_FOR_MESHES = dict.fromkeys(("run", "novel_views"), {"files.cameras", "files.meshes"})
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,8 @@ def version(step: str) -> int:
 def code_hash(step: str) -> str:
     """Hash of a step's module and of every module of this package it imports, however deep.
 
-    Snakemake does not follow imports of helpers. Comments, docstrings and layout do not count.
+    Snakemake does not follow imports of helpers. Comments, docstrings and layout do not count, nor
+    imports inside functions, which no rule needs (`Run.mesh`; meshes of a pipeline have a step).
 
     Args:
         step: name of the module in ``mirage_steps``, such as ``poses``.
@@ -90,15 +88,15 @@ def _modules(step: str) -> set[str]:
         module = waiting.pop()
         if module not in found | _IGNORED and _path(module).is_file():
             found.add(module)
-            waiting += set(_imports(_parsed(module))) - _FOR_MESHES.get(module, set())
+            waiting += _imports(_parsed(module))
     return found
 
 
 @functools.cache
 def _imports(tree: ast.Module) -> list[str]:
-    """Modules of this package that a module imports, relative to the package."""
+    """Modules of this package that a module imports at its top, relative to the package."""
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module:
             # `from package import module` and `from package.module import name` look alike.
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
