@@ -51,7 +51,8 @@ class Project:
         self, *words: str, output: int | IO[str] = subprocess.PIPE, env: dict | None = None
     ) -> subprocess.Popen:
         """Snakemake in the background; what it prints goes to a pipe, or to an open file."""
-        command = [sys.executable, "-m", "snakemake", "--cores", "2"]
+        # Sums depend on the number of threads, which a training chooses by the load of the machine.
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--max-threads", "1"]
         if self.configfiles:
             command += ["--configfile", *self.configfiles]
         return subprocess.Popen(

@@ -82,7 +82,7 @@ def make_golden(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     project = Project(folder)
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = project.start(*CORES, "--notemp", "--", str(RUN / "overview.txt"), env=env)
+    process = project.start("--notemp", "--", str(RUN / "overview.txt"), env=env)
     output, _ = process.communicate()
     assert process.returncode == 0, output[-3000:]
     listing = project.run("-n", "-p", "--forceall", "--", str(RUN / "overview.txt"))
