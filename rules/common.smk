@@ -379,7 +379,7 @@ def network(path):
         if path == "backbone.model":
             require(wildcards, check_resolution, dataset(wildcards))
         elif path == "training.pretrained":
-            require(wildcards, check_pretrained, dataset(wildcards))
+            require(wildcards, check_pretrained, dataset(wildcards), results(wildcards))
         if is_local(value):
             # Times change with a copy or a clone; the content is among the params.
             return [ancient(file) for file in local_files(value)]

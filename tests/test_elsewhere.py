@@ -199,6 +199,13 @@ def test_the_workflow_is_planned_as_a_module_whatever_else_is_configured(tmp_pat
     assert re.search(r"^foreground +1$", done, re.MULTILINE)
 
 
+def test_a_module_is_told_to_have_the_profile_of_this_project():
+    text = (ROOT / "config/README.md").read_text()
+    told = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    own = yaml.safe_load((ROOT / "profiles/default/profile.yaml").read_text())
+    assert told == {key: value for key, value in own.items() if not key.startswith("__")}
+
+
 @pytest.mark.slow
 def test_the_workflow_runs_in_another_folder_and_no_module_of_it(tmp_path):
     for name in ("numpy.py", "mirage_steps/__init__.py"):

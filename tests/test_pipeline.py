@@ -15,6 +15,8 @@ from workflow import ENVIRONMENT, ROOT, Project, errors
 
 from mirage_steps.files.records import read_metrics
 
+OWN_MODEL = "results/mini/training/model.safetensors"
+
 
 def test_table_has_every_row(finished):
     text = finished["fid.txt"].read_text()
@@ -224,6 +226,7 @@ def test_unknown_data_set_is_named(finished):
         ("masks", "sam", "nowhere.pth", "sets/real-a-nobg/images.h5", "masks.sam"),
         ("embed", "inception", "nowhere.pt", "sets/real-a/features.h5", "embed.inception"),
         ("fid", "samples", 21, "sets/real-a/images.h5", "set it to at most 20"),
+        ("training", "pretrained", OWN_MODEL, "training/model.safetensors", "copy it"),
     ],
 )
 def test_missing_input_gets_one_line(changed, section, key, value, target, message):

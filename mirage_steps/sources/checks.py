@@ -38,7 +38,7 @@ def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
     if dataset.photos is not None:
         photos_folder(dataset.photos)
     if dataset.use is None:
-        check_pretrained(dataset)
+        check_pretrained(dataset, results)
         check_labels(dataset)
         check_boxes(dataset)
         check_edits(dataset)
@@ -67,10 +67,15 @@ def require_samples(images: int, samples: int) -> None:
         )
 
 
-def check_pretrained(dataset: Dataset) -> None:
-    """Refuse weights to start training from that are not there."""
-    if dataset.training.pretrained != "none":
-        pretrained(dataset.training.pretrained)
+def check_pretrained(dataset: Dataset, results: Path) -> None:
+    """Refuse weights to start training from that are not there, or that the training replaces."""
+    if (name := dataset.training.pretrained) == "none":
+        return
+    if Path(name).resolve() == (results / "training/model.safetensors").resolve():
+        raise UserError(
+            f"training.pretrained {name}: is what this training writes; copy it and its config.json"
+        )
+    pretrained(name)
 
 
 def check_resolution(dataset: Dataset) -> None:
