@@ -149,7 +149,8 @@ def _facts(folders: Sequence[Path], found: dict[str, dict]) -> defaultdict[str, 
     known, poses = found.get("poses/pose_eval.json", {}), stored("poses/poses.json")
     facts: dict[str, object] = {**stored("foreground/foreground.json"), **evidence}
     facts |= train.get("settings", {}) | {"device": train.get("device")}
-    facts |= {"k": poses.get("k"), "posed": sum(poses.get("images", [])) or None}
+    counts = poses.get("images", [])
+    facts |= {"k": len(counts) or None, "posed": sum(counts) or None}
     facts |= {
         "known": known.get("images"),
         "ablated": ablation.get("objects"),

@@ -138,6 +138,8 @@ def test_poses_of_each_category_are_edited_and_keep_their_circle():
         ("99,drop,\n", "line 2: '99' is no pose; give a number, 0 to 11"),
         ("-1,drop,\n", "line 2: '-1' is no pose"),
         ("3,merge,x\n", "line 2: 'x' is no pose"),
+        ("3,merge,²\n", "line 2: '²' is no pose"),
+        (f"{'9' * 5000},drop,\n", "is no pose; give a number, 0 to 11"),
         ("3,merge,3\n", "line 2: merge 3: give merge and another pose"),
         ("3,merge,5\n5,drop,\n", "line 2: merge 5: is merged or dropped itself"),
         ("3,merge,5\n5,merge,6\n", "line 2: merge 5: is merged or dropped itself"),
@@ -181,6 +183,11 @@ def test_tables_that_are_missing_or_of_other_columns_or_categories_are_one_line(
         read_edits(_table(tmp_path, "3,merge,8\n"), 6, 2)
     with pytest.raises(UserError, match="leaves 5 and 6 poses; .*equally many"):
         read_edits(_table(tmp_path, "3,drop,\n"), 6, 2)
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is(files, tmp_path):
+    _found(files, tmp_path / "out", _table(tmp_path, "3,name,$_{$\n"))
+    assert (tmp_path / "out/poses.png").stat().st_size > 1000
 
 
 def test_a_damaged_table_leaves_nothing_written(files, tmp_path):

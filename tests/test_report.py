@@ -123,6 +123,19 @@ def test_a_damaged_part_is_named_and_the_rest_is_there(run):
     assert "<th>mv-bg-hag</th>" in html
 
 
+def test_poses_of_all_categories_are_counted_and_null_is_a_missing_value(run):
+    write_json(run / "poses/poses.json", {"k": 4, "categories": 2, "images": [3] * 8})
+    _record(run, "training/train", settings={"iterations": 7}, device="cpu")
+    html = _html(run)
+    assert "8 poses, 7 training steps in 0:01:01 on cpu" in html
+    write_json(run / "poses/poses.json", {"k": 4, "categories": 2, "images": None})
+    _record(run, "training/train", settings=None, seconds=None, packages=None)
+    _record(run, "features/features", settings=None, seconds=None, started=None)
+    html = _html(run)
+    assert "8 poses" not in html and "training steps" not in html
+    assert "<th>dataset</th><td>2026-01-02 03:04</td><td>0:01:01</td>" in html
+
+
 def test_without_results_there_is_one_line_and_no_report(tmp_path):
     for folder, told in ((tmp_path, "no results there"), (tmp_path / "absent", "no such folder")):
         with pytest.raises(UserError, match=told):
