@@ -1,6 +1,7 @@
 """Poses that the user merges, drops and names."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,29 @@ def test_a_bad_table_is_one_line_before_anything_starts(tmp_path, rows, message)
         poses={"k": 12, "edits": str(edits)},
     )
     with pytest.raises(UserError, match="^poses.edits"):
+        check_dataset(chosen, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"sheet": {"references": ["front", 10]}}, "sheet.references 10: there are 10 poses, 0 to"),
+        ({"cameras": {"front": 3, "left": [10]}}, "cameras.left 10: there are 10 poses, 0 to 9"),
+        ({"sheet": {"references": [9]}, "cameras": {"front": 9}}, ""),
+    ],
+)
+def test_keys_that_name_poses_are_checked_by_the_numbers_after_edits(tmp_path, sections, told):
+    edits = _table(tmp_path, "3,merge,5\n4,drop,\n0,name,front\n")
+    chosen = Dataset(
+        source={"kind": "procedural"},
+        backbone={"model": "efficientnet-lite0"},
+        fid={"samples": 200},
+        poses={"k": 12, "edits": str(edits)},
+        **sections,
+    )
+    with (
+        pytest.raises(UserError, match=f"^{told}.*, after poses.edits$") if told else nullcontext()
+    ):
         check_dataset(chosen, tmp_path)
 
 
