@@ -293,6 +293,8 @@ class PoseSpace(Settings):
 class Poses(Settings):
     """Clusters in pose space."""
 
+    untracked = ("edits",)  # as a path; what it merges and drops is tracked
+
     method: Literal["kmeans", "spectral"] = stated(
         "kmeans",
         "kmeans",

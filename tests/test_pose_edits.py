@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mirage_steps import poses, settings
+from mirage_steps import contact_sheet, pose_names, poses, settings
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots, tiles
 from mirage_steps.files.atomic import read_csv
@@ -42,7 +42,7 @@ def _maps(per_pose: int = COUNT // K) -> np.ndarray:
 
 @pytest.fixture
 def files(tmp_path) -> dict[str, Path]:
-    """What the step reads."""
+    """What the steps read."""
     names = [f"{number:02d}.png" for number in range(COUNT)]
     with create_h5(tmp_path / "maps.h5") as file:
         file["maps"], file["valid"] = _maps(), np.ones((COUNT, 4), bool)
@@ -64,9 +64,20 @@ def _labels(folder: Path) -> np.ndarray:
 
 
 def _found(files: dict, out: Path, edits: Path | None = None, **others: object) -> np.ndarray:
+    """Poses of the images, by both steps."""
     chosen = settings.Poses(k=K, starts=2, edits=str(edits or "none"), **others)
-    poses.main(**files, out=out, poses=chosen)
+    poses.main(maps=files["maps"], estimator=files["estimator"], out=out, poses=chosen)
+    _name(files, out, edits=edits, k=K)
     return _labels(out)
+
+
+def _name(files: dict, out: Path, **given: object) -> None:
+    found = {"poses": out / "poses.csv", "estimator": out / ESTIMATOR, "crops": files["crops"]}
+    pose_names.main(**found, out=out, **given)
+
+
+def _names(out: Path) -> list[str]:
+    return json.loads((out / "names.json").read_text())["names"]
 
 
 @pytest.mark.parametrize("method", ["kmeans", "spectral"])
@@ -93,20 +104,21 @@ def test_the_step_merges_drops_and_names_and_photos_get_the_same(files, tmp_path
     far = np.array([float(row["distance"]) > estimator.far for row in rows])
     assert far[before == 2].all() and far[before != 2].sum() <= 1
     assert estimator.far == load_estimator(tmp_path / "before" / ESTIMATOR).far
-    assert estimator.number_of_poses == 4 and estimator.names == ("", "front", "", "")
+    assert estimator.number_of_poses == 4
+    assert _names(tmp_path / "after") == ["pose 0", "front", "pose 2", "pose 3"]
     again = estimator.assign(_maps(), np.ones((COUNT, 4), bool), np.zeros(COUNT, int))
     np.testing.assert_array_equal(again[0], after)
 
 
-def test_names_alone_change_neither_the_tables_nor_the_numbers(files, tmp_path):
+def test_names_alone_change_nothing_but_names_and_picture(files, tmp_path):
     before = _found(files, tmp_path / "before")
     np.testing.assert_array_equal(
         _found(files, tmp_path / "after", _table(tmp_path, "3,name,rear\n")), before
     )
-    for name in ("poses.csv", "poses.json"):
-        assert (tmp_path / "after" / name).read_text() == (tmp_path / "before" / name).read_text()
-    labels = load_estimator(tmp_path / "after" / ESTIMATOR).labels
-    assert labels == ["pose 0", "pose 1", "pose 2", "rear", "pose 4", "pose 5"]
+    for name in ("poses.csv", "poses.json", ESTIMATOR):
+        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+    names = ["pose 0", "pose 1", "pose 2", "rear", "pose 4", "pose 5"]
+    assert _names(tmp_path / "after") == names
 
 
 def test_a_data_set_that_uses_another_s_poses_edits_nothing_again(files, tmp_path):
@@ -114,8 +126,17 @@ def test_a_data_set_that_uses_another_s_poses_edits_nothing_again(files, tmp_pat
     _found(files, tmp_path / "first", edits)
     chosen = settings.Poses(k=K, edits=str(edits))
     stored = tmp_path / "first" / ESTIMATOR
-    poses.main(**files, out=tmp_path / "second", stored=stored, poses=chosen)
+    given = {"maps": files["maps"], "estimator": files["estimator"], "stored": stored}
+    poses.main(**given, out=tmp_path / "second", poses=chosen)
     assert (tmp_path / "second" / ESTIMATOR).read_bytes() == stored.read_bytes()
+    _name(files, tmp_path / "second", stored=tmp_path / "first/names.json", k=K)
+    assert _names(tmp_path / "second") == ["pose 0", "front", "pose 2", "pose 3"]
+
+
+def test_names_of_other_poses_than_there_are_are_one_line(files, tmp_path):
+    _found(files, tmp_path / "out")
+    with pytest.raises(UserError, match="has 6 poses, not the 5 that .*--forcerun poses"):
+        _name(files, tmp_path / "out", edits=_table(tmp_path, "4,merge,1\n"), k=K)
 
 
 def test_poses_of_each_category_are_edited_and_keep_their_circle():
@@ -123,9 +144,8 @@ def test_poses_of_each_category_are_edited_and_keep_their_circle():
     models = [PoseModel(part, np.zeros((1, 2), np.float32)) for part in np.split(centroids, 2)]
     estimator = PoseEstimator({}, ForegroundModel(PCA, 0, 1, 0.0), 0.0, poses=tuple(models))
     into = np.array([0, 1, 1, 3, 4, 5, 6, 7, -1, 9, 10, 11])
-    edited = estimator.edited(into, {9: "rear"})
+    edited = estimator.edited(into)
     assert (edited.k, edited.number_of_poses) == (5, 10)
-    assert edited.labels[7] == "rear" and edited.labels[8] == "pose 8"
     flat = centroids[:, None]  # a map of one patch each
     categories = np.repeat([0, 1], 6)
     found, gaps = edited.assign(flat, np.ones((12, 1), bool), categories)
@@ -220,7 +240,27 @@ def test_a_damaged_table_leaves_nothing_written(files, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_names_are_drawn_above_the_columns_of_a_sheet(monkeypatch):
+@pytest.mark.parametrize("stem", ["objects", "reference-front", "photos"])
+def test_names_are_drawn_on_every_sheet(tmp_path, monkeypatch, stem):
+    told, out = [], tmp_path / "out"
+    monkeypatch.setattr(tiles.ImageDraw.ImageDraw, "text", lambda *given, **_: told.append(given))
+    (tmp_path / "names.json").write_text('{"names": ["front", "pose 1"]}')
+    path, given = tmp_path / f"{stem}.h5", {"names": tmp_path / "names.json", "out": out}
+    for categories, names in ((1, ["front", "pose 1"]), (2, ["pose 0", "pose 1"])):
+        with create_h5(path) as file:
+            file["images"], file["reference"] = np.zeros((3, 2, 8, 8, 3), np.uint8), np.zeros(3)
+            file.attrs.update(title="title", categories=categories)
+        reference = stem == "reference-front"
+        record = "contact_sheet-front" if reference else "contact_sheet"
+        assert contact_sheet.main(objects=path, **given, shown=2) == [record]
+        assert [one[2] for one in told[-2:]] == names and told[0][2].startswith("title; red")
+        names = ["reference-front"] * 2 if reference else ["contact_sheet", "turntable"]
+        assert sorted(one.name for one in out.iterdir()) == sorted(
+            f"{name}{end}" for name, end in zip(names, (".png", ".gif"), strict=True)
+        )
+
+
+def test_names_or_numbers_are_drawn_above_the_columns_of_a_sheet(monkeypatch):
     told = []
     monkeypatch.setattr(tiles.ImageDraw.ImageDraw, "text", lambda *given, **_: told.append(given))
     tiles.contact_sheet(np.zeros((1, 2, 8, 8, 3), np.uint8), [0], ["front", "pose 1"], "title")

@@ -136,6 +136,14 @@ def test_poses_of_all_categories_are_counted_and_null_is_a_missing_value(run):
     assert "<th>dataset</th><td>2026-01-02 03:04</td><td>0:01:01</td>" in html
 
 
+def test_turntables_of_objects_and_photos_tell_the_names_of_poses(run):
+    write_json(run / "poses/poses.json", {"k": 4, "categories": 1, "images": [3] * 4})
+    write_json(run / "poses/names.json", {"names": ["front", "<b>", "pose 2", "pose 3"]})
+    html = _html(run)
+    assert "front, the reference" in html and "&lt;b&gt;, the photo&#39;s own" in html
+    assert "pose 0" not in html and "pose 2, the reference" in html
+
+
 def test_without_results_there_is_one_line_and_no_report(tmp_path):
     for folder, told in ((tmp_path, "no results there"), (tmp_path / "absent", "no such folder")):
         with pytest.raises(UserError, match=told):
