@@ -23,7 +23,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
-from mirage_steps import crops, features, foreground, pose_space, poses
+from mirage_steps import crops, features, foreground, pose_names, pose_space, poses
 from mirage_steps.demo.renderer.cars import DEMO_FAMILIES, SPAN, render
 from mirage_steps.demo.stand_ins.evaluation import iou, patch_masks
 from mirage_steps.files.atomic import read_csv, write_csv
@@ -270,10 +270,15 @@ def step_scores(folder: Path, k: int) -> np.ndarray:
     out = folder / f"poses-{k}"
     poses.main(
         maps=folder / "space/maps.h5",
-        crops=folder / "crops.h5",
         estimator=folder / "space" / ESTIMATOR,
         out=out,
         poses=Poses(k=k),
+    )
+    pose_names.main(
+        poses=out / "poses.csv",
+        crops=folder / "crops.h5",
+        estimator=out / ESTIMATOR,
+        out=out,
     )
     azimuths = {e.image: e.azimuth_deg for e in read_manifest(folder.parent / "manifest.csv")}
     rows = read_csv(out / "poses.csv")

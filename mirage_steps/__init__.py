@@ -3,11 +3,11 @@
 Modules at the top are the steps of the pipeline, each with a function ``main``:
 
 - ``dataset``, ``features``, ``duplicates``, ``foreground``, ``crops``, ``categories``,
-  ``pose_space``, ``poses``, ``pose_eval``, ``cameras``, ``screening``: from images to pose labels
-  (paper, section 3.1);
+  ``pose_space``, ``poses``, ``pose_names``, ``pose_eval``, ``cameras``, ``screening``: from images
+  to pose labels (paper, section 3.1);
 - ``train``: the pose-conditioned diffusion model (section 3.2);
-- ``real``, ``views``, ``baseline``, ``sheet``, ``comparison``: sets of real and generated images,
-  and pictures of objects (section 3.3);
+- ``real``, ``views``, ``baseline``, ``sheet``, ``contact_sheet``, ``comparison``: sets of real and
+  generated images, and pictures of objects (section 3.3);
 - ``masks``, ``embed``, ``fid``: background removal and distances to real images (section 4);
 - ``novel_views``, ``photo_sheet``, ``mesh``: given photos in all poses (section 3.3, Figure 4), and
   meshes of them;

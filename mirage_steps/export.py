@@ -1,8 +1,9 @@
 """What others need to show photos by a run's model: a small folder that is used like the run.
 
 Writes ``training/model.safetensors`` in half precision with its ``config.json`` and
-``sampling.json``, ``poses/pose_estimator.safetensors``, ``cameras/cameras.json`` if the run has it
-for its present poses, and ``README.md``, a card with the training and the evidence.
+``sampling.json``, ``poses/pose_estimator.safetensors`` and ``names.json``, ``cameras/cameras.json``
+if the run has it for its present poses, and ``README.md``, a card with the training and the
+evidence.
 """
 
 from itertools import pairwise
@@ -17,6 +18,7 @@ from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.names import not_a
+from mirage_steps.files.pose_names import NAMES, read_pose_names
 from mirage_steps.files.records import read_json, read_metrics, read_text
 from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.run import stored_sampling
@@ -43,6 +45,8 @@ def main(*, trained: Path, out: Path) -> None:
     sampling = stored_sampling(trained).model_dump(mode="json")
     write_json(out / "training/sampling.json", sampling)
     save_estimator(out / "poses" / ESTIMATOR, estimator)
+    names = read_pose_names(trained / NAMES, estimator.number_of_poses)
+    write_json(out / NAMES, {"names": names})
     if cameras := _cameras(trained, model.config.poses):
         write_json(out / CAMERAS, cameras)
     else:

@@ -119,7 +119,8 @@ def _save(
         log.warning("%s: %s", encoded(photo), warning)
     page = Page(out / f"{stem}{PAGE}", f"{encoded(photo.name)} in all poses")
     page.section("Novel views" + " and mesh" * (mesh is not None), ABOUT_PHOTOS)
-    page.photo(out / f"{stem}.json", glb)
+    names = dict(zip(result.poses, result.names, strict=True))
+    page.photo(out / f"{stem}.json", glb, names)
     page.picture(strip, "All views side by side", f"By the model of {encoded(run)}.")
     page.write()
 

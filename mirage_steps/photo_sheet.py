@@ -1,9 +1,9 @@
-"""Contact sheet of novel views of a data set's photos (paper, section 3.3 and Figure 4).
+"""Novel views of a data set's photos (paper, section 3.3 and Figure 4).
 
 DDIM inverts evenly spaced photos in their own poses; the other poses read their keys and values
-along the trajectory. Writes ``contact_sheet.png`` with the photos framed in their poses,
-``turntable.gif``, and ``photos.json``: pose, distance to the centroid and reconstruction quality of
-each photo. (``novel_views`` is for any other photo.)
+along the trajectory. Writes ``photos.h5``, as the sheet's ``objects.h5`` with the photos as
+references, which ``contact_sheet`` draws, and ``photos.json``: pose, distance to the centroid and
+reconstruction quality of each photo. (``novel_views`` is for any other photo.)
 """
 
 from pathlib import Path
@@ -12,11 +12,9 @@ import numpy as np
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.files import tiles
 from mirage_steps.files.atomic import read_csv, write_json
 from mirage_steps.files.command import log, run
-from mirage_steps.files.estimator import load_estimator
-from mirage_steps.files.h5 import open_h5
+from mirage_steps.files.h5 import create_h5, open_h5
 from mirage_steps.files.tables import read_labels, require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import choose_device, memory_advice
@@ -30,7 +28,6 @@ def main(
     crops: Path,
     poses: Path,
     out: Path,
-    estimator: Path | None = None,
     sheet: settings.Sheet = settings.Sheet(),
     views: settings.Views = settings.Views(),
     guidance: settings.Guidance = settings.Guidance(),
@@ -43,8 +40,7 @@ def main(
         model: The training step's model.safetensors, with config.json in the same folder.
         crops: crops.h5 of the photos.
         poses: poses.csv of the photos, by the centroids that the model was trained with.
-        out: Folder for contact_sheet.png, turntable.gif and photos.json.
-        estimator: Theirs, for the names of the poses.
+        out: Folder for photos.h5 and photos.json.
         sheet: How many photos.
         views: Sampler.
         guidance: Hard-attention guidance.
@@ -80,8 +76,9 @@ def main(
     write_json(out / "photos.json", {"photos": records})
     which = " of their category" if config.categories > 1 else ""
     title = f"photos (framed) in all poses{which}, gamma = {guidance.gamma:g}"
-    called = () if estimator is None or which else load_estimator(estimator, "poses").labels
-    tiles.write_sheet(out, np.stack(rows), own, title, poses=called)
+    with create_h5(out / "photos.h5") as file:
+        file["images"], file["reference"] = np.stack(rows), np.array(own)
+        file.attrs.update(title=title, categories=config.categories)
     middle = float(np.median([record["reconstruction_psnr_db"] for record in records]))
     log.info("%d photos, reconstructed at %.1f dB in the median", len(records), middle)
 

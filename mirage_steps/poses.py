@@ -2,8 +2,8 @@
 
 Every category has its own K poses; those of the second category follow those of the first. Writes
 ``pose_estimator.safetensors`` (complete; assigns poses to new photos), ``poses.csv``
-(image, pose, distance, category), ``poses.json`` (count of each pose, and after edits, by
-``found``, the numbers before them) and ``poses.png`` (Figure 2a).
+(image, pose, distance, category) and ``poses.json`` (count of each pose, and after edits, by
+``found``, the numbers before them).
 """
 
 from pathlib import Path
@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mirage_steps import settings
-from mirage_steps.errors import UserError, rerun
-from mirage_steps.files import plots
+from mirage_steps.errors import rerun
 from mirage_steps.files.atomic import write_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
@@ -28,7 +27,6 @@ _FEW = 10  # images per pose below which there is a warning
 def main(
     *,
     maps: Path,
-    crops: Path,
     estimator: Path,
     out: Path,
     categories: Path | None = None,
@@ -39,9 +37,8 @@ def main(
 
     Args:
         maps: maps.h5 of the pose space.
-        crops: crops.h5, for the picture.
         estimator: The pose space's pose_estimator.safetensors.
-        out: Folder for pose_estimator.safetensors, poses.csv, poses.json and poses.png.
+        out: Folder for pose_estimator.safetensors, poses.csv and poses.json.
         categories: categories.csv, where there are several categories.
         stored: The estimator that this step fitted on another data set; nothing is fitted here.
         poses: Method, number of poses, starts, seed, and the table of edits.
@@ -49,11 +46,6 @@ def main(
     with open_h5(maps, "maps", "valid") as file:
         values, valid, images = file["maps"][:], file["valid"][:], read_names(file)
     require_finite(images, "map", rerun("pose_space"), values)
-    with open_h5(crops, "image") as file:
-        if read_names(file) != images:
-            raise UserError(
-                f"{crops} and {maps} list different images; {rerun('crops', 'pose_space')}"
-            )
     assigned = read_categories(categories, images)
     model = load_estimator(stored or estimator, "poses" if stored else "pcas")
     if stored is None:
@@ -71,14 +63,9 @@ def main(
     labels, distances = model.assign(values, valid, assigned)
     counts = np.bincount(labels, minlength=model.number_of_poses)
     save_estimator(out / ESTIMATOR, model)
-    centroids = np.concatenate([part.mean_maps for part in model.poses])
-    centroids = centroids.reshape(len(centroids), *values.shape[1:])
     about = {"k": model.k, "categories": len(model.poses), "images": counts.tolist()}
-    titles = model.labels
     if before:
         about["found"] = before
-        titles = [f"{one} (was {was})" for one, was in zip(titles, before, strict=True)]
-    plots.poses(out / "poses.png", centroids, titles, labels, distances, crops)
     write_json(out / "poses.json", about)
     rows = zip(images, labels, distances, assigned, strict=True)
     write_csv(
@@ -91,11 +78,12 @@ def main(
 
 def _edited(model: PoseEstimator, edits: Path) -> tuple[PoseEstimator, list[list[int]]]:
     """The estimator after the edits; of each pose the numbers before, empty where none changed."""
-    into, names = read_edits(edits, model.k, len(model.poses))
+    into, _ = read_edits(edits, model.k, len(model.poses))
     stay = np.unique(into[into >= 0])
+    if len(stay) == len(into):  # the table gives names only
+        return model, []
     log.info("poses.edits: %d of %d poses are left", len(stay), len(into))
-    before = [np.flatnonzero(into == pose).tolist() for pose in stay]
-    return model.edited(into, names), before if len(stay) < len(into) else []
+    return model.edited(into), [np.flatnonzero(into == pose).tolist() for pose in stay]
 
 
 if __name__ == "__main__":

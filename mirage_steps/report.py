@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from mirage_steps.files.command import run as run_step
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.names import not_a
 from mirage_steps.files.page import ABOUT_PHOTOS, MOST, Page
+from mirage_steps.files.pose_names import NAMES, read_pose_names
 from mirage_steps.files.records import home_of, read_json, read_run, read_text
 from mirage_steps.networks.names import STAND_IN
 
@@ -104,9 +105,10 @@ def main(
     lead = [part for one in _LEAD if "?" not in (part := one.format_map(facts))]
     page = Page(out / "report.html", f"{run.resolve().name}: report", ", ".join(lead))
     _warnings(page, folders, found, facts)
-    _objects(page, folders)
+    names = _names(folders)
+    _objects(page, folders, names)
     page.most = MOST // 2
-    _photos(page, run)
+    _photos(page, run, names)
     page.most = MOST
     for title, about, texts, pictures in _SECTIONS:
         page.section(title, about)
@@ -149,7 +151,8 @@ def _facts(folders: Sequence[Path], found: dict[str, dict]) -> defaultdict[str, 
     known, poses = found.get("poses/pose_eval.json", {}), stored("poses/poses.json")
     facts: dict[str, object] = {**stored("foreground/foreground.json"), **evidence}
     facts |= train.get("settings", {}) | {"device": train.get("device")}
-    facts |= {"k": poses.get("k"), "posed": sum(poses.get("images", [])) or None}
+    counts = poses.get("images", [])
+    facts |= {"k": len(counts) or None, "posed": sum(counts) or None}
     facts |= {
         "known": known.get("images"),
         "ablated": ablation.get("objects"),
@@ -190,7 +193,14 @@ def _warnings(page: Page, folders: Sequence[Path], found: dict[str, dict], facts
         page.add("note", text="No step logged a warning or an error.")
 
 
-def _objects(page: Page, folders: Sequence[Path]) -> None:
+def _names(folders: Sequence[Path]) -> dict[int, str]:
+    """What the poses are called, by their numbers."""
+    folder = next((one for one in folders if (one / NAMES).is_file()), folders[0])
+    counts = read_json(folder / "poses/poses.json").get("images", [])
+    return dict(enumerate(read_pose_names(folder / NAMES, len(counts))))
+
+
+def _objects(page: Page, folders: Sequence[Path], names: Mapping[int, str]) -> None:
     """Turntables of generated objects."""
     page.section(
         "Turntables of generated objects",
@@ -206,13 +216,13 @@ def _objects(page: Page, folders: Sequence[Path]) -> None:
     except UserError as error:
         return page.add("warning", text=str(error))
     for number, (views, poses, own) in enumerate(zip(*parts, strict=True), 1):
-        labels = [f"pose {pose}" for pose in poses]
+        labels = [names.get(pose, f"pose {pose}") for pose in poses.tolist()]
         labels[own] += ", the reference"
         alt = f"generated object {number} in {len(views)} poses"
         page.turntable(views, labels, int(own), alt, f"object {number}")
 
 
-def _photos(page: Page, run: Path) -> None:
+def _photos(page: Page, run: Path, names: Mapping[int, str]) -> None:
     """Novel views of photos, and meshes that were made of them."""
     page.section("Photos in all poses", ABOUT_PHOTOS)
     folder = run / "novel_views"
@@ -220,7 +230,7 @@ def _photos(page: Page, run: Path) -> None:
     for record in records[:_PHOTOS]:
         name = str(record.relative_to(folder)).removesuffix(".json")
         meshes = (one / f"{name}.glb" for one in (run / "meshes", folder))
-        page.photo(record, next(filter(Path.is_file, meshes), None))
+        page.photo(record, next(filter(Path.is_file, meshes), None), names)
     strips = [one.with_suffix(".png") for one in records[_PHOTOS:]]
     if links := [page.link(strip) for strip in strips[:_RECORDS] if strip.is_file()]:
         page.add("links", text="More:", links=links)

@@ -26,6 +26,7 @@ from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.names import not_a
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews
 from mirage_steps.files.photos import Photo, open_photo
+from mirage_steps.files.pose_names import NAMES, read_pose_names
 from mirage_steps.files.project import PROJECT
 from mirage_steps.files.records import home_of
 from mirage_steps.method import inversion
@@ -81,6 +82,7 @@ class Run:
     backbone: Backbone  # the vision transformer that made the run's features
     estimator: PoseEstimator  # with all its parts
     identity: dict[str, object]  # what tells the model and the backbone apart
+    names: tuple[str, ...]  # of the poses, `pose N` where the user gave none
     sampling: Sampling = Sampling()  # how the run samples, unless another setting is given
 
     def __repr__(self) -> str:
@@ -128,7 +130,8 @@ class Run:
             "model": identity(folder / "training/model.safetensors"),
             "backbone": {"name": network.name, "sha256": network.sha256},
         }
-        return cls(folder, model, network, estimator, used, stored_sampling(folder))
+        names = tuple(read_pose_names(folder / NAMES, poses))
+        return cls(folder, model, network, estimator, used, names, stored_sampling(folder))
 
     def locate(
         self, photo: Photo, box: Box | None = None, max_pixels: int = MAX_PIXELS
@@ -255,7 +258,7 @@ class Run:
             view_poses=tuple(poses[1:].tolist()),
             settings={**self.identity, **used},
             masks=masks[1:],
-            names=tuple(self.estimator.labels[pose] for pose in made.poses),
+            names=tuple(self.names[pose] for pose in made.poses),
         )
 
     def mesh(self, views: PhotoViews) -> "PhotoMesh":

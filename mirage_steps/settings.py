@@ -293,6 +293,8 @@ class PoseSpace(Settings):
 class Poses(Settings):
     """Clusters in pose space."""
 
+    untracked = ("edits",)  # as a path; what it merges and drops is tracked
+
     method: Literal["kmeans", "spectral"] = stated(
         "kmeans",
         "kmeans",
@@ -851,13 +853,26 @@ class Configuration(Settings):
     def _references_are_poses(self) -> "Configuration":
         for name in self.datasets:
             dataset = self.dataset(name)
-            for one in dataset.sheet.references:
-                require_pose(f"datasets.{name}.sheet.references", one, dataset.poses.k)
-            for key, poses in dataset.cameras:
-                for one in poses:
-                    count = dataset.poses.k * dataset.categories
-                    require_pose(f"datasets.{name}.cameras.{key}", str(one), count)
+            require_poses(dataset, dataset.poses.k, f"datasets.{name}.")
         return self
+
+
+def require_poses(dataset: Dataset, k: int, where: str = "") -> None:
+    """Refuse settings that name a pose which is not there.
+
+    Args:
+        dataset: with references and cameras.
+        k: number of poses of each category.
+        where: start of the keys in the error.
+
+    Raises:
+        ValueError: with the first of them.
+    """
+    for one in dataset.sheet.references:
+        require_pose(f"{where}sheet.references", one, k)
+    for key, poses in dataset.cameras:
+        for one in poses:
+            require_pose(f"{where}cameras.{key}", str(one), k * dataset.categories)
 
 
 def require_pose(key: str, reference: str, k: int) -> None:

@@ -1,22 +1,20 @@
-"""Contact sheet of generated objects: objects in rows, all poses in columns (Figure 1).
+"""Generated objects in all poses (Figure 1), which ``contact_sheet`` draws.
 
-Writes ``contact_sheet.png``, ``turntable.gif``, the same objects as an animation, and
-``objects.h5``, which has more of them for the evidence: ``images`` (n, k, S, S, 3) uint8, their
-``pose`` (n, k) and ``reference`` (n,), the column that all others of a row attend to.
+Writes ``objects.h5``: ``images`` (n, k, S, S, 3) uint8, their ``pose`` (n, k) and ``reference``
+(n,), the column that all others of a row attend to. It has enough of them for the evidence.
 
-With ``sheet.references`` instead ``reference-NAME.png`` and ``.gif`` for each of them, the same
-objects with that reference for all (Figures 9 to 13).
+With ``sheet.references`` instead ``reference-NAME.h5`` for each of them, the same objects with that
+reference for all (Figures 9 to 13).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.files import tiles
 from mirage_steps.files.command import run
-from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import by_image, create_h5
 from mirage_steps.files.records import read_json
 from mirage_steps.files.terminal import progress
@@ -44,9 +42,8 @@ def main(
 
     Args:
         model: The training step's model.safetensors, with config.json in the same folder.
-        out: Folder for contact_sheet.png, turntable.gif and objects.h5.
-        estimator: The run's pose_estimator.safetensors, for the names of the poses, and to leave
-            bad references out.
+        out: Folder for objects.h5.
+        estimator: The run's pose_estimator.safetensors, to leave bad references out.
         sheet: How many objects are shown, and with which references.
         judged_objects: How many are made for the evidence.
         views: Sampler.
@@ -58,59 +55,51 @@ def main(
         Names of the records.
     """
     network = load_model(model.parent, choose_device(device))
-    which = " of their category" if network.config.categories > 1 else ""
+    config = network.config
+    which = " of their category" if config.categories > 1 else ""
     title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
-    called = () if estimator is None or which else load_estimator(estimator, "poses").labels
+    # Another seed than that of the sets, so that the sheet shows other objects.
+    seed = views.seed + 1
     if not sheet.references:
+        count = range(max(sheet.objects, judged_objects))
         chooser = References.load(network, views, estimator)
-        shown = _random_references(network, chooser, out, sheet, judged_objects, views, guidance)
-        tiles.write_sheet(out, *shown, title, poses=called)
+        numbers = chooser.chosen(count, seed, lambda n: reference_pose(config, n, seed))
+        objects = [(number, None) for number in numbers]
+        _write(out / "objects.h5", network, objects, title, seed, views, guidance)
         return ["sheet"]
     # All are chosen before the first sheet is made.
-    chosen = {one: _columns(one, network.config, scores) for one in sheet.references}
+    chosen = {one: _columns(one, config, scores) for one in sheet.references}
     for reference, columns in chosen.items():
-        rows, places = [], []
-        for number in progress(range(sheet.objects), desc=reference, unit="object"):
-            column = columns[number % len(columns)]
-            made = generated_object(network, number, views.seed + 1, views, guidance, column)
-            rows.append(made[0])
-            places.append(made[2])
         poses = ", ".join(map(str, dict.fromkeys(columns)))
         about = title if reference.isdigit() else f"{title}, reference {reference}: pose {poses}"
-        names = (f"reference-{reference}.png", f"reference-{reference}.gif")
-        tiles.write_sheet(out, np.stack(rows), places, about, names, called)
+        objects = [(n, columns[n % len(columns)]) for n in range(sheet.objects)]
+        path = out / f"reference-{reference}.h5"
+        _write(path, network, objects, about, seed, views, guidance)
     return [f"reference-{one}" for one in chosen]
 
 
-def _random_references(
+def _write(
+    path: Path,
     network: UNet,
-    chooser: References,
-    out: Path,
-    sheet: settings.Sheet,
-    judged_objects: int,
+    objects: Sequence[tuple[int, int | None]],
+    title: str,
+    seed: int,
     views: settings.Views,
     guidance: settings.Guidance,
-) -> tuple[np.ndarray, list[int]]:
-    """Objects of the sheet (n, k, S, S, 3) and their references; writes those of the evidence."""
-    config, count = network.config, max(sheet.objects, judged_objects)
-    k, side = config.poses // config.categories, config.image_size
-    shown, references = [], []
-    with create_h5(out / "objects.h5") as file:
-        by_image(file, "images", count, (k, side, side, 3), np.uint8)
-        file["pose"], poses = np.zeros((count, k), np.int32), []
-        # Another seed than that of the sets, so that the sheet shows other objects.
-        seed = views.seed + 1
-        numbers = chooser.chosen(range(count), seed, lambda n: reference_pose(config, n, seed))
-        for place, number in enumerate(progress(numbers, unit="object")):
-            made = generated_object(network, number, seed, views, guidance)
-            file["images"][place] = made[0]
-            poses.append(made[1])
-            references.append(made[2])
-            if place < sheet.objects:
-                shown.append(made[0])
-        file["pose"][:] = poses
-        file["reference"] = np.array(references)
-    return np.stack(shown), references[: sheet.objects]
+) -> None:
+    """Write objects, each given by its number and the column of its reference, None for random."""
+    config, poses, references = network.config, [], []
+    side, k = config.image_size, config.poses // config.categories
+    with create_h5(path) as file:
+        by_image(file, "images", len(objects), (k, side, side, 3), np.uint8)
+        for place, (number, column) in enumerate(progress(objects, desc=path.stem, unit="object")):
+            file["images"][place], pose, reference = generated_object(
+                network, number, seed, views, guidance, column
+            )
+            poses.append(pose)
+            references.append(reference)
+        file["pose"], file["reference"] = np.array(poses, np.int32), np.array(references)
+        file.attrs.update(title=title, categories=config.categories)
 
 
 def _columns(reference: str, config: UNetConfig, scores: Path | None) -> list[int]:

@@ -48,7 +48,7 @@ class TrainingScores:
     ):
         folder, found = estimator.parents[1], load_estimator(estimator, "poses")
         backbone = load_backbone(folder, found.backbone, None, choose_device(device))
-        run = Run(folder, model, backbone, found, {})
+        run = Run(folder, model, backbone, found, {}, ())
         self._judge = Judge(run, None, {}).calibrated(crops, poses, _REAL)
         images, _ = real_images(crops, poses, model.config.poses, _REAL)
         self._real = _features(backbone, images)

@@ -15,6 +15,7 @@ from mirage_steps.evaluation_sets import table_rows
 from mirage_steps.files.command import flag, flags
 from mirage_steps.files.atomic import sha256_of
 from mirage_steps.files.file_cache import CACHE, FileCache
+from mirage_steps.files.labels import read_edits
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.project import PROJECT, project_path
@@ -250,12 +251,38 @@ def given_boxes(wildcards):
     return require(wildcards, check_boxes, dataset(wildcards)) or boxes_of(dataset(wildcards)) or []
 
 
+def edits_there(wildcards):
+    """Input function: refuse a table of edits of the poses that cannot be used.
+
+    The table is no input of what its names do not change; ``edited`` is a param.
+    """
+    return require(wildcards, check_edits, dataset(wildcards))
+
+
 def given_edits(wildcards):
     """Input function: the table of edits of the poses, if any, refused if it cannot be used."""
     edits = dataset(wildcards).poses.edits
     if edits == "none" or dataset(wildcards).use is not None:  # whose poses are edited already
         return []
-    return require(wildcards, check_edits, dataset(wildcards)) or edits
+    return edits_there(wildcards) or edits
+
+
+def edited(wildcards):
+    """The poses that are merged or dropped, and what becomes of them."""
+    table, chosen = given_edits(wildcards), dataset(wildcards)
+    into = read_edits(Path(table), chosen.poses.k, chosen.categories)[0] if table else []
+    return str({pose: int(other) for pose, other in enumerate(into) if pose != other})
+
+
+def pose_names(wildcards):
+    """Input function: the names of the poses of a data set; a variant has those of the used one."""
+    return edits_there(wildcards) or shared("poses/names.json")(wildcards)
+
+
+def stored_names(wildcards):
+    """Input function: the names of the poses of the data set whose model this one uses, if any."""
+    used = dataset(wildcards).use
+    return [] if used is None else [f"<results>/{used}/poses/names.json"]
 
 
 def dropped(wildcards):
@@ -544,7 +571,7 @@ def reported(wildcards):
     folder = f"<results>/{wildcards.dataset}"
     texts = ("fid.txt", "evidence/evidence.txt", "ablation/ablation.txt")
     screening = shared("screening/screening.txt")(wildcards)
-    shown = [*pictures(wildcards), *photo_strips(wildcards), screening]
+    shown = [*pictures(wildcards), *photo_strips(wildcards), pose_names(wildcards), screening]
     return [*(f"{folder}/{text}" for text in texts), *shown]
 
 

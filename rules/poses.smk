@@ -212,17 +212,15 @@ rule pose_space:
 
 rule poses:
     input:
+        there=edits_there,
         maps=rules.pose_space.output.maps,
-        crops=rules.crops.output.crops,
         estimator=rules.pose_space.output.estimator,
         categories=categories_table,
-        edits=given_edits,
         stored=stored_estimator("poses"),
     output:
         poses="<results>/{dataset}/poses/poses.csv",
         estimator="<results>/{dataset}/poses/pose_estimator.safetensors",
         counts="<results>/{dataset}/poses/poses.json",
-        picture=shown("<results>/{dataset}/poses/poses.png", "Poses"),
         run="<results>/{dataset}/poses/poses.run.json",
     log:
         "<results>/{dataset}/logs/poses.log",
@@ -233,8 +231,35 @@ rule poses:
     threads: 8
     params:
         **step("poses"),
+        edited=edited,
     message:
         "{wildcards.dataset}: poses by K-Means"
+    shell:
+        RUN
+
+
+# Only what draws reads the names, so that naming a pose makes no views and trains nothing.
+rule pose_names:
+    input:
+        poses=rules.poses.output.poses,
+        counts=rules.poses.output.counts,
+        estimator=rules.poses.output.estimator,
+        crops=rules.crops.output.crops,
+        edits=given_edits,
+        stored=stored_names,
+    output:
+        names="<results>/{dataset}/poses/names.json",
+        picture=shown("<results>/{dataset}/poses/poses.png", "Poses"),
+        run="<results>/{dataset}/poses/pose_names.run.json",
+    log:
+        "<results>/{dataset}/logs/pose_names.log",
+    priority: 10
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step("pose_names", k=setting("poses.k")),
+    message:
+        "{wildcards.dataset}: names and picture of the poses"
     shell:
         RUN
 

@@ -4,7 +4,7 @@ rule train:
         crops=own("crops/crops.h5"),
         poses=own("poses/poses.csv"),
         counts=own("poses/poses.json"),
-        # Other poses change the tables; their names alone train nothing anew.
+        # Other poses change the tables, too.
         estimator=ancient(own("poses/pose_estimator.safetensors")),
         network=network("backbone.model"),
         pretrained=network("training.pretrained"),
@@ -47,6 +47,7 @@ rule export:
         config=own("training/config.json"),
         sampling=own("training/sampling.json"),
         estimator=own("poses/pose_estimator.safetensors"),
+        names=own("poses/names.json"),
         poses=own("poses/poses.csv"),
         evidence=own("evidence/evidence.txt"),
     output:
@@ -54,6 +55,7 @@ rule export:
         config="<results>/{dataset}/export/training/config.json",
         sampling="<results>/{dataset}/export/training/sampling.json",
         estimator="<results>/{dataset}/export/poses/pose_estimator.safetensors",
+        names="<results>/{dataset}/export/poses/names.json",
         card="<results>/{dataset}/export/README.md",
         run="<results>/{dataset}/export/export.run.json",
     log:

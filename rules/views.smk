@@ -113,8 +113,6 @@ rule sheet:
         config=shared("training/config.json"),
         estimator=shared("poses/pose_estimator.safetensors"),
     output:
-        sheet=shown("<results>/{dataset}/sheet/contact_sheet.png", "Generated images"),
-        turntable=shown("<results>/{dataset}/sheet/turntable.gif", "Generated images"),
         objects="<results>/{dataset}/sheet/objects.h5",
         run="<results>/{dataset}/sheet/sheet.run.json",
     log:
@@ -129,6 +127,26 @@ rule sheet:
         accelerator=1,
     params:
         **step("sheet", sheet=sheet, judged_objects=setting("evidence.judged_objects")),
+    message:
+        "{wildcards.dataset}: objects of the contact sheet"
+    shell:
+        RUN
+
+
+rule contact_sheet:
+    input:
+        objects=rules.sheet.output.objects,
+        names=pose_names,
+    output:
+        sheet=shown("<results>/{dataset}/sheet/contact_sheet.png", "Generated images"),
+        turntable=shown("<results>/{dataset}/sheet/turntable.gif", "Generated images"),
+        run="<results>/{dataset}/sheet/contact_sheet.run.json",
+    log:
+        "<results>/{dataset}/logs/contact_sheet.log",
+    conda:
+        "../envs/mirage.yaml"
+    params:
+        **step("contact_sheet", shown=setting("sheet.objects")),
     message:
         "{wildcards.dataset}: contact sheet and turntable"
     shell:
@@ -162,13 +180,26 @@ use rule sheet as reference_sheet with:
         config=shared("training/config.json"),
         scores=shared("poses/pose_eval.json"),
     output:
-        sheet="<results>/{dataset}/sheet/reference-{reference}.png",
-        turntable="<results>/{dataset}/sheet/reference-{reference}.gif",
+        objects="<results>/{dataset}/sheet/reference-{reference}.h5",
         run="<results>/{dataset}/sheet/reference-{reference}.run.json",
     log:
         "<results>/{dataset}/logs/reference-{reference}.log",
     benchmark:
         "<results>/{dataset}/benchmarks/reference-{reference}.tsv"
+    message:
+        "{wildcards.dataset}: objects with reference {wildcards.reference}"
+
+
+use rule contact_sheet as reference_contact_sheet with:
+    input:
+        objects=rules.reference_sheet.output.objects,
+        names=pose_names,
+    output:
+        sheet="<results>/{dataset}/sheet/reference-{reference}.png",
+        turntable="<results>/{dataset}/sheet/reference-{reference}.gif",
+        run="<results>/{dataset}/sheet/contact_sheet-{reference}.run.json",
+    log:
+        "<results>/{dataset}/logs/contact_sheet-{reference}.log",
     message:
         "{wildcards.dataset}: contact sheet with reference {wildcards.reference}"
 
@@ -181,11 +212,9 @@ rule photo_sheet:
         crops=rules.crops.output.crops,
         poses=rules.poses.output.poses,
         counts=rules.poses.output.counts,
-        estimator=rules.poses.output.estimator,
         scores=rules.pose_eval.output.scores,
     output:
-        sheet="<results>/{dataset}/photo_sheet/contact_sheet.png",
-        turntable="<results>/{dataset}/photo_sheet/turntable.gif",
+        views="<results>/{dataset}/photo_sheet/photos.h5",
         photos="<results>/{dataset}/photo_sheet/photos.json",
         run="<results>/{dataset}/photo_sheet/photo_sheet.run.json",
     log:
@@ -208,6 +237,20 @@ rule photo_sheet:
         RUN
 
 
+use rule contact_sheet as photo_contact_sheet with:
+    input:
+        objects=rules.photo_sheet.output.views,
+        names=rules.pose_names.output.names,
+    output:
+        sheet="<results>/{dataset}/photo_sheet/contact_sheet.png",
+        turntable="<results>/{dataset}/photo_sheet/turntable.gif",
+        run="<results>/{dataset}/photo_sheet/contact_sheet.run.json",
+    log:
+        "<results>/{dataset}/logs/photo_contact_sheet.log",
+    message:
+        "{wildcards.dataset}: contact sheet of its photos"
+
+
 # A photo of the folder `photos`.
 rule novel_views:
     input:
@@ -215,6 +258,8 @@ rule novel_views:
         model=model("training/model.safetensors"),
         config=model("training/config.json"),
         estimator=model("poses/pose_estimator.safetensors"),
+        # Strips keep the names of the poses that they were made with.
+        names=ancient(model("poses/names.json")),
         network=network("backbone.model"),
     output:
         strip="<results>/{dataset}/novel_views/{name}.png",

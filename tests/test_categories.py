@@ -420,18 +420,15 @@ def _circles(count: int = 60, seed: int = 0) -> SimpleNamespace:
 def _poses(circles, root, **options) -> tuple[np.ndarray, np.ndarray]:
     """Poses and distances of poses.csv, whose other columns must be right."""
     root.mkdir(parents=True)
-    for name, key in (("maps.h5", "maps"), ("crops.h5", "images")):
-        with h5py.File(root / name, "w") as file:
-            file[key] = circles.maps if key == "maps" else np.zeros((len(circles.maps), 8, 8, 3))
-            file["valid"] = circles.valid
-            write_names(file, circles.names)
+    with h5py.File(root / "maps.h5", "w") as file:
+        file["maps"], file["valid"] = circles.maps, circles.valid
+        write_names(file, circles.names)
     assigned = _categories_table(root / "categories.csv", circles.names, circles.assigned)
     pca = Pca(np.zeros(DIM), np.eye(DIM)[:3], np.ones(3), np.ones(3) / 3)
     fitted = PoseEstimator(BACKBONE, ForegroundModel(pca, 0, 1, 0.0), 0.06, pcas=(pca, pca))
     save_estimator(root / ESTIMATOR, fitted)
     poses.main(
         maps=root / "maps.h5",
-        crops=root / "crops.h5",
         estimator=root / ESTIMATOR,
         out=root / "poses",
         categories=assigned,

@@ -873,7 +873,8 @@ def test_no_name_of_a_photo_reaches_a_shell_of_a_cluster(tmp_path):
     config = yaml.safe_load(path.read_text())
     config["datasets"]["mini"]["photos"] = folder.name
     path.write_text(yaml.safe_dump(config))
-    for name in ("training/model.safetensors", "training/config.json", ESTIMATOR):
+    poses = (ESTIMATOR, "poses/names.json")
+    for name in ("training/model.safetensors", "training/config.json", *poses):
         project[name].parent.mkdir(parents=True, exist_ok=True)
         project[name].touch()
     fake = project.folder / "fake"

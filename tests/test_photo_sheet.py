@@ -6,7 +6,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mirage_steps import photo_sheet, settings
 from mirage_steps.errors import UserError
@@ -62,7 +61,7 @@ def test_evenly_spaced_photos_are_shown_and_reconstructed(arguments, model):
     photo_sheet.main(**arguments, sheet=settings.Sheet(objects=3), novel_views=PAPER)
     out = arguments["out"]
     assert {path.name for path in out.iterdir()} == {
-        "contact_sheet.png", "turntable.gif", "photos.json",
+        "photos.h5", "photos.json",
     }  # fmt: skip
     record = json.loads((out / "photos.json").read_text())
     timesteps = ddim_timesteps(VIEWS.steps)
@@ -77,8 +76,11 @@ def test_evenly_spaced_photos_are_shown_and_reconstructed(arguments, model):
             "reconstruction_psnr_db": pytest.approx(psnr(PHOTOS[index], back), abs=1e-3),
             "inversion_evaluations": VIEWS.steps,
         }
-    with Image.open(out / "turntable.gif") as animation:
-        assert animation.n_frames == CONFIG.poses
+    with h5py.File(out / "photos.h5") as file:
+        assert file["reference"][:].tolist() == [POSES[index] for index in (0, 2, 5)]
+        for views, index in zip(file["images"][:], (0, 2, 5), strict=True):
+            np.testing.assert_array_equal(views[POSES[index]], PHOTOS[index])
+            assert len(views) == CONFIG.poses
 
 
 def test_no_more_photos_are_shown_than_there_are(arguments):

@@ -109,6 +109,7 @@ def test_gamma_reruns_only_what_depends_on_it(changed):
         "masks": 1,
         "embed": 2,
         "sheet": 1,
+        "contact_sheet": 1,
         "novel_views": 2,
         "fid": 1,
         "evidence": 1,
@@ -135,6 +136,28 @@ def test_k_leaves_features_alone(changed):
     assert {"poses", "train", "views", "fid"} <= planned.keys()
     # What lies before the clustering stays as it is.
     assert not {"dataset", "features", "foreground", "crops", "pose_space"} & planned.keys()
+
+
+def test_names_of_poses_make_pictures_and_nothing_else(changed):
+    targets = (*TARGETS, "results/mini/sheet/reference-1.png")
+    changed.run("--", targets[1])
+    (changed.folder / "edits.csv").write_text("pose,action,value\n1,name,nose\n")
+    changed.settings(poses={"edits": "edits.csv"})
+    pictures = {
+        "pose_names": 1, "contact_sheet": 1, "reference_contact_sheet": 1, "report": 1,
+        "overview": 1,
+    }  # fmt: skip
+    assert changed.planned(*targets) == pictures
+    changed.run("--", *targets)
+    assert "nose" in changed["report.html"].read_text()
+    assert changed.planned(*targets) == {}
+    (changed.folder / "edits.csv").write_text("pose,action,value\n1,name,rear\n")
+    assert changed.planned(*targets) == pictures
+    (changed.folder / "edits.csv").write_text("pose,action,value\n1,merge,2\n")
+    assert {"poses", "train", "views", "evidence"} <= changed.planned(*targets).keys()
+    changed.settings(cameras={"front": 4})
+    (line,) = errors(changed.run("--dry-run", "--", *targets, ok=False))
+    assert line.startswith("error: datasets.mini.cameras.front 4: there are 4 poses, 0 to 3, after")
 
 
 def test_weights_count_by_their_content(changed):

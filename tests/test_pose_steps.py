@@ -30,6 +30,7 @@ from mirage_steps import (
     features,
     foreground,
     pose_eval,
+    pose_names,
     pose_space,
     poses,
     settings,
@@ -115,10 +116,15 @@ def done(tmp_path_factory) -> SimpleNamespace:
     )
     poses.main(
         maps=root / "space/maps.h5",
-        crops=root / "crops/crops.h5",
         estimator=root / "space" / ESTIMATOR,
         out=root / "poses",
         poses=settings.Poses(k=4, starts=2),
+    )
+    pose_names.main(
+        poses=root / "poses/poses.csv",
+        crops=root / "crops/crops.h5",
+        estimator=root / "poses" / ESTIMATOR,
+        out=root / "poses",
     )
     with open(root / "labels.csv", "w", newline="") as out:
         rows = [(f"{number:02d}.png", number * 15) for number in range(COUNT)]
@@ -400,9 +406,8 @@ def test_stored_values_that_are_not_finite_are_refused_by_name(done, tmp_path):
     with pytest.raises(UserError, match=r"\.png: its tokens are not finite"):
         pose_space.main(tokens=cropped, estimator=estimator, out=tmp_path / "out")
     maps = _with_nan(done.root / "space/maps.h5", tmp_path / "maps.h5", "maps")
-    crops_ = done.root / "crops/crops.h5"
     with pytest.raises(UserError, match=r"\.png: its map is not finite; .*--forcerun pose_space"):
-        poses.main(maps=maps, crops=crops_, estimator=estimator, out=tmp_path / "out")
+        poses.main(maps=maps, estimator=estimator, out=tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -500,7 +505,6 @@ def test_fewer_distinct_images_than_poses_are_refused(done, tmp_path, recwarn):
     with pytest.raises(UserError, match=told):
         poses.main(
             maps=tmp_path / "maps.h5",
-            crops=done.root / "crops/crops.h5",
             estimator=done.root / "space" / ESTIMATOR,
             out=tmp_path / "out",
             poses=settings.Poses(k=4, starts=2),
@@ -635,7 +639,6 @@ def test_more_poses_than_images_are_refused(done, tmp_path):
     with pytest.raises(UserError, match=r"poses\.k = 25, but an object was found in only"):
         poses.main(
             maps=done.root / "space/maps.h5",
-            crops=done.root / "crops/crops.h5",
             estimator=done.root / "space" / ESTIMATOR,
             out=tmp_path,
         )
@@ -645,7 +648,6 @@ def test_more_poses_than_images_are_refused(done, tmp_path):
 def test_steps_run_again_give_the_same_poses_and_pictures(done, tmp_path):
     poses.main(
         maps=done.root / "space/maps.h5",
-        crops=done.root / "crops/crops.h5",
         estimator=done.root / "space" / ESTIMATOR,
         out=tmp_path,
         poses=settings.Poses(k=4, starts=2),

@@ -2,7 +2,9 @@
 
 import ast
 import base64
+import json
 import re
+from html import unescape
 from pathlib import Path
 
 import h5py
@@ -121,6 +123,30 @@ def test_a_damaged_part_is_named_and_the_rest_is_there(run):
     assert "foreground.png cannot be shown" in html and "odd.json cannot be shown" in html
     assert "not a readable UTF-8 CSV file" in html and "not a readable HDF5 file" in html
     assert "<th>mv-bg-hag</th>" in html
+
+
+def test_poses_of_all_categories_are_counted_and_null_is_a_missing_value(run):
+    write_json(run / "poses/poses.json", {"k": 4, "categories": 2, "images": [3] * 8})
+    _record(run, "training/train", settings={"iterations": 7}, device="cpu")
+    html = _html(run)
+    assert "8 poses, 7 training steps in 0:01:01 on cpu" in html
+    write_json(run / "poses/poses.json", {"k": 4, "categories": 2, "images": None})
+    _record(run, "training/train", settings=None, seconds=None, packages=None)
+    _record(run, "features/features", settings=None, seconds=None, started=None)
+    html = _html(run)
+    assert "8 poses" not in html and "training steps" not in html
+    assert "<th>dataset</th><td>2026-01-02 03:04</td><td>0:01:01</td>" in html
+
+
+def test_turntables_of_objects_and_photos_tell_the_names_of_poses(run):
+    write_json(run / "poses/poses.json", {"k": 4, "categories": 1, "images": [3] * 4})
+    write_json(run / "poses/names.json", {"names": ["front", "<b>", "pose 2", "pose 3"]})
+    found = re.findall('data-labels="([^"]*)"', _html(run))
+    assert [json.loads(unescape(one)) for one in found] == [
+        ["front, the reference", "<b>", "pose 2", "pose 3"],
+        ["front", "<b>", "pose 2, the reference", "pose 3"],
+        ["front", "<b>, the photo's own", "pose 2", "pose 3"],
+    ]
 
 
 def test_without_results_there_is_one_line_and_no_report(tmp_path):

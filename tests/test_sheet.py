@@ -1,10 +1,9 @@
-"""Contact sheets of generated objects, with random and with chosen references."""
+"""Generated objects in all poses, with random and with chosen references."""
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from test_settings import _config, _refusal
 
 from mirage_steps import settings, sheet, views
@@ -69,16 +68,17 @@ def test_sheets_of_references_leave_the_default_one_alone(arguments):
     assert sheet.main(**arguments, sheet=settings.Sheet(objects=2)) == ["sheet"]
     out = arguments["out"]
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert set(before) == {"contact_sheet.png", "turntable.gif", "objects.h5"}
+    assert set(before) == {"objects.h5"}
     chosen = settings.Sheet(objects=2, references=[3, "side"])
     assert sheet.main(**arguments, sheet=chosen) == ["reference-3", "reference-side"]
     assert {name: (out / name).read_bytes() for name in before} == before
-    for name in ("3", "side"):
-        with Image.open(out / f"reference-{name}.gif") as animation:
-            assert animation.n_frames == K
-        assert (out / f"reference-{name}.png").stat().st_size > 1000
+    for name, column, told in (("3", 3, "gamma = 1.5"), ("side", 2, "reference side: pose 2")):
+        with h5py.File(out / f"reference-{name}.h5") as file:
+            assert file["images"].shape == (2, K, 32, 32, 3)
+            assert file["reference"][:].tolist() == [column] * 2
+            assert file.attrs["title"].decode().endswith(told)
     with h5py.File(out / "objects.h5") as file:
-        assert file["reference"].shape == (2,)
+        assert file["reference"].shape == (2,) and file["pose"][:].tolist() == [[*range(K)]] * 2
 
 
 def test_references_that_are_not_there_are_one_line(arguments):

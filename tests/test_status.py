@@ -56,7 +56,7 @@ def _line(folder: Path, stage: str) -> str:
 
 def test_finished_and_missing_stages(folder):
     text = _text(folder)
-    assert text.startswith("demo: 10 of 22 stages done\n")
+    assert text.startswith("demo: 11 of 24 stages done\n")
     assert _line(folder, "poses") == "poses done 2026-01-02 03:04 0:01:30"
     assert _line(folder, "train") == "train missing"
     write_json(folder / "sets/no-mv/views.run.json", {"seconds": 2})
@@ -159,7 +159,7 @@ def test_command_prints_text_and_json(folder, monkeypatch, capsys):
     mine.write_text(f"results: {folder.parent}\n")
     before = sorted(folder.rglob("*"))
     status.main(configfile=(mine,))
-    assert capsys.readouterr().out.startswith("demo: 10 of 23 stages done\n")
+    assert capsys.readouterr().out.startswith("demo: 11 of 25 stages done\n")
     status.main(("demo",), configfile=(mine,), as_json=True)
     found = json.loads(capsys.readouterr().out)["demo"]
     assert found["stages"]["poses"]["state"] == "done" and found["training"] is None

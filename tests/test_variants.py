@@ -97,8 +97,9 @@ def test_a_variant_trains_nothing_and_makes_what_differs(tmp_path):
     commands = [line for line in output.splitlines() if "python -m mirage_steps." in line]
     made = [line for line in commands if "results/mine" in line]
     steps = sorted(line.partition("mirage_steps.")[2].split()[0] for line in made)
-    assert steps == ["ablation", "embed", "embed", "evidence", "fid", "masks", "novel_views",
-                     "novel_views", "report", "sheet", "sheet", "sheet", "views"]  # fmt: skip
+    assert steps == ["ablation", "contact_sheet", "contact_sheet", "contact_sheet", "embed",
+                     "embed", "evidence", "fid", "masks", "novel_views", "novel_views", "report",
+                     "sheet", "sheet", "sheet", "views"]  # fmt: skip
     sampled = [line for line in made if "--gamma" in line]
     assert len(sampled) == 8 and all("--gamma 3.0" in line for line in sampled)
     (table,) = (line for line in made if "mirage_steps.fid" in line)

@@ -1,7 +1,6 @@
 """``pose_estimator.safetensors``: arrays of a pose estimator, its configuration as metadata."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -78,7 +77,6 @@ def _join(
     pcas: list | None,
     poses: list | None,
     centers: list | None = None,
-    names: Sequence[str] = (),
     **others: dict,
 ) -> PoseEstimator:
     """The estimator of nested dictionaries."""
@@ -88,6 +86,5 @@ def _join(
         pcas=pcas and tuple(Pca(**part) for part in pcas),
         poses=poses and tuple(PoseModel(**part) for part in poses),
         centers=centers and tuple(centers),
-        names=tuple(names),
         **others,
     )

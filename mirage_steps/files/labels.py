@@ -203,7 +203,8 @@ def _edit(row: Mapping[str, str], count: int) -> tuple[int, int | None, str]:
         raise UserError("needs the cells pose, action, value, and no more, with commas between")
     pose, action, value = (f"{row[key] or ''}".strip() for key in ("pose", "action", "value"))
     for number in (pose, value) if action == "merge" else (pose,):
-        if not (number.isascii() and number.isdecimal() and int(number) < count):
+        # Python converts no numbers of thousands of digits.
+        if not (re.fullmatch("[0-9]{1,9}", number) and int(number) < count):
             raise UserError(f"{number!r} is no pose; give a number, 0 to {count - 1}")
     if action == "merge" and int(value) != int(pose):
         return int(pose), int(value), ""

@@ -5,7 +5,7 @@ import functools
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -96,19 +96,21 @@ class Page:
             uri = self._embedded("model/gltf-binary", glb.read_bytes())
             self.sections[-1]["blocks"][-1] |= {"glb": uri, "link": self.link(glb)}
 
-    def photo(self, record: Path, glb: Path | None) -> None:
+    def photo(self, record: Path, glb: Path | None, names: Mapping[int, str]) -> None:
         """Add a photo's novel views, and its mesh if there is one.
 
         Args:
             record: PHOTO.json, with PHOTO.views beside it.
             glb: PHOTO.glb, with PHOTO.mesh.png beside it.
+            names: of the poses.
         """
         about, folder = read_json(record), record.with_suffix(".views")
         try:
             name, own, poses = about["photo"], about["pose"], about["poses"]
             views = [_rgb(folder / f"pose_{pose:02d}.png") for pose in poses]
             labels = [
-                f"pose {pose}, the photo's own" * (pose == own) or f"pose {pose}" for pose in poses
+                names.get(pose, f"pose {pose}") + ", the photo's own" * (pose == own)
+                for pose in poses
             ]
             lines = [f"{name}: reconstructed at {about['reconstruction_psnr_db']:.1f} dB"]
             lines += [f"warning: {one['reason']}" for one in about["warnings"]]

@@ -119,7 +119,7 @@ def _tile_rows(
     with _plot(path, (width * columns, 0.9 * height), (height, columns)) as axes:
         for axis, row, title in zip(axes.T.flat, rows, titles, strict=False):
             axis.imshow(tile(row, len(row)))
-            axis.set_title(title, fontsize=7, pad=1)
+            axis.set_title(title, fontsize=7, pad=1, parse_math=False)
 
 
 def poses(
@@ -304,6 +304,7 @@ def evidence(path: Path, found: dict, about: dict) -> None:
             "gray: chance or unrelated objects; black: real images "
             f"({about['pose_estimator']}, {about['network']})",
             fontsize=7,
+            parse_math=False,
         )
         axis.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, -0.3), ncols=2)
 

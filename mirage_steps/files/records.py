@@ -21,12 +21,14 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file; empty where the file is missing, damaged or holds no object."""
+    """The object in a JSON file, without what is null; empty where the file cannot be read."""
     try:
         found = json.loads(read_text(path))
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def home_of(folder: Path) -> Path:

@@ -94,30 +94,6 @@ def contact_sheet(
     return picture
 
 
-def write_sheet(
-    out: Path,
-    rows: np.ndarray,
-    references: Sequence[int],
-    title: str,
-    names: tuple[str, str] = ("contact_sheet.png", "turntable.gif"),
-    poses: Sequence[str] = (),
-) -> None:
-    """Write a contact sheet and a turntable of objects in all poses.
-
-    Args:
-        out: their folder.
-        rows: (objects, k, S, S, 3) uint8.
-        references: column of each object's reference.
-        title: what the objects are.
-        names: of both files.
-        poses: (k,) names, by default numbers.
-    """
-    title = f"{title}; red: the reference whose keys and values the others read"
-    sheet = contact_sheet(rows, references, poses or range(rows.shape[1]), title)
-    save_image(out / names[0], sheet)
-    turntable(out / names[1], rows)
-
-
 def _enlarged(pixels: np.ndarray, scale: int) -> Image.Image:
     """A picture (H, W, 3) uint8 ``scale`` times as large."""
     height, width = pixels.shape[:2]

@@ -4,7 +4,7 @@ Fitted on a data set in stages: the foreground on whole images; categories (if s
 and poses on the crops. It then applies to any new photo.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -84,7 +84,6 @@ class PoseEstimator:
             is not subtracted.
         poses: of each category, equally many.
         far: distance to the nearest pose beyond which hardly any training image is.
-        names: of all poses, empty where one has none; empty where none has.
     """
 
     backbone: dict[str, object]
@@ -98,7 +97,6 @@ class PoseEstimator:
     centers: tuple[np.ndarray, ...] | None = None
     poses: tuple[PoseModel, ...] | None = None
     far: float | None = None
-    names: tuple[str, ...] = ()
 
     @property
     def k(self) -> int:
@@ -109,12 +107,6 @@ class PoseEstimator:
     def number_of_poses(self) -> int:
         """Number of poses of all categories together."""
         return self.k * len(self.poses)
-
-    @property
-    def labels(self) -> list[str]:
-        """What pictures call the poses: their names, or numbers."""
-        names = self.names or ("",) * self.number_of_poses
-        return [name or f"pose {pose}" for pose, name in enumerate(names)]
 
     def shown(self, batch: TokenBatch) -> np.ndarray:
         """Patches that show the object: the foreground's largest connected part, bool (n, T)."""
@@ -286,8 +278,8 @@ class PoseEstimator:
             )
         return replace(fitted, far=float(np.quantile(distances, FAR)))
 
-    def edited(self, into: np.ndarray, names: Mapping[int, str]) -> "PoseEstimator":
-        """This with poses merged, dropped and named, the others numbered anew in their order.
+    def edited(self, into: np.ndarray) -> "PoseEstimator":
+        """This with poses merged and dropped, the others numbered anew in their order.
 
         Whatever was nearest to a dropped pose goes to the nearest that is left. What counts as far
         stays, so that such images are told.
@@ -295,10 +287,7 @@ class PoseEstimator:
         Args:
             into: (number of poses,) of each pose itself, the pose that it joins, or -1 for none; in
                 each category equally many stay.
-            names: by their numbers in ``into``.
         """
         parts = into.reshape(len(self.poses), -1)
         poses = tuple(model.edited(part) for model, part in zip(self.poses, parts, strict=True))
-        stay = np.unique(into[into >= 0]).tolist()
-        found = tuple(names.get(pose, "") for pose in stay) if names else ()
-        return replace(self, poses=poses, names=found)
+        return replace(self, poses=poses)

@@ -10,7 +10,7 @@ from mirage_steps.files.photos import photos_folder
 from mirage_steps.files.project import project_path
 from mirage_steps.files.records import read_json
 from mirage_steps.networks.fetching import PACKAGES, pretrained, require_known
-from mirage_steps.settings import Dataset, Folder, published_inception
+from mirage_steps.settings import Dataset, Folder, published_inception, require_poses
 from mirage_steps.sources import check_source
 from mirage_steps.sources.folder import added_files
 
@@ -37,11 +37,11 @@ def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
     check_resolution(dataset)
     if dataset.photos is not None:
         photos_folder(dataset.photos)
+    check_edits(dataset)
     if dataset.use is None:
         check_pretrained(dataset, results)
         check_labels(dataset)
         check_boxes(dataset)
-        check_edits(dataset)
         check_baselines(dataset, results)
 
 
@@ -120,9 +120,14 @@ def check_boxes(dataset: Dataset) -> None:
 
 
 def check_edits(dataset: Dataset) -> None:
-    """Refuse a table of edits of the poses that cannot be used."""
-    if dataset.poses.edits != "none":
-        read_edits(Path(dataset.poses.edits), dataset.poses.k, dataset.categories)
+    """Refuse an unusable table of edits of the poses, and keys that name a pose that is gone."""
+    if dataset.poses.edits == "none":
+        return
+    into, _ = read_edits(Path(dataset.poses.edits), dataset.poses.k, dataset.categories)
+    try:
+        require_poses(dataset, len(set(into[into >= 0])) // dataset.categories)
+    except ValueError as error:
+        raise UserError(f"{error}, after poses.edits") from None
 
 
 def added_images(dataset: Dataset, results: Path) -> str:

@@ -76,6 +76,7 @@ def stages(
     compared = {
         name for one in dataset.sets.values() if one.reference for name in (one.name, one.reference)
     }
+    drawn = ("", *(f"-{one}" for one in dataset.sheet.references))
     screened = dataset.is_evaluated or dataset.screening.duplicates == "drop"
     of_images = {
         "dataset": ["dataset"],
@@ -87,9 +88,11 @@ def stages(
         "categories": ["categories/categories"] if dataset.categories > 1 else [],
         "pose_space": ["pose_space/pose_space"],
         "poses": ["poses/poses"],
+        "pose_names": ["poses/pose_names"],
         "pose_eval": ["poses/pose_eval"],
         "screening": ["screening/screening"] if dataset.is_evaluated else [],
         "photo_sheet": ["photo_sheet/photo_sheet"] if dataset.use else [],
+        "photo_contact_sheet": ["photo_sheet/contact_sheet"] if dataset.use else [],
     }
     found = {} if dataset.is_variant else of_images
     if dataset.use is None:
@@ -103,6 +106,7 @@ def stages(
             "embed": [f"sets/{one.name}/embed" for one in sets if one.name in compared],
             "sheet": ["sheet/sheet"],
             "reference_sheet": [f"sheet/reference-{one}" for one in dataset.sheet.references],
+            "contact_sheet": [f"sheet/contact_sheet{one}" for one in drawn],
             "comparison": ["comparison"] if dataset.compared else [],
             "fid": ["fid"],
             "turntables": ["turntables/turntables"] if dataset.renders else [],
@@ -153,7 +157,7 @@ def _logs(stage: str, record: str, shards: int) -> list[str]:
     *folder, name = record.removesuffix(".run.json").split("/")
     if stage == "novel_views":
         return [f"{record.removesuffix('.run.json')}.log"]
-    if stage == "reference_sheet":
+    if stage in ("reference_sheet", "contact_sheet"):
         return [f"{name}.log"]
     name = f"{stage}-{folder[1]}" if folder[1:] else stage  # of a set: sets/NAME/STAGE.run.json
     of_shards = [f"{name}.*-of-{shards}.log", f"gather_{name}.log"] if shards > 1 else []
