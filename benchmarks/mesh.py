@@ -23,6 +23,7 @@ hollow.
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import trimesh
@@ -33,7 +34,7 @@ from scipy.optimize import minimize
 from mirage_steps.demo.renderer import car_shapes, cars, mug_shapes, mugs
 from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.method.boxes import crop, square_window
-from mirage_steps.method.camera_fit import fit, start
+from mirage_steps.method.camera_fit import PERSPECTIVE, fit, start
 from mirage_steps.method.cameras import Camera
 from mirage_steps.method.reconstruction import Reconstruction, reconstruct
 from mirage_steps.method.texture import rendered, smoothed, textured
@@ -43,6 +44,8 @@ from mirage_steps.run import Run
 RENDERERS = {"cars": cars, "mugs": mugs}
 SHAPES = {"cars": car_shapes, "mugs": mug_shapes}
 STREAM = {"cars": (), "mugs": (mugs._STREAM,)}  # of a renderer's random numbers
+# Azimuth in degrees that lies in the plane of symmetry: a mug's handle is at 90.
+PLANE = {"cars": 0, "mugs": 90}
 SEED = 1_000_010  # of no data set
 _MARGIN = 0.05
 
@@ -202,16 +205,18 @@ def _cameras(
     words: argparse.Namespace, masks: np.ndarray, azimuths: np.ndarray, truth: tuple
 ) -> list[Camera]:
     _, elevation, perspective = truth
-    first = start(masks, azimuths, elevation if words.cameras == "true" else 12.0)
+    plane = PLANE[words.kind]  # a fit takes azimuth 0 to be in it
+    first = start(masks, azimuths - plane, elevation if words.cameras == "true" else 12.0)
     if words.cameras == "orthographic":
         free = {"azimuth": False, "perspective": False}
     elif words.cameras == "true":
-        first = [Camera(**{**vars(one), "perspective": perspective}) for one in first]
+        first = [replace(one, perspective=perspective) for one in first]
         free = {"azimuth": False, "perspective": False, "elevation": False}
     else:
-        first = [Camera(**{**vars(one), "perspective": 0.3}) for one in first]
+        first = [replace(one, perspective=PERSPECTIVE) for one in first]
         free = {"azimuth": words.cameras == "found"}
-    return list(fit(masks, first, **free).cameras)
+    found = fit(masks, first, **free).cameras
+    return [replace(one, azimuth_deg=one.azimuth_deg + plane) for one in found]
 
 
 def main() -> None:

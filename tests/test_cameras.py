@@ -59,6 +59,33 @@ def test_uneven_gaps_start_by_the_distances_of_maps(monkeypatch):
     np.testing.assert_allclose(seen[0], true, atol=15)
 
 
+def test_true_azimuths_stay_where_they_are_while_the_shape_is_fitted():
+    azimuths = np.arange(12) * 30.0
+    true = [Camera(a, 15.0, 0.8, perspective=0.3) for a in azimuths]
+    cabin = trimesh.creation.box((0.4, 0.36, 0.15)).apply_translation((-0.1, 0, 0.14))
+    car = trimesh.util.concatenate([trimesh.creation.box((0.95, 0.4, 0.15)), cabin])
+    masks = silhouettes(car, true, 16)
+    curve = np.stack([np.cos(np.radians(azimuths)), np.sin(np.radians(azimuths))], -1)
+    maps = masks[..., None] * (curve[:, None, None] + 0.1)
+    free = {"perspective": False, "steps": 40, "size": 10}
+    found = camera_fit.fit(masks, camera_fit.start(masks, azimuths), maps=maps, **free)
+    moved = [one.azimuth_deg for one in found.cameras] - azimuths
+    assert np.median(np.abs(moved)) < 4
+
+
+def test_a_start_that_looks_best_at_first_may_lose(monkeypatch):
+    def fitted(masks, cameras, *, steps, **_):
+        turn = cameras[0].azimuth_deg
+        return camera_fit.Fit(tuple(cameras), turn if steps == 40 else -turn)
+
+    monkeypatch.setattr(camera_fit, "fit", fitted)
+    found, losses = camera_fit.find(
+        np.ones((3, 4, 4)), np.random.default_rng(0).random((3, 4, 4, 2))
+    )
+    assert found.cameras[0].azimuth_deg == 30  # of 0 and 30, in both senses
+    assert losses == {1: 0, -1: 0}
+
+
 def test_a_saved_mesh_is_read_with_its_texture(tmp_path):
     box = trimesh.creation.box((0.9, 0.4, 0.3))
     uv = np.random.default_rng(0).random((8, 2))

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 from scipy.spatial import Delaunay
 
-from mirage_steps.demo.renderer import rendering
+from mirage_steps.demo.renderer import mug_shapes, rendering
 from mirage_steps.demo.renderer.car_shapes import FAMILIES, build_mesh, draw_shape
 from mirage_steps.errors import UserError
 from mirage_steps.method import reconstruction
@@ -98,6 +98,20 @@ def test_a_torus_keeps_its_hole():
     mesh = trimesh.Trimesh(*surface(carve(silhouettes(ring, CIRCLE), CIRCLE, 48)))
     assert mesh.is_watertight
     assert mesh.euler_number == 0  # 2 of a sphere
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_a_mug_keeps_the_hole_of_its_handle(seed):
+    family = mug_shapes.FAMILIES[mug_shapes.DEMO_FAMILIES[seed % len(mug_shapes.DEMO_FAMILIES)]]
+    mug = mug_shapes.build_mesh(mug_shapes.draw_shape(family, np.random.default_rng(seed)))
+    # The handle in the plane of symmetry, the middle in that of the frames.
+    x, y, z = (mug.vertices - (mug.vertices.min(0) + mug.vertices.max(0)) / 2).T
+    masks = silhouettes(trimesh.Trimesh(np.stack([y, -x, z], 1), mug.faces), CIRCLE)
+    first = start(masks, [one.azimuth_deg for one in CIRCLE], 15.0)
+    cameras = fit(masks, first, azimuth=False, steps=60, size=16).cameras
+    mesh = trimesh.Trimesh(*smoothed(*surface(carve(masks, cameras, 96))))
+    assert mesh.is_watertight
+    assert mesh.euler_number == 0  # one handle
 
 
 def test_views_against_the_others_are_outvoted():

@@ -6,6 +6,7 @@ differentiable in volume and cameras, and all are fitted together.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ PERSPECTIVE = 0.3
 """Of photos whose distance is unknown: 3.3 lengths of the object."""
 
 _TURN = 30  # degrees between starts
+_CANDIDATES = 3  # starts that are fitted on: a wrong plane of symmetry may look best at first
 _SMALL = 14  # voxels of a side, to compare starts
 _HALF = 0.6  # of the volume's cube, in units of the object's largest visible extent
 
@@ -69,7 +71,7 @@ def fit(
 
     Args:
         masks: (k, S, S) in [0, 1].
-        cameras: to start from.
+        cameras: to start from; azimuth 0 is in the object's plane of symmetry.
         azimuth, elevation, perspective: whether these are fitted, too; the last two are the same
             for all views.
         maps: (k, S, S, c) features of the surface, zero off the object; the surface has the same
@@ -92,12 +94,15 @@ def fit(
     )
     # Cameras that look up are those of the other sense of turning.
     low, high = (0, 1) if values["elevation"] >= 0 else (-1, 0)
-    for _ in range(steps):
+    for step in range(steps):
         shape = 0.5 * (logits + logits.flip(2))
         made = _rendered(torch.cat([torch.sigmoid(shape), features]), values)
         loss = (made - target).square().mean((0, 2, 3)).sum()
         optimizer.zero_grad()
         loss.backward()
+        if 3 * step < steps:
+            # There is no shape yet that could tell them.
+            values["azimuth"].grad = None
         optimizer.step()
         schedule.step()
         with torch.no_grad():
@@ -177,7 +182,7 @@ def find(masks: np.ndarray, maps: np.ndarray) -> tuple[Fit, dict[int, float]]:
 
     Gaps between neighbors start in proportion to the distance of their maps, with an exponent
     between that of independent noise, 2, and that of a smooth curve, 1. Both senses and a circle of
-    starts are tried on a small volume, the best is fitted on. The distance is assumed
+    starts are tried on a small volume, the best are fitted on. The distance is assumed
     (``PERSPECTIVE``): mean silhouettes do not tell it.
 
     Args:
@@ -198,9 +203,13 @@ def find(masks: np.ndarray, maps: np.ndarray) -> tuple[Fit, dict[int, float]]:
             cameras = _at(start(masks, turn + sense * around))
             free = {"azimuth": False, "perspective": False}
             tried[sense, turn] = fit(masks, cameras, maps=maps, steps=40, size=_SMALL, **free)
-    best = min(tried.values(), key=lambda one: one.loss)
-    for steps, size in ((80, _SMALL), (100, 18)):
-        best = fit(masks, best.cameras, maps=maps, steps=steps, size=size, perspective=False)
+
+    def fitted_on(one: Fit, steps: int, size: int) -> Fit:
+        return fit(masks, one.cameras, maps=maps, steps=steps, size=size, perspective=False)
+
+    near = sorted(tried.values(), key=attrgetter("loss"))[:_CANDIDATES]
+    best = min((fitted_on(one, 80, _SMALL) for one in near), key=attrgetter("loss"))
+    best = fitted_on(best, 100, 18)
     losses = {
         sense: min(one.loss for (s, _), one in tried.items() if s == sense) for sense in (1, -1)
     }
