@@ -54,12 +54,12 @@ bench: .venv/installed
 	$(RUN) python benchmarks/bench.py
 
 lint: .venv/installed
-	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules && mypy
 
 # After a change of the dependencies in pyproject.toml.
 lock: .venv/installed
 	.venv/bin/pip install --quiet pip-tools
-	.venv/bin/pip-compile --quiet --extra dev --strip-extras --no-annotate --no-header \
+	.venv/bin/pip-compile --quiet --extra dev --extra slurm --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o .venv/full.lock
 	{ sed -n '/^#/p' requirements.lock; grep -v -E '^(#|-|nvidia-|cuda-|triton)' .venv/full.lock; } \
 		> .venv/requirements.lock

@@ -6,7 +6,7 @@ and poses on the crops. It then applies to any new photo.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class PoseEstimator:
         names: of all poses, empty where one has none; empty where none has.
     """
 
-    backbone: dict[str, object]
+    backbone: dict[str, Any]
     foreground: ForegroundModel
     margin: float
     categories: CategoryModel | None = None
@@ -187,7 +187,8 @@ class PoseEstimator:
         """Nearest pose of each map among those of its category.
 
         Args:
-            maps, valid: as :meth:`maps` returns them.
+            maps: as :meth:`maps` returns them.
+            valid: as :meth:`maps` returns them.
             categories: (n,).
 
         Returns:
@@ -252,7 +253,8 @@ class PoseEstimator:
         """This with the poses of each category, and how far training images are from them.
 
         Args:
-            maps, valid: as :meth:`maps` returns them; padding of the maps is set to means.
+            maps: as :meth:`maps` returns them; their padding is set to means.
+            valid: as :meth:`maps` returns them.
             categories: (n,), from 0.
             settings: number of poses, starts and seed.
 
