@@ -12,7 +12,7 @@ STEPS ?= 950
 GRAPHS ?= 50
 SEED ?= 0
 
-.PHONY: venv demo test test-slow test-gpu test-slurm faults bench lint lock clean
+.PHONY: venv demo test test-slow test-gpu test-slurm faults bench lint docs lock clean
 .DEFAULT_GOAL := demo
 
 # Everything is installed into .venv; rebuilt when the lock file changes.
@@ -54,16 +54,24 @@ bench: .venv/installed
 	$(RUN) python benchmarks/bench.py
 
 lint: .venv/installed
-	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules
+	$(RUN) ruff check . && ruff format --check . && snakefmt --check Snakefile rules && mypy
+
+# The documentation as a site in build/site, its links checked; `mkdocs serve` shows it while one writes.
+docs: .venv/docs
+	$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build
+
+.venv/docs: .venv/installed
+	.venv/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[docs]"
+	touch $@
 
 # After a change of the dependencies in pyproject.toml.
 lock: .venv/installed
 	.venv/bin/pip install --quiet pip-tools
-	.venv/bin/pip-compile --quiet --extra dev --strip-extras --no-annotate --no-header \
+	.venv/bin/pip-compile --quiet --extra dev --extra slurm --strip-extras --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o .venv/full.lock
 	{ sed -n '/^#/p' requirements.lock; grep -v -E '^(#|-|nvidia-|cuda-|triton)' .venv/full.lock; } \
 		> .venv/requirements.lock
 	mv .venv/requirements.lock requirements.lock
 
 clean:
-	rm -rf .venv .snakemake results
+	rm -rf .venv .snakemake build results

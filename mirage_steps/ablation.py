@@ -9,6 +9,7 @@ that the interval of a difference tells whether chance explains it. Writes ``abl
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -227,7 +228,7 @@ def _in_units(judge: Judge, rows: Mapping[str, Row]) -> dict[str, Row]:
     }
 
 
-def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, object]]:
+def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, Any]]:
     """What the paper says of each factor, with the differences that decide it.
 
     A claim that a factor helps holds if no kind of consistency falls and one rises, by their joint
@@ -289,7 +290,7 @@ def _as_text(
     name: str,
     about: Mapping[str, object],
     figures: Mapping[str, dict],
-    claims: list[dict[str, object]],
+    claims: list[dict[str, Any]],
 ) -> str:
     """The figures as tables; a star marks what differs from the first row by more than chance."""
     keys = [key for key in figures[_BASE] if key in ("near", "nn_distance") or "consistency" in key]

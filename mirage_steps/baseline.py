@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -50,7 +51,7 @@ def main(
         raise UserError(f"{where}: {wrong}; set it to the folder with the method's images")
     files, rejected = find_files(baseline.path)
     order = np.random.default_rng(fid.seed).permutation(len(files))
-    white = {"sam": OWN_WHITE} if baseline.background == "removed" else {}
+    white: dict[str, Any] = {"sam": OWN_WHITE} if baseline.background == "removed" else {}
     read = partial(_read, size=image_size, max_pixels=baseline.max_pixels)
     objects = _objects(where, files, baseline, fid.seed, read) if baseline.views else None
     names: list[str] = []

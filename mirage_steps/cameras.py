@@ -116,7 +116,8 @@ def _add_circle(
         rows = [np.flatnonzero(assigned == pose) for pose in circle]
         # A pose with a single image has no halves.
         rows = [row[part] if len(row) > 1 else row for row in rows]
-        return tuple(np.stack([of[row].mean(0) for row in rows]) for of in (shown, values))
+        views, maps = (np.stack([of[row].mean(0) for row in rows]) for of in (shown, values))
+        return views, maps
 
     for pose, mask in zip(circle, means(slice(None))[0], strict=True):
         if not (mask > 0.5).any():

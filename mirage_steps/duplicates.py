@@ -14,6 +14,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.loading import image_batches
 from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.tables import DUPLICATES
+from mirage_steps.method.boxes import Box
 from mirage_steps.method.duplicates import SIDE, duplicate_limit, near_duplicates
 
 _BATCH = 256
@@ -42,7 +43,7 @@ def main(*, manifest: Path, out: Path) -> None:
     log.info("%d of %d images are near-duplicates (limit %.2f)", len(rows), len(of), limit)
 
 
-def _thumbnail(image: Image.Image, window: None) -> Image.Image:
+def _thumbnail(image: Image.Image, window: Box | None) -> Image.Image:
     """The whole image squeezed into a small square: a copy may have another aspect by rounding."""
     return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
 

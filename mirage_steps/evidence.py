@@ -15,6 +15,7 @@ Intervals are 95 % bootstraps over objects. Writes ``evidence.json``, ``evidence
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -274,7 +275,7 @@ def _coarse(mask: np.ndarray, grid: int) -> np.ndarray:
 # --- results ----------------------------------------------------------------------------------
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """Figures as dictionaries."""
     if isinstance(value, Interval):
         return asdict(value)
@@ -315,7 +316,7 @@ _MEASURES = {
 }
 
 
-def _as_text(name: str, about: dict[str, object], found: dict[str, object]) -> str:
+def _as_text(name: str, about: dict[str, object], found: dict[str, Any]) -> str:
     """The figures as tables."""
     lines = [
         f"{name}: do views show the pose asked for, and one object?",
@@ -346,7 +347,7 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, object]) -> s
     return "\n".join([*lines, ""])
 
 
-def _rows(found: dict[str, object]) -> Iterator[list[str]]:
+def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
     """Pose control and consistency, the head first."""
     yield ["", "generated", "photos", "chance", "real"]
     names = {"exact": "in the pose asked for", "near": "in that or a neighbor"}

@@ -10,6 +10,7 @@ and their contrast, and ``warnings``, reasons not to trust them) and ``foregroun
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def main(
             # Photos that come later are like these.
             whole = all(entry.box == (0, 0, entry.width, entry.height) for entry in entries)
             estimator = PoseEstimator(found.backbone, model, foreground.margin, whole=whole)
-            about = _report(model, contrasts, foreground)
+            about: dict[str, Any] = _report(model, contrasts, foreground)
         else:
             estimator = load_estimator(stored)
             about = {"stored": str(stored), "warnings": []}
@@ -95,7 +96,7 @@ def main(
 
 def _report(
     model: ForegroundModel, contrasts: np.ndarray, foreground: settings.Foreground
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """How PCA 1 was cut, for JSON, with a warning where that is a guess."""
     contrast, sign = contrasts[model.component], model.sign
     decided = bool(abs(contrast) >= DECIDABLE)
@@ -183,7 +184,7 @@ def _row(entry: Entry, found: Detection, threshold: float, left_out: str) -> tup
     return (entry.image, 1, *found.box, *found.window, padded, share, *clear, "")
 
 
-def _add_counts(about: dict, rows: list[tuple], entries: list[Entry]) -> dict[str, object]:
+def _add_counts(about: dict, rows: list[tuple], entries: list[Entry]) -> dict[str, Any]:
     """``about`` with the images in which an object was found, and how; warnings where that is off.
 
     Raises:

@@ -9,6 +9,7 @@ object comes from real images (:class:`mirage_steps.method.evidence.Consistency`
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -83,7 +84,7 @@ class Seen:
     masks: np.ndarray
     features: dict[str, np.ndarray]
 
-    def __getitem__(self, rows: object) -> "Seen":
+    def __getitem__(self, rows: Any) -> "Seen":
         features = {kind: values[rows] for kind, values in self.features.items()}
         return Seen(self.poses[rows], self.distances[rows], self.masks[rows], features)
 
@@ -157,8 +158,8 @@ class Judge:
             kind: np.concatenate([part.features[kind] for part in parts]) for kind in self.kinds
         }
         keys = ("poses", "distances", "masks")
-        arrays = (np.concatenate([getattr(part, key) for part in parts]) for key in keys)
-        return Seen(*arrays, features)
+        arrays = {key: np.concatenate([getattr(part, key) for part in parts]) for key in keys}
+        return Seen(**arrays, features=features)
 
     def see_views(self, views: np.ndarray) -> Seen:
         """What is in objects in all poses (n, k, S, S, 3); arrays come out as (n, k, ...)."""

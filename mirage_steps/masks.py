@@ -6,6 +6,7 @@ The paper's rows "without background" compare real and generated images after SA
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,7 +191,7 @@ def draw(images: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> np.ndarra
         array.repeat(scale, 1).repeat(scale, 2) for array in (images, masked, masks.astype(bool))
     )
     inner = ndimage.binary_erosion(masks, np.ones((1, 3, 3)), iterations=2)
-    outlined = np.where((masks & ~inner)[..., None], np.uint8([255, 0, 0]), images)
+    outlined = np.where((masks & ~inner)[..., None], np.array([255, 0, 0], np.uint8), images)
     triples = np.concatenate([images, outlined, masked], axis=2)
     return tiles.tile(triples, min(SHOWN_PER_ROW, len(triples)))
 
@@ -205,7 +206,7 @@ def report(path: Path, sam: str, found: np.ndarray, ious: np.ndarray, shares: np
         ious: (n,) predicted by the model.
         shares: (n,) of the image inside the mask.
     """
-    content = {
+    content: dict[str, Any] = {
         "sam": sam,
         "images": (count := len(found)),
         "images_without_foreground": (missing := int((~found).sum())),

@@ -57,7 +57,7 @@ def main(
                     "only %d images for poses.k = %d (category %d): some poses may be accidental "
                     "clusters; lower poses.k or add images", count, poses.k, category,
                 )  # fmt: skip
-    before = []
+    before: list = []
     if stored is None and poses.edits != "none":
         model, before = _edited(model, Path(poses.edits))
     labels, distances = model.assign(values, valid, assigned)

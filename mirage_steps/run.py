@@ -30,7 +30,7 @@ from mirage_steps.files.pose_names import NAMES, read_pose_names
 from mirage_steps.files.project import PROJECT
 from mirage_steps.files.records import home_of
 from mirage_steps.method import inversion
-from mirage_steps.method.boxes import Box, clipped, content_box, crop, letterbox
+from mirage_steps.method.boxes import Box, as_box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device, memory_advice, one_thread
 from mirage_steps.method.diffusion import (
     SOLVERS,
@@ -186,7 +186,7 @@ class Run:
         if found.box is not None:
             by = "photo" if self.estimator.whole else "foreground"
             return found, by if box is None else "user"
-        whole = (0.0, 0.0, *map(float, image.size))
+        whole = (0.0, 0.0, float(image.width), float(image.height))
         return self.estimator.locate(*where, [whole])[0], "whole photo"
 
     def _warnings(
@@ -278,12 +278,12 @@ class Run:
         with errors_at(f"{views.photo}: "):
             return PhotoMesh.of(views.views, views.masks / 255, cameras)
 
-    def masks(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def masks(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Masks (n, S, S) uint8 of images (n, S, S, 3), 255 where there is an object."""
         return np.stack([mask for *_, mask in self._seen(images)])
 
     def _seen(
-        self, images: Sequence[np.ndarray]
+        self, images: Sequence[np.ndarray] | np.ndarray
     ) -> Iterator[tuple[np.ndarray, int, float, np.ndarray]]:
         """Mean color (3,) of the foreground of each image (S, S, 3), NaN where there is none.
 
@@ -470,11 +470,11 @@ def generated_object(
     return to_pixels(images), tuple(poses), chosen
 
 
-def on_photo(box: Box, size: tuple[int, int]) -> Box:
+def on_photo(box: Sequence[float], size: tuple[int, int]) -> Box:
     """The part of a given box that lies on the photo."""
     # Not numbers, not four, or None outside the photo.
     with contextlib.suppress(IndexError, TypeError, ValueError):
-        x0, y0, x1, y1 = clipped(tuple(map(float, box)), *size)
+        x0, y0, x1, y1 = clipped(as_box(box), *size)
         if min(x1 - x0, y1 - y0) >= 1:
             return (x0, y0, x1, y1)
     raise UserError(

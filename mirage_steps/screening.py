@@ -18,6 +18,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.manifest import BOX, Entry, read_manifest
 from mirage_steps.files.tables import CLEARNESS, read_duplicates
+from mirage_steps.method.boxes import Box, as_box
 from mirage_steps.method.reliability import (
     Clearness,
     PhotoWarning,
@@ -137,9 +138,9 @@ def _warnings(
         yield from far_warnings(distance, far)
 
 
-def _box(row: Mapping[str, str]) -> tuple[float, ...] | None:
+def _box(row: Mapping[str, str]) -> Box | None:
     """The object's box in a row of foreground.csv."""
-    return tuple(float(row[key]) for key in BOX) if row["found"] == "1" else None
+    return as_box(row[key] for key in BOX) if row["found"] == "1" else None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import tyro
 from pydantic import (
@@ -67,7 +67,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 
 
-def stated(default: object, paper: object, description: str, **bounds: float) -> object:
+def stated(default: Any, paper: Any, description: str, **bounds: Any) -> Any:
     """A field for which the paper, or DDIM's files that it refers to, states a value.
 
     Args:
@@ -800,7 +800,7 @@ class Configuration(Settings):
         if dataset.use is None:
             return dataset
         used = self.datasets[dataset.use]
-        own = {"source": dataset.source, "use": dataset.use}
+        own: dict[str, Any] = {"source": dataset.source, "use": dataset.use}
         if not dataset.is_variant:
             own |= {"photos": dataset.photos, "labels": dataset.labels}
         elif "photos" in dataset.model_fields_set:
@@ -895,7 +895,8 @@ def deviations(section: type[Settings] | Settings, name: str) -> list[str]:
     cls = section if isinstance(section, type) else type(section)
     found = []
     for key, field in cls.model_fields.items():
-        paper = (field.json_schema_extra or {}).get("paper")
+        extra = field.json_schema_extra
+        paper = extra.get("paper") if isinstance(extra, dict) else None
         value = field.default if section is cls else getattr(section, key)
         if paper is not None and value != paper:
             path = f"{name}.{key}".removeprefix(".")

@@ -318,7 +318,7 @@ def _within_hours(
     Measured when the training first starts and kept in ``budget.json``: the learning rate follows
     from their number, so a resumed run must have the same on any machine.
     """
-    hours, path, iterations = training.hours, checkpoints / BUDGET, 0
+    hours, path, iterations = float(training.hours), checkpoints / BUDGET, 0
     if processes.first and (kept := read_json(path)).get("hours") == hours:
         iterations = kept.get("iterations", 0)
     iterations = processes.largest(iterations)

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.names import not_a
@@ -149,7 +150,7 @@ class LateErrorFile(io.FileIO):
         if self.error:
             raise self.error
 
-    def write(self, data: object) -> int:
+    def write(self, data: Any) -> int:
         """Write all of ``data``, or pretend to, after an error."""
         rest = memoryview(data).cast("B")
         size = len(rest)
@@ -208,7 +209,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def require_disk(folder: Path, size: int, what: str) -> None:
+def require_disk(folder: Path, size: float, what: str) -> None:
     """Refuse early if the disk that holds ``folder`` has less than ``size`` bytes free.
 
     Raises:

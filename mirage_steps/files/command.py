@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import inspect
+import io
 import math
 import os
 import re
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -66,7 +67,7 @@ def run(main: Callable[..., Sequence[str] | None], defaults: Defaults | None = N
             raise
         write_provenance(name, records, given, started)
 
-    recorded.__signature__ = inspect.signature(main)
+    recorded.__signature__ = inspect.signature(main)  # type: ignore[attr-defined]
     recorded.__annotations__ = dict(main.__annotations__)
     recorded.__doc__ = main.__doc__
     atexit.register(_ignore_signals)
@@ -91,7 +92,7 @@ def run_tool(
     """
     # Names of files that are no UTF-8 must not end a command. What is printed waits for the last
     # flush, whose errors name stdout.
-    sys.stdout.reconfigure(errors="backslashreplace", write_through=False)
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace", write_through=False)
     with one_line_errors(), on_parse_error(_refuse_value):
         end_imports()
         if sys.argv[1:] == ["--version"]:
@@ -111,7 +112,7 @@ def _set_defaults(main: Callable[..., None], values: Mapping[str, Any]) -> None:
         one.replace(default=values.get(one.name, one.default))
         for one in signature.parameters.values()
     ]
-    main.__signature__ = signature.replace(parameters=parameters)
+    main.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     main.__annotations__ |= {key: type(value) for key, value in values.items()}
 
 

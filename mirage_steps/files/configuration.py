@@ -113,9 +113,10 @@ def _parsed(text: str) -> object:
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
-        if node is not None:
-            _count(loader, node, "", {})
-            return loader.construct_document(node)
+        if node is None:
+            return None
+        _count(loader, node, "", {})
+        return loader.construct_document(node)
     finally:
         loader.dispose()
 

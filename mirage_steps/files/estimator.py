@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,14 +78,16 @@ def _join(
     pcas: list | None,
     poses: list | None,
     centers: list | None = None,
-    **others: dict,
+    **others: Any,
 ) -> PoseEstimator:
     """The estimator of nested dictionaries."""
     return PoseEstimator(
         foreground=ForegroundModel(**foreground | {"pca": Pca(**foreground["pca"])}),
-        categories=categories and CategoryModel(**categories | {"pca": Pca(**categories["pca"])}),
-        pcas=pcas and tuple(Pca(**part) for part in pcas),
-        poses=poses and tuple(PoseModel(**part) for part in poses),
-        centers=centers and tuple(centers),
+        categories=CategoryModel(**categories | {"pca": Pca(**categories["pca"])})
+        if categories
+        else None,
+        pcas=tuple(Pca(**part) for part in pcas) if pcas else None,
+        poses=tuple(PoseModel(**part) for part in poses) if poses else None,
+        centers=tuple(centers) if centers else None,
         **others,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import DTypeLike
 
 from mirage_steps.errors import UserError, first_line
 from mirage_steps.files.atomic import LateErrorFile, atomic, require_disk
@@ -108,7 +109,9 @@ def _explained(path: Path, error: Exception) -> Exception:
     return UserError(f"{path}: not a readable HDF5 file ({reason}){advice}")
 
 
-def by_image(out: h5py.File, name: str, count: int, shape: tuple[int, ...], dtype: object) -> None:
+def by_image(
+    out: h5py.File, name: str, count: int, shape: tuple[int, ...], dtype: DTypeLike
+) -> None:
     """Make a dataset (count, *shape) in chunks of one image, so that any image reads alone.
 
     It is written as ``out[name]``, which notices a full disk.

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageFile,
+    ImageOps,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from mirage_steps.files.names import MESH_ENDS, encoded
 from mirage_steps.files.records import read_json
@@ -122,7 +130,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         tga = ("TGA",) if Path(path).suffix.lower() == ".tga" else ()
         with Image.open(path, formats=_FORMATS + tga) as image:
             require_size(image.size, max_pixels)
-            if image.format == "TIFF":
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
                 _require_whole(path, image, max_pixels)
             if image.info.get("progressive"):
                 _require_few_scans(path, image.width * image.height)
@@ -140,7 +148,7 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise UnreadableImage(encoded(reason)) from None
 
 
-def _require_whole(path: Path, image: Image.Image, max_pixels: int) -> None:
+def _require_whole(path: Path, image: TiffImagePlugin.TiffImageFile, max_pixels: int) -> None:
     """Refuse a TIFF that is a camera's raw file, or whose tiles are larger than any image."""
     tags = image.tag_v2
     with open(path, "rb") as content:
@@ -241,7 +249,7 @@ def find_files(root: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     passed: list[tuple[Path, str]] = []
     # A link to a folder above would list everything again.
     seen = {_place(folder) for folder in root.parents}
-    folders, links = [root], deque()
+    folders, links = [root], deque[Path]()
     while folders or links:
         # Links come last, so that what is in the folder itself keeps its name.
         folder = folders.pop() if folders else links.popleft()

@@ -14,7 +14,7 @@ from mirage_steps.files.atomic import read_csv
 from mirage_steps.files.manifest import BOX, Entry
 from mirage_steps.files.names import decoded, encoded
 from mirage_steps.files.terminal import log
-from mirage_steps.method.boxes import Box, clipped
+from mirage_steps.method.boxes import Box, as_box, clipped
 from mirage_steps.settings import LEAST_POSES
 
 _MOST_DEGREES = 3600  # azimuths may be counted on over several turns
@@ -106,7 +106,7 @@ def read_boxes(boxes: Path) -> list[tuple[str, str, Box]]:
                 f"{boxes}: needs the columns image, {columns}, with commas between them"
             )
         try:
-            box = tuple(float(row[key]) for key in BOX)
+            box = as_box(row[key] for key in BOX)
         except (TypeError, ValueError):  # an empty cell, a row that is too short
             box = (math.nan,) * 4
         # Comparisons with what is no number are false.
@@ -164,7 +164,9 @@ def read_edits(edits: Path, k: int, categories: int = 1) -> tuple[np.ndarray, di
     Raises:
         UserError: a row is no edit, two rows do not fit, or too few poses are left.
     """
-    into, names, lines, count = np.arange(k * categories), {}, {}, k * categories
+    into, count = np.arange(k * categories), k * categories
+    names: dict[int, str] = {}
+    lines: dict[int, int] = {}
     with errors_at("poses.edits "):
         rows = read_csv(edits)
     for line, row in enumerate(rows, 2):

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -22,7 +22,7 @@ from mirage_steps.method.boxes import Box
 Windowed = tuple[Entry, Box | None]
 
 
-def ahead(function: Callable, items: Sequence) -> Iterator:
+def ahead(function: Callable, items: Iterable) -> Iterator:
     """Map in threads, results in order, never more than a few items ahead of the consumer.
 
     ``Executor.map`` would submit everything at once and hold every result that is not yet read.
@@ -52,7 +52,7 @@ def read_entry(entry: Entry) -> Image.Image:
             return image
         now: object = f"{image.width}x{image.height}"
     except (UnreadableImage, OSError) as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise OSError(error.errno, os.strerror(error.errno), str(entry.path)) from None
         now = error
     raise UserError(

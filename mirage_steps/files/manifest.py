@@ -6,7 +6,7 @@ from pathlib import Path
 from mirage_steps.errors import UserError, parsing
 from mirage_steps.files.atomic import read_csv, write_csv
 from mirage_steps.files.names import decoded
-from mirage_steps.method.boxes import Box
+from mirage_steps.method.boxes import Box, as_box
 
 BOX = ("x0", "y0", "x1", "y1")
 HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *BOX)
@@ -67,7 +67,7 @@ def read_manifest(path: Path) -> list[Entry]:
                 float(row["azimuth_deg"]) if row.get("azimuth_deg") else None,
                 row.get("viewpoint") or None,
                 row.get("category") or None,
-                tuple(float(row[key]) for key in BOX) if row.get("x0") else None,
+                as_box(row[key] for key in BOX) if row.get("x0") else None,
             )
             for row in rows
         ]

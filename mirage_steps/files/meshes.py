@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import trimesh
@@ -29,7 +30,7 @@ class PhotoMesh(Reconstruction):
 
     @classmethod
     def of(
-        cls, views: np.ndarray, masks: np.ndarray, cameras: Sequence[Camera], **options: float
+        cls, views: np.ndarray, masks: np.ndarray, cameras: Sequence[Camera], **options: Any
     ) -> "PhotoMesh":
         """Make one, as :func:`.reconstruct` does."""
         made = reconstruct(views, masks, cameras, **options)

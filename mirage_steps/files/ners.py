@@ -63,7 +63,7 @@ def write_ners(
         for number, (view, mask, camera) in enumerate(zip(views, masks, cameras, strict=True)):
             half = _HALF_FIELD / max(camera.perspective, _NEAREST) * camera.scale * len(view)
             x, y = ((0.5 + value) * len(view) for value in camera.offset)
-            window = [round(value) for value in (x - half, y - half, x + half, y + half)]
+            window = (round(x - half), round(y - half), round(x + half), round(y + half))
             outline = Image.fromarray(np.uint8(255 * (mask > 0.5))).crop(window)
             save_image(own / folder.name / f"masks/{number:03d}.png", np.asarray(outline))
             with atomic(own / folder.name / f"images/{number:03d}.jpg") as temporary:

@@ -58,7 +58,7 @@ def open_photo(photo: Photo, max_pixels: int = MAX_PIXELS) -> OpenPhoto:
             )
         photo = Image.fromarray(photo)
     try:
-        if path:
+        if isinstance(photo, (Path, str)):
             image = read_rgb(path, max_pixels)
             return OpenPhoto(encoded(path.name), *photo_identity(path), image)
         require_size(photo.size, max_pixels)

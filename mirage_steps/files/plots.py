@@ -4,6 +4,7 @@ import contextlib
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -32,9 +33,9 @@ def _plot(
     path: Path,
     size: tuple[float, float],
     grid: tuple[int, int] | None = None,
-    layout: str | None = "constrained",
+    layout: Literal["constrained"] | None = "constrained",
     **options: str,
-) -> Iterator[Axes]:
+) -> Iterator[Any]:
     """Axes of a figure of ``size`` inches, written when the block succeeds.
 
     With a ``grid`` of (rows, columns) an array of axes without frames.
@@ -105,14 +106,18 @@ def _components(axes: np.ndarray, entry: Entry, scores: dict[str, np.ndarray]) -
         axis.set_title(name, fontsize=8)
 
 
-def _outline(axis: Axes, box: Box, color: str, **options: object) -> None:
+def _outline(axis: Axes, box: Box, color: str, **options: Any) -> None:
     """Draw a box in the axis's pixels."""
     size = box[2] - box[0], box[3] - box[1]
     axis.add_patch(Rectangle(box[:2], *size, fill=False, ec=color, **options))
 
 
 def _tile_rows(
-    path: Path, rows: Sequence[np.ndarray], titles: Sequence[str], width: float, columns: int = 1
+    path: Path,
+    rows: Sequence[np.ndarray] | np.ndarray,
+    titles: Sequence[str],
+    width: float,
+    columns: int = 1,
 ) -> None:
     """Rows of tiles, each (n, S, S, 3) uint8 below its title, column by column."""
     height = -(-len(rows) // columns)

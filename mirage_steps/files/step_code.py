@@ -8,6 +8,7 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).parents[1]
 # Modules whose edits make no output stale: settings reach a step through its flags, and a new
@@ -107,11 +108,12 @@ def _imports(tree: ast.Module) -> list[str]:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
+    node: Any
     for node in ast.walk(tree):
-        if isinstance(body := getattr(node, "body", None), list):
+        if isinstance(getattr(node, "body", None), list):
             node.body = [
                 part
-                for part in body
+                for part in node.body
                 if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant))
             ]
     return tree

@@ -62,5 +62,5 @@ def _sha256(arrays: Mapping[str, np.ndarray], text: str) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         sha256.update(f"{name} {array.dtype} {array.shape}".encode())
-        sha256.update(array.tobytes() if array.ndim == 0 else array)
+        sha256.update(array.tobytes() if array.ndim == 0 else array.data)
     return sha256.hexdigest()

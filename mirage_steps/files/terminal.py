@@ -63,7 +63,7 @@ class _LoggedProgress(tqdm):
     """Progress as lines of the log."""
 
     monitor_interval = 0  # no thread
-    _logged = -1  # the count in the last line
+    _logged: float = -1  # the count in the last line
 
     def __init__(self, iterable: Iterable | None, **options: Any):
         silent = options | {"file": io.StringIO(), "delay": _LOGGED_EVERY}

@@ -1,5 +1,7 @@
 """Letterboxes and crop windows, in pixels of the original image."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import scipy  # loads `ndimage`, which takes a third of a second, on its first use
 from PIL import Image
@@ -13,7 +15,8 @@ def content_box(width: int, height: int, window: Box | None = None) -> Box:
     """The part of a square that is image, not padding: (x0, y0, x1, y1) in fractions.
 
     Args:
-        width, height: of the image in pixels.
+        width: of the image in pixels.
+        height: of the image in pixels.
         window: the square in pixels of the image; by default its letterbox.
     """
     if window is None:
@@ -63,9 +66,19 @@ def clipped(box: Box, width: int, height: int) -> Box | None:
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
+def as_box(edges: Iterable[float | str]) -> Box:
+    """Four edges x0, y0, x1, y1, which may be written as text.
+
+    Raises:
+        ValueError: not four, or no numbers.
+    """
+    x0, y0, x1, y1 = map(float, edges)
+    return x0, y0, x1, y1
+
+
 def rounded(box: Box) -> Box:
     """A box in thousandths of a pixel, which tables keep exactly."""
-    return tuple(round(float(edge), 3) for edge in box)
+    return as_box(round(float(edge), 3) for edge in box)
 
 
 def square_window(box: Box, width: int, height: int, margin: float) -> Box:

@@ -7,6 +7,7 @@ differentiable in volume and cameras, and all are fitted together.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,8 +73,9 @@ def fit(
     Args:
         masks: (k, S, S) in [0, 1].
         cameras: to start from; azimuth 0 is in the object's plane of symmetry.
-        azimuth, elevation, perspective: whether these are fitted, too; the last two are the same
-            for all views.
+        azimuth: whether it is fitted, too.
+        elevation: whether it is fitted, too; it is the same for all views.
+        perspective: whether it is fitted, too; it is the same for all views.
         maps: (k, S, S, c) features of the surface, zero off the object; the surface has the same
             from all sides.
         steps: of Adam.
@@ -86,7 +88,10 @@ def fit(
     rates |= {"perspective": 0.03} if perspective else {}
     logits = torch.full((1, size, size, size), -3.0, requires_grad=True)
     features = torch.zeros((target.shape[1] - 1, size, size, size), requires_grad=True)
-    groups = [{"params": [logits], "lr": 0.3}, {"params": [features], "lr": 0.1}]
+    groups: list[dict[str, Any]] = [
+        {"params": [logits], "lr": 0.3},
+        {"params": [features], "lr": 0.1},
+    ]
     groups += [{"params": [values[name].requires_grad_()], "lr": r} for name, r in rates.items()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -52,7 +52,8 @@ class CategoryModel:
         mixture.fit(_whitened(pca, features))
         order = np.argsort(-mixture.weights_, kind="stable")
         parts = mixture.weights_, mixture.means_, mixture.precisions_cholesky_
-        return cls(pca, *(part[order] for part in parts), token)
+        weights, means, precisions = (part[order] for part in parts)
+        return cls(pca, weights, means, precisions, token)
 
     def assign(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Most likely category (n,) of features (n, dim), and its probability (n,) in [0, 1]."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ def logsnr_timesteps(count: int, among: Sequence[int] | None = None) -> list[int
     return [among[place] for place in found[1:]]
 
 
-def subsample(sequence: Sequence | Tensor, stride: int) -> Sequence | Tensor:
+def subsample(sequence: Any, stride: int) -> Any:
     """Subsample timesteps, or a sequence aligned with them, by ``stride``; t = 0 is kept."""
     return sequence[(len(sequence) - 1) % stride :: stride]
 

@@ -24,7 +24,8 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> tuple[np.ndarray, n
     Returns:
         (n,) indices; (n,) correlation with that image, in [-1, 1].
     """
-    of, firsts = np.arange(len(thumbnails)), []
+    of = np.arange(len(thumbnails))
+    firsts: list[int] = []
     for rows in _slices(len(thumbnails)):
         block, start = _vectors(thumbnails[rows]), rows.start
         nearest, own = np.full(len(block), np.inf), _distances(block, block)

@@ -93,7 +93,8 @@ def _bootstrap(
     t, norm = scipy.stats.t, scipy.stats.norm
     wider = t.ppf(upper, count - 1) / norm.ppf(upper) * (count / (count - 1)) ** 0.5
     values = (value, *(value + wider * (ends - value)))
-    return Interval(*np.clip(values, *bounds).tolist(), count)
+    value, low, high = np.clip(values, *bounds).tolist()
+    return Interval(value, low, high, count)
 
 
 # --- pose control -----------------------------------------------------------------------------
@@ -122,7 +123,8 @@ def reference_scores(
     nor a neighbor.
 
     Args:
-        asked, shown: (n,) poses.
+        asked: (n,) poses.
+        shown: (n,) poses.
         distances: (n,) to the nearest mean map of the pose shown.
         far: distance within which 99 % of the training images are.
         k: number of poses of a category.

@@ -64,7 +64,7 @@ def _mean_and_factor(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (d,) and a factor F (min(n, d), d) of the unbiased covariance F^T F of x (n, d)."""
     mean = x.mean(axis=0, dtype=np.float64)
     factor = (x - mean) / np.sqrt(len(x) - 1)
-    return mean, np.linalg.qr(factor, mode="r") if len(x) > x.shape[1] else factor
+    return mean, np.asarray(np.linalg.qr(factor, mode="r")) if len(x) > x.shape[1] else factor
 
 
 def _sum_of_pairs(x: np.ndarray) -> float:

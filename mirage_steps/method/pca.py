@@ -7,6 +7,7 @@ product per batch, memory of one (dim, dim) matrix.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,8 @@ class Moments:
     """Count, mean (dim,) and scatter (dim, dim) of the vectors seen so far, in float64."""
 
     count: int = 0
-    mean: np.ndarray | float = 0.0
-    scatter: np.ndarray | float = 0.0
+    mean: Any = 0.0
+    scatter: Any = 0.0
 
     def add(self, vectors: np.ndarray) -> None:
         """Take in a batch of vectors (n, dim) of any float type; n may be 0."""
@@ -47,8 +48,8 @@ class Moments:
 class PatchMeans:
     """Sums (T, dim) of the tokens at each patch of a grid, and their counts (T,), in float64."""
 
-    total: np.ndarray | float = 0.0
-    count: np.ndarray | float = 0.0
+    total: Any = 0.0
+    count: Any = 0.0
 
     def add(self, tokens: np.ndarray, kept: np.ndarray) -> None:
         """Take in the tokens (n, T, dim) that are ``kept``, bool (n, T)."""

@@ -6,7 +6,7 @@ and poses on the crops. It then applies to any new photo.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class PoseEstimator:
         far: distance to the nearest pose beyond which hardly any training image is.
     """
 
-    backbone: dict[str, object]
+    backbone: dict[str, Any]
     foreground: ForegroundModel
     margin: float
     categories: CategoryModel | None = None
@@ -179,7 +179,8 @@ class PoseEstimator:
         """Nearest pose of each map among those of its category.
 
         Args:
-            maps, valid: as :meth:`maps` returns them.
+            maps: as :meth:`maps` returns them.
+            valid: as :meth:`maps` returns them.
             categories: (n,).
 
         Returns:
@@ -244,7 +245,8 @@ class PoseEstimator:
         """This with the poses of each category, and how far training images are from them.
 
         Args:
-            maps, valid: as :meth:`maps` returns them; padding of the maps is set to means.
+            maps: as :meth:`maps` returns them; their padding is set to means.
+            valid: as :meth:`maps` returns them.
             categories: (n,), from 0.
             settings: number of poses, starts and seed.
 

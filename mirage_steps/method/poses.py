@@ -106,7 +106,8 @@ class PoseModel:
             maps: (n, T, c) float32, of :func:`object_maps`; changed by :func:`fill_padding`.
             valid: bool (n, T), False on padding.
             k: number of poses.
-            starts, seed: of K-Means; the run with the least inertia is kept.
+            starts: of K-Means; the run with the least inertia is kept.
+            seed: of K-Means.
             method: ``kmeans`` (paper), or ``spectral``, K-Means in :func:`graph_embedding`. Then
                 each pose is described by up to ten clusters of its maps, to which new maps are
                 compared, since poses of a graph need not be round.

@@ -67,7 +67,8 @@ def textured(
     no view shows have the color of the nearest one that some view shows.
 
     Args:
-        vertices, faces: the mesh.
+        vertices: of the mesh.
+        faces: of the mesh.
         images: (k, S, S, 3) uint8.
         masks: (k, S, S) in [0, 1].
         cameras: of the views.

@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -98,7 +98,9 @@ class Trainer:
         self.alphas = diffusion.cumulative_alphas().to(self.device)
         self.done = 0
         # Gradients are exchanged during the backward pass.
-        self._parallel = DistributedDataParallel(self.model) if processes.count > 1 else self.model
+        self._parallel: Any = self.model
+        if processes.count > 1:
+            self._parallel = DistributedDataParallel(self.model)
 
     @property
     def parameters(self) -> int:
@@ -186,8 +188,9 @@ class Trainer:
         At the start the EMA weights would otherwise be dominated by the untrained ones.
         """
         decay = min(self.training.ema, (1 + self.done) / (10 + self.done))
-        averaged, current = list(self.ema.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(averaged, [value.detach() for value in current], 1 - decay)
+        averaged: list[Tensor] = list(self.ema.parameters())
+        current: list[Tensor] = [value.detach() for value in self.model.parameters()]
+        torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def state(self) -> dict:
         """Everything a resumed run needs, as tensors and plain values."""
@@ -252,7 +255,7 @@ class Batches:
         return np.random.default_rng([self.training.seed, epoch]).permutation(len(self.labels))
 
 
-def copy_images(images: Sequence, device: torch.device) -> Tensor | None:
+def copy_images(images: Any, device: torch.device) -> Tensor | None:
     """All images (n, S, S, 3) uint8 on a CUDA device, where they take little of its free memory.
 
     Returns:
@@ -304,7 +307,7 @@ class KernelMuon(torch.optim.Muon):
         )  # fmt: skip
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure
         """Change the parameters by the gradients they hold."""
         (group,) = self.param_groups
         for kernel, matrix in zip(self.kernels, self._matrices, strict=True):

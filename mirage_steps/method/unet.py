@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class UNetConfig:
 
 # The small network works on blocks of 4 x 4 pixels and predicts the velocity, from which shapes
 # appear in the few hundred steps that two cores can afford (docs/training.md compares).
-_PRESETS = {
+_PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"widths": (64, 128, 256, 512), "layout": "simple-diffusion"},
     "small": {
         "widths": (96, 192, 192), "blocks": 1, "attention_below": 8,
@@ -158,8 +158,8 @@ class UNet(nn.Module):
         self.input_gain = nn.Linear(embedding, pixels) if config.stem > 1 else None
         # The untrained network outputs zero, as usual for diffusion models.
         for layer in filter(None, (self.conv_out, self.input_gain)):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def embed(self, t: Tensor, pose: Tensor) -> Tensor:
         """Joint embedding (n, embedding) of timesteps (n,) in [0, T) and poses (n,)."""
@@ -410,7 +410,9 @@ def _ddpm(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module
     All outputs of the encoder are skip connections, so a level of the decoder has a block more.
     """
     size, channels = config.image_size // config.stem, config.widths[0]
-    encoder, decoder, skips = {}, {}, [channels]
+    encoder: dict[str, nn.Module] = {}
+    decoder: dict[str, nn.Module] = {}
+    skips = [channels]
     for level, width in enumerate(config.widths):
         if level > 0:
             size //= 2
@@ -441,7 +443,8 @@ def _simple_diffusion(config: UNetConfig) -> tuple[dict[str, nn.Module], dict[st
     resolution, the decoder's full one. Skip connections come from the blocks, and from the first
     convolution to one more block at the end.
     """
-    encoder, decoder = {}, {}
+    encoder: dict[str, nn.Module] = {}
+    decoder: dict[str, nn.Module] = {}
     levels, last = list(pairwise(config.widths)), config.blocks - 1
     sizes = [config.image_size // config.stem >> level for level in range(len(levels))]
     for (width, wider), size, after in zip(levels, sizes, [*sizes[1:], sizes[-1]], strict=True):

@@ -56,7 +56,8 @@ def carve(
     for count in (_COARSE, _COARSE, size):
         pitch = float((high - low).max() / count)
         axes = [
-            np.arange(a + pitch / 2, b, pitch, np.float32) for a, b in zip(low, high, strict=True)
+            np.arange(a + pitch / 2, b, pitch, dtype=np.float32)
+            for a, b in zip(low, high, strict=True)
         ]
         occupancy = _votes(masks, cameras, axes, share)
         inside = np.argwhere(occupancy > 0.5)

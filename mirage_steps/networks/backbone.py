@@ -124,9 +124,10 @@ class Backbone:
         return self.resolution // self.patch_size
 
     @property
-    def fill(self) -> tuple[int, ...]:
+    def fill(self) -> tuple[int, int, int]:
         """Its mean color, (r, g, b) in 0..255, for padding."""
-        return tuple(round(255 * value) for value in self.mean)
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
 
     @cached_property
     def sha256(self) -> dict[str, str]:

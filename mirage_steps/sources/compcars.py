@@ -11,7 +11,7 @@ from pathlib import Path
 from mirage_steps.errors import UserError
 from mirage_steps.files.command import log
 from mirage_steps.files.images import find_files
-from mirage_steps.method.boxes import Box, clipped
+from mirage_steps.method.boxes import Box, as_box, clipped
 from mirage_steps.settings import CompCars
 from mirage_steps.sources import Listing
 from mirage_steps.sources.folder import inspect_images, require_folder, select_boxes
@@ -83,9 +83,7 @@ def read_label(path: Path, width: int, height: int) -> tuple[str | None, Box | N
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         code, count = int(lines[0]), int(lines[1])
-        boxes = [tuple(map(float, lines[2 + number].split())) for number in range(count)]
-        if any(len(box) != 4 for box in boxes):
-            raise ValueError("a box has four edges")
+        boxes = [as_box(lines[2 + number].split()) for number in range(count)]
     except FileNotFoundError:
         raise ValueError("no label file") from None
     except (OSError, ValueError, IndexError):

@@ -212,7 +212,8 @@ def _generate(
 
 def _save(path: Path, side: int, image: Image.Image, flagged: bool) -> str | None:
     """Save an image, scaled down to ``side``, or in its place the reason to reject it."""
-    blank = all(low == high for low, high in image.getextrema())  # diffusers makes NaNs black
+    # diffusers makes NaNs black.
+    blank = all(low == high for low, high in map(Image.Image.getextrema, image.split()))
     reason = FLAGGED if flagged else BLANK if blank else None
     with atomic(path.with_suffix(".txt") if reason else path) as temporary:
         if reason:

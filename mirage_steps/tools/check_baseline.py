@@ -77,7 +77,9 @@ def main(
         if value < least:
             raise UserError(f"--{flag} {value}: must be at least {least}")
     root, files = _files("FOLDER", folder)
-    built = meshes and sum(path.suffix == ".obj" for path in _files("--meshes", meshes)[1])
+    built = None
+    if meshes:
+        built = sum(path.suffix == ".obj" for path in _files("--meshes", meshes)[1])
     images, refused = _look_at(files, max_pixels)
     found = by_object(files, root)
     usable = {key: sum(path in images for path in paths) for key, paths in found.items()}
@@ -128,7 +130,7 @@ def _look(path: Path, max_pixels: int) -> Square | str:
         pixels = np.asarray(read_square(path, max_pixels))
     except (UnreadableImage, OSError) as error:
         return str(error)
-    digest = hashlib.blake2b(pixels, digest_size=16).digest()
+    digest = hashlib.blake2b(pixels.data, digest_size=16).digest()
     return Square(len(pixels), digest, white_share(pixels[None]))
 
 

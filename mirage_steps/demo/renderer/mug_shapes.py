@@ -96,7 +96,7 @@ class Shape:
     flat: float
     thickness: float
 
-    def radius(self, z: np.ndarray) -> np.ndarray:
+    def radius(self, z: np.ndarray | float) -> np.ndarray:
         """Outer radius of the wall at height ``z``: the cubic through ``radii``."""
         polynomial = np.polyfit(_HEIGHTS * self.height, self.radii, 3)
         return np.polyval(polynomial, np.clip(z, 0, self.height))

@@ -66,7 +66,7 @@ def render_scenes(
 def load_scenes(path: Path) -> Scenes:
     """Read a whole file of scenes into memory, about 100 kB a scene of 96 pixels."""
     with open_h5(path, *ARRAYS) as file:
-        return Scenes(*(file[name][:] for name in ARRAYS), file.attrs["kind"])
+        return Scenes(**{name: file[name][:] for name in ARRAYS}, kind=file.attrs["kind"])
 
 
 def _batches(scenes: int, seed: int, size: int, kind: str, workers: int) -> Iterator[Scenes]:

@@ -64,8 +64,9 @@ def fit(
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for one in (*optimizers, *schedules):
-            one.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
         losses.append(loss.item())
         if (step + 1) % _LOG_EVERY == 0:
             log.info("step %d: loss %.3f", step + 1, sum(losses[-_LOG_EVERY:]) / _LOG_EVERY)
