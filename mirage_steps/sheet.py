@@ -22,10 +22,10 @@ from mirage_steps.files.records import read_json
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.circle import circular_distance
 from mirage_steps.method.device import choose_device
-from mirage_steps.method.unet import UNet, UNetConfig
+from mirage_steps.method.unet import UNetConfig
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.references import References
-from mirage_steps.run import generated_object, reference_pose
+from mirage_steps.run import generated_objects
 
 
 def main(
@@ -59,22 +59,22 @@ def main(
     """
     network = load_model(model.parent, choose_device(device))
     which = " of their category" if network.config.categories > 1 else ""
+    # Another seed than that of the sets, so that the sheet shows other objects.
+    seed = views.seed + 1
     title = f"generated objects (rows) in all poses{which} (columns), gamma = {guidance.gamma:g}"
     called = () if estimator is None or which else load_estimator(estimator, "poses").labels
     if not sheet.references:
         chooser = References.load(network, views, estimator)
-        shown = _random_references(network, chooser, out, sheet, judged_objects, views, guidance)
+        shown = _random_references(chooser, out, sheet, judged_objects, seed, guidance)
         tiles.write_sheet(out, *shown, title, poses=called)
         return ["sheet"]
+    chooser = References(network, views)
     # All are chosen before the first sheet is made.
     chosen = {one: _columns(one, network.config, scores) for one in sheet.references}
     for reference, columns in chosen.items():
-        rows, places = [], []
-        for number in progress(range(sheet.objects), desc=reference, unit="object"):
-            column = columns[number % len(columns)]
-            made = generated_object(network, number, views.seed + 1, views, guidance, column)
-            rows.append(made[0])
-            places.append(made[2])
+        made = generated_objects(chooser, sheet.objects, seed, guidance, columns)
+        made = progress(made, total=sheet.objects, desc=reference, unit="object")
+        _, rows, _, places = zip(*made, strict=True)
         poses = ", ".join(map(str, dict.fromkeys(columns)))
         about = title if reference.isdigit() else f"{title}, reference {reference}: pose {poses}"
         names = (f"reference-{reference}.png", f"reference-{reference}.gif")
@@ -83,31 +83,28 @@ def main(
 
 
 def _random_references(
-    network: UNet,
     chooser: References,
     out: Path,
     sheet: settings.Sheet,
     judged_objects: int,
-    views: settings.Views,
+    seed: int,
     guidance: settings.Guidance,
 ) -> tuple[np.ndarray, list[int]]:
     """Objects of the sheet (n, k, S, S, 3) and their references; writes those of the evidence."""
-    config, count = network.config, max(sheet.objects, judged_objects)
+    config, count = chooser.model.config, max(sheet.objects, judged_objects)
     k, side = config.poses // config.categories, config.image_size
     shown, references = [], []
     with create_h5(out / "objects.h5") as file:
         by_image(file, "images", count, (k, side, side, 3), np.uint8)
         file["pose"], poses = np.zeros((count, k), np.int32), []
-        # Another seed than that of the sets, so that the sheet shows other objects.
-        seed = views.seed + 1
-        numbers = chooser.chosen(range(count), seed, lambda n: reference_pose(config, n, seed))
-        for place, number in enumerate(progress(numbers, unit="object")):
-            made = generated_object(network, number, seed, views, guidance)
-            file["images"][place] = made[0]
-            poses.append(made[1])
-            references.append(made[2])
+        made = generated_objects(chooser, count, seed, guidance)
+        made = progress(made, total=count, unit="object")
+        for place, (_, images, own, reference) in enumerate(made):
+            file["images"][place] = images
+            poses.append(own)
+            references.append(reference)
             if place < sheet.objects:
-                shown.append(made[0])
+                shown.append(images)
         file["pose"][:] = poses
         file["reference"] = np.array(references)
     return np.stack(shown), references[: sheet.objects]

@@ -1,0 +1,139 @@
+"""Run in Python: generated objects, chosen poses, photos of all types, and a run in one file."""
+
+import json
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from workflow import ROOT
+
+from mirage_steps import Run, settings, sheet
+from mirage_steps.errors import UserError
+from mirage_steps.files.generated_objects import GeneratedObjects
+from mirage_steps.run import SHOWCASE
+
+GREEN = ROOT / "examples/cars/green.png"
+FAST = settings.Views(steps=2, batch_size=8, precision="float32", seed=3)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """The embedded model, with few steps."""
+    loaded = Run.load(device="cpu")
+    inversion = settings.NovelViews(inversion_steps=4, stride=2)
+    stored = settings.Sampling(views=FAST, guidance=loaded.sampling.guidance, novel_views=inversion)
+    return replace(loaded, sampling=stored)
+
+
+@pytest.fixture(scope="module")
+def two(run) -> GeneratedObjects:
+    return run.sample(2, seed=4)
+
+
+# Generated objects
+
+
+def test_generated_objects_are_those_of_the_contact_sheet(run, two, tmp_path):
+    model = SHOWCASE / "training/model.safetensors"
+    chosen = settings.Sheet(objects=2)
+    sampling = {"views": run.sampling.views, "guidance": run.sampling.guidance}
+    sheet.main(model=model, out=tmp_path, sheet=chosen, judged_objects=2, device="cpu", **sampling)
+    with h5py.File(tmp_path / "objects.h5") as file:
+        np.testing.assert_array_equal(two.images, file["images"])
+        np.testing.assert_array_equal(two.poses, file["pose"])
+        assert list(two.references) == file["reference"][:].tolist()
+    assert two.images.shape == (2, 12, 64, 64, 3) and two.images.dtype == np.uint8
+    assert two.settings["steps"] == 2 and two.settings["seed"] == 4
+
+
+def test_bad_references_are_left_out_as_on_sheets(run):
+    views = run.sampling.views.model_copy(update={"reject": 0.5, "steps": 1})
+    made = run.sample(2, poses=[0], views=views)
+    assert made.numbers != (0, 1) and max(made.numbers) < 32
+
+
+def test_chosen_poses_are_those_of_all_in_their_order(run, two):
+    own = two.references[0]
+    poses = [(own + 5) % 12, own, (own + 1) % 12]
+    some = run.sample(1, poses=poses, seed=4)
+    assert some.poses.tolist() == [poses] and some.references == (own,)
+    # Another size of the batch rounds otherwise.
+    np.testing.assert_allclose(some.images[0], two.images[0, poses].astype(int), atol=2)
+    (alone,) = run.sample(1, poses=[own], seed=4).images
+    np.testing.assert_allclose(alone[0], two.images[0, own].astype(int), atol=2)
+    assert run.sample(1, poses=[(own + 1) % 12], seed=4).sheet().width < some.sheet().width
+
+
+def test_a_chosen_reference_is_that_of_all_objects(run, two):
+    other = (two.references[0] + 3) % 12
+    made = run.sample(2, poses=[0, 1], reference=other, seed=4)
+    assert made.references == (other, other) and made.numbers == (0, 1)
+    assert (made.images[0] != two.images[0, :2]).any()
+    seeds = run.sample(1, poses=[0], seed=5).images, two.images[:1, :1]
+    assert (seeds[0] != seeds[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"poses": [12]}, r"poses \[12\]: give different numbers of poses, 0 to 11"),
+        ({"poses": [1, 1]}, "different"),
+        ({"poses": []}, "different"),
+        ({"poses": 3}, "poses 3: give"),
+        ({"poses": [0.5]}, "0 to 11"),
+        ({"reference": -1}, r"reference \[-1\]: give"),
+        ({"objects": 0}, "objects 0: give a whole number from 1"),
+        ({"objects": 1.5}, "objects 1.5"),
+        ({"seed": -1}, "seed -1: give a whole number from 0"),
+    ],
+)
+def test_numbers_that_are_not_there_are_one_line(run, change, told):
+    with pytest.raises(UserError, match=told):
+        run.sample(**{"objects": 1, **change})
+
+
+def test_a_library_prints_nothing_unless_asked(run, capfd):
+    run.sample(1, poses=[0])
+    assert capfd.readouterr() == ("", "")
+    run.sample(1, poses=[0], progress=True)
+    assert "1/1" in capfd.readouterr().err
+
+
+def test_objects_are_saved_and_only_they_are_overwritten(two, tmp_path):
+    assert two.save(tmp_path) == two.save(tmp_path) == tmp_path / "generated.png"
+    with Image.open(tmp_path / "generated.gif") as animation:
+        assert animation.n_frames == 12
+    view = np.asarray(Image.open(tmp_path / "generated.objects/object_01/pose_03.png"))
+    np.testing.assert_array_equal(view, two.images[1, 3])
+    record = json.loads((tmp_path / "generated.json").read_text())
+    assert record["references"] == list(two.references) and record["poses"] == two.poses.tolist()
+    assert two._repr_png_().startswith(b"\x89PNG") and "2 objects in 12 poses" in repr(two)
+    (tmp_path / "mine.png").touch()
+    with pytest.raises(UserError, match="mine.png: exists already"):
+        two.save(tmp_path, "mine")
+    with pytest.raises(UserError, match="not a name"):
+        two.save(tmp_path, "../other")
+
+
+def test_a_generated_object_becomes_a_mesh(run, coarse):
+    made = run.sample(1, views=run.sampling.views.model_copy(update={"steps": 10}))
+    assert len(run.mesh(made).mesh.faces) > 100
+
+
+# Chosen poses of a photo
+
+
+def test_a_photo_is_shown_in_chosen_poses(run, tmp_path):
+    whole = run.novel_views(GREEN)
+    other = (whole.pose + 4) % 12
+    some = run.novel_views(GREEN, poses=[other, whole.pose])
+    assert some.poses == (other, whole.pose) and some.view_poses[1] == whole.view_poses[whole.pose]
+    np.testing.assert_array_equal(some.views[1], some.crop)
+    np.testing.assert_allclose(some.views[0], whole.views[other].astype(int), atol=2)
+    assert some.masks.shape == (2, 64, 64) and len(some.names) == 2
+    away = run.novel_views(GREEN, poses=[other])
+    assert away.views.shape == (1, 64, 64, 3) and away.save(tmp_path).is_file()
+    with pytest.raises(UserError, match="poses"):
+        run.novel_views(GREEN, poses=["front"])
