@@ -137,7 +137,7 @@ class Run:
         """Find the object in a photo, and its pose.
 
         Args:
-            photo: a file, an RGB image, or (H, W, 3) uint8.
+            photo: a file, an image, an array or a tensor, as :func:`.open_photo` takes them.
             box: of the object in pixels of the upright photo, (x0, y0, x1, y1); found by PCA 1
                 where none is given.
             max_pixels: larger photos are refused.

@@ -6,12 +6,14 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from workflow import ROOT
 
 from mirage_steps import Run, settings, sheet
 from mirage_steps.errors import UserError
 from mirage_steps.files.generated_objects import GeneratedObjects
+from mirage_steps.files.photos import open_photo
 from mirage_steps.run import SHOWCASE
 
 GREEN = ROOT / "examples/cars/green.png"
@@ -137,3 +139,75 @@ def test_a_photo_is_shown_in_chosen_poses(run, tmp_path):
     assert away.views.shape == (1, 64, 64, 3) and away.save(tmp_path).is_file()
     with pytest.raises(UserError, match="poses"):
         run.novel_views(GREEN, poses=["front"])
+
+
+# Photos of all types
+
+
+PIXELS = np.asarray(Image.open(GREEN).convert("RGB"))
+CLEAR = np.dstack([PIXELS, np.full((160, 160), 255, np.uint8)])
+FORMS = {
+    "path": GREEN,
+    "text": str(GREEN),
+    "image": Image.open(GREEN),
+    "uint8": PIXELS,
+    "reversed strides": PIXELS[:, ::-1].copy()[:, ::-1],
+    "float64": PIXELS / 255,
+    "float16": (PIXELS / 255).astype(np.float16),
+    "RGBA": CLEAR,
+    "floats with alpha": CLEAR / 255,
+    "channels first": PIXELS.transpose(2, 0, 1),
+    "tensor": torch.from_numpy(PIXELS.copy()).permute(2, 0, 1),
+    "tensor, channels last": torch.from_numpy(PIXELS / 255),
+    "tensor with a gradient": (
+        torch.from_numpy(PIXELS.copy()).permute(2, 0, 1) / 255
+    ).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_photo_is_the_same_in_all_forms(form):
+    np.testing.assert_array_equal(np.asarray(open_photo(FORMS[form]).image), PIXELS)
+
+
+def test_half_a_tensor_s_precision_is_near_the_photo():
+    given = torch.from_numpy(PIXELS / 255).to(torch.bfloat16)
+    opened = np.asarray(open_photo(given).image).astype(int)
+    assert abs(opened - PIXELS).max() <= 1
+
+
+def test_gray_and_transparent_photos_become_rgb():
+    gray = np.asarray(Image.open(GREEN).convert("L"))
+    expected = np.asarray(Image.fromarray(gray).convert("RGB"))
+    for given in (gray, gray[..., None], gray[None], gray / 255, torch.from_numpy(gray / 255)):
+        np.testing.assert_array_equal(np.asarray(open_photo(given).image), expected)
+    half = CLEAR.copy()
+    half[:, :80, 3] = 0
+    opened = np.asarray(open_photo(half).image)
+    assert (opened[:, :80] == 255).all() and (opened[:, 80:] == PIXELS[:, 80:]).all()
+
+
+BAD = np.full((40, 40, 3), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("photo", "told"),
+    [
+        (BAD * 3, r"floats from 1.5 to 1.5; give them in \[0, 1\]"),
+        (BAD - 1, "floats from -0.5"),
+        (np.where(BAD < 0.6, np.nan, BAD), "floats from nan"),
+        (BAD.astype(np.int64), "is int64 of shape \\(40, 40, 3\\); give"),
+        (BAD > 0.4, "is bool"),
+        (BAD[None], r"is float64 of shape \(1, 40, 40, 3\)"),
+        (BAD[..., :2], r"of shape \(40, 40, 2\); give \(H, W\)"),
+        (BAD[0, 0], r"of shape \(3,\)"),
+        (BAD[:8], "40x8 pixels are too few"),
+        (np.zeros((0, 0, 3), np.uint8), "0x0 pixels are too few"),
+        (torch.zeros(40, 40, dtype=torch.int32), "is int32"),
+        ([[0]], "is a list; give a file"),
+        (None, "is a NoneType; give a file"),
+    ],
+)
+def test_what_is_no_photo_is_one_line(photo, told):
+    with pytest.raises(UserError, match=f"^the photo: .*{told}"):
+        open_photo(photo)
