@@ -24,6 +24,7 @@ from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.files.command import log
 from mirage_steps.files.command import run as run_step
 from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_names
+from mirage_steps.files.pack import run_folder
 from mirage_steps.files.page import ABOUT_PHOTOS, Page
 from mirage_steps.files.photo_views import PAGE, PhotoViews, require_free, require_no_other_mesh
 from mirage_steps.files.photos import open_photo
@@ -54,8 +55,8 @@ def main(
 
     Args:
         photos: Image files.
-        run: Folder of a finished run, such as results/demo; by default the embedded model, which
-            knows rendered cars.
+        run: Folder of a finished run, such as results/demo, or a file of export --pack; by default
+            the embedded model, which knows rendered cars.
         out: Folder for the pictures.
         box: The object's box in a single photo, x0 y0 x1 y1 in pixels; found by PCA 1 if not given.
         name: Name of the outputs of a single photo; by default the photo's.
@@ -79,7 +80,7 @@ def main(
     novel_views = novel_views or stored.novel_views
     inversion_timesteps(views, novel_views)
     if mesh:
-        read_cameras(run / CAMERAS, ())
+        read_cameras(run_folder(run) / CAMERAS, ())
     usable, done = [], []
     for photo, stem in zip(photos, stems, strict=True):
         with _one_of(photos):

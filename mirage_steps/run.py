@@ -27,6 +27,7 @@ from mirage_steps.files.estimator import ESTIMATOR, load_estimator
 from mirage_steps.files.generated_objects import GeneratedObjects
 from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.names import not_a
+from mirage_steps.files.pack import run_folder
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews
 from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.files.project import PROJECT
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
 # The embedded model: trained for hours on rendered cars.
 SHOWCASE = PROJECT / "weights/showcase-cars"
 
+MODEL = "training/model.safetensors"
+
 _PSNR = 26.0  # dB
 # Between mean colors in 0..255; two unrelated cars of the demo are 78 apart.
 _COLOR_DRIFT = 80.0
@@ -77,7 +80,7 @@ _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
 class Run:
     """What a finished run stored."""
 
-    folder: Path  # such as results/demo
+    folder: Path  # such as results/demo, or the file of a pack
     model: UNet  # the diffusion model, in evaluation mode
     backbone: Backbone  # the vision transformer that made the run's features
     estimator: PoseEstimator  # with all its parts
@@ -99,14 +102,16 @@ class Run:
 
         Args:
             folder: such as ``results/demo``, of a data set that was trained, or what the export
-                step made of one; by default the embedded model of rendered cars.
+                step made of one, a folder or a file; by default the embedded model of rendered
+                cars.
             backbone: folder of the vision transformer, where it has moved since the run.
             device: auto, cpu or cuda.
 
         Raises:
             UserError: something is missing, damaged, or of another run.
         """
-        folder = Path(folder).expanduser()
+        given = Path(folder).expanduser()
+        folder = run_folder(given)
         if wrong := not_a("folder", folder):
             raise UserError(f"run {folder}: {wrong}; give one such as results/demo")
         if (home := home_of(folder)) != folder:
@@ -124,12 +129,12 @@ class Run:
                 f"{path}: has {estimator.number_of_poses} poses, the model was trained with "
                 f"{poses}; run snakemake again"
             )
-        network = load_backbone(folder, estimator.backbone, backbone, where)
+        network = load_backbone(given, estimator.backbone, backbone, where)
         used = {
-            "model": identity(folder / "training/model.safetensors"),
+            "model": {**identity(folder / MODEL), "path": str(given / MODEL)},
             "backbone": {"name": network.name, "sha256": network.sha256},
         }
-        return cls(folder, model, network, estimator, used, stored_sampling(folder))
+        return cls(given, model, network, estimator, used, stored_sampling(folder))
 
     def locate(
         self, photo: Photo, box: Box | None = None, max_pixels: int = MAX_PIXELS
@@ -349,7 +354,7 @@ class Run:
         else:
             name, poses, images = f"object {number}", views.poses[number], views.images[number]
             masks = self.masks(images)
-        cameras = read_cameras(self.folder / CAMERAS, [int(pose) for pose in poses])
+        cameras = read_cameras(run_folder(self.folder) / CAMERAS, [int(pose) for pose in poses])
         with errors_at(f"{name}: "):
             return PhotoMesh.of(images, masks / 255, cameras)
 
@@ -600,7 +605,7 @@ def stored_sampling(folder: Path) -> Sampling:
     Raises:
         UserError: the file is damaged or of another version.
     """
-    path = folder / "training/sampling.json"
+    path = run_folder(folder) / "training/sampling.json"
     try:
         return Sampling.model_validate_json(path.read_bytes())
     except FileNotFoundError:

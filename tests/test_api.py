@@ -1,20 +1,26 @@
 """Run in Python: generated objects, chosen poses, photos of all types, and a run in one file."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from workflow import ROOT
+from workflow import ENVIRONMENT, ROOT
 
-from mirage_steps import Run, settings, sheet
+from mirage_steps import Run, mesh, novel_views, settings, sheet
 from mirage_steps.errors import UserError
 from mirage_steps.files.generated_objects import GeneratedObjects
+from mirage_steps.files.pack import MEMBERS, _unfit, require_pack, run_folder, write_pack
 from mirage_steps.files.photos import open_photo
-from mirage_steps.run import SHOWCASE
+from mirage_steps.run import SHOWCASE, stored_sampling
 
 GREEN = ROOT / "examples/cars/green.png"
 FAST = settings.Views(steps=2, batch_size=8, precision="float32", seed=3)
@@ -211,3 +217,104 @@ BAD = np.full((40, 40, 3), 0.5)
 def test_what_is_no_photo_is_one_line(photo, told):
     with pytest.raises(UserError, match=f"^the photo: .*{told}"):
         open_photo(photo)
+
+
+# A run in one file
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pack") / "cars.zip"
+    write_pack(SHOWCASE, path)
+    return path
+
+
+def test_a_packed_run_does_what_its_folder_does(run, pack, tmp_path):
+    loaded = replace(Run.load(pack, device="cpu"), sampling=run.sampling)
+    one, other = run.novel_views(GREEN), loaded.novel_views(GREEN)
+    np.testing.assert_array_equal(one.views, other.views)
+    assert stored_sampling(pack) == stored_sampling(SHOWCASE) and str(pack) in repr(loaded)
+    assert other.settings["model"]["path"] == str(pack / "training/model.safetensors")
+    assert other.settings["model"]["sha256"] == one.settings["model"]["sha256"]
+    with zipfile.ZipFile(pack) as archive:
+        assert set(archive.namelist()) == MEMBERS
+        assert {one.compress_type for one in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_the_commands_take_a_packed_run(pack, tmp_path, coarse):
+    out = tmp_path / "out"
+    once = settings.NovelViews(inversion_steps=10, stride=2)
+    novel_views.main((GREEN,), run=pack, out=out, mesh=True, novel_views=once, device="cpu")
+    assert (out / "green.glb").is_file()
+    mesh.main((out / "green.json",), run=pack, out=tmp_path / "meshes")
+    assert mesh.main((out / "green.json",), out=tmp_path / "other") == ["green.mesh"]
+
+
+def test_what_was_unpacked_goes_with_the_process(pack, tmp_path):
+    code = "import sys; from mirage_steps.files.pack import *; print(run_folder(Path(sys.argv[1])))"
+    command = [sys.executable, "-c", code, str(pack)]
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(tmp_path)) and not any(tmp_path.iterdir())
+
+
+def _packed(path: Path, extra: dict[str, bytes], **options) -> Path:
+    """A pack of empty files, and others."""
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name in sorted(MEMBERS - extra.keys()):
+            archive.writestr(name, b"")
+        for name, content in extra.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_no_file_of_a_pack_gets_out_of_its_folder(tmp_path):
+    evil = {"../../evil": b"x", "/tmp/evil": b"x", "training/../../evil": b"x", "x.pkl": b"x"}
+    folder = run_folder(_packed(tmp_path / "evil.zip", evil))
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert found == MEMBERS and set(folder.parent.iterdir()) == {folder}
+
+
+@pytest.mark.parametrize(
+    ("extra", "options", "told"),
+    [
+        ({"README.md": bytes(2**24 + 1)}, {}, "its files are too large"),
+        ({"README.md": bytes(9999)}, {"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
+    ],
+)
+def test_packs_that_nobody_here_wrote_are_one_line(tmp_path, extra, options, told):
+    path = _packed(tmp_path / "a.zip", extra, **options)
+    with pytest.raises(UserError, match=f"^run {path}: {told}.*; make one by export --pack$"):
+        run_folder(path)
+
+
+def test_sizes_that_lie_and_files_that_are_missing_or_twice_are_one_line(pack, tmp_path):
+    with zipfile.ZipFile(pack) as archive:
+        members = archive.infolist()
+    size = pack.stat().st_size
+    assert _unfit(members, size) == ""
+    assert _unfit(members[:2], size).startswith("not a pack, it has no ")
+    assert _unfit([*members, members[0]], size) == "has a file twice"
+    members[0].file_size = size
+    assert _unfit(members, size) == "its files are too large"
+
+
+def test_a_damaged_pack_is_one_line(pack, tmp_path):
+    whole, rng = pack.read_bytes(), np.random.default_rng(0)
+    (tmp_path / "no.zip").write_text("hello")
+    with pytest.raises(UserError, match="not a pack, or damaged"):
+        Run.load(tmp_path / "no.zip")
+    for number in range(30):
+        damaged = bytearray(whole[: len(whole) - int(rng.integers(0, 3)) * 100])
+        for place in rng.integers(len(damaged) - 1200, len(damaged), 20):
+            damaged[place] = rng.integers(256)
+        (tmp_path / f"{number}.zip").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            run_folder(tmp_path / f"{number}.zip")
+
+
+def test_packing_overwrites_packs_only(pack, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="mine.txt: exists and is no pack"):
+        require_pack(tmp_path / "mine.txt")
+    require_pack(pack)

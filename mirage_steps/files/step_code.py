@@ -15,6 +15,7 @@ _PACKAGE = Path(__file__).parents[1]
 _IGNORED = {
     "settings", "errors", "evaluation_sets", "files.command", "files.provenance",
     "files.step_code", "files.plots", "files.tiles", "files.page",
+    "files.pack", "files.generated_objects",  # for Python and --run, not for rules
     "networks.fetching",  # how networks are fetched; which they are is a setting
 }  # fmt: skip
 # What these modules import for `--mesh` and `Run.mesh` alone, which no rule asks for: meshes of a
