@@ -109,7 +109,7 @@ def main(
 def _save(
     result: PhotoViews, mesh: "PhotoMesh | None", photo: Path, out: Path, stem: str, run: Path
 ) -> None:
-    """Write views, mesh and page of a photo, and tell what was found and what is doubtful."""
+    """Write views, mesh and page of a photo, and tell what was found, with the warnings."""
     glb, strip = None, result.save(out, stem)
     log.info("%s: %s", strip, result.title())
     if mesh is not None:
