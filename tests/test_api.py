@@ -40,6 +40,13 @@ def two(run) -> GeneratedObjects:
     return run.sample(2, seed=4)
 
 
+def test_the_import_takes_less_than_a_tenth_of_a_second():
+    code = "import time; start = time.perf_counter(); import mirage_steps; "
+    command = [sys.executable, "-c", code + "print(time.perf_counter() - start)"]
+    times = [float(subprocess.check_output(command, env=ENVIRONMENT)) for _ in range(5)]
+    assert min(times) < 0.1
+
+
 # Generated objects
 
 
