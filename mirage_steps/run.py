@@ -345,12 +345,15 @@ class Run:
             number: of the generated object, its row.
 
         Raises:
-            UserError: the run has no cameras, or the views' masks show too little.
+            UserError: the run has no cameras, there is no such object, or the views' masks show too
+                little.
         """
         from mirage_steps.files.meshes import PhotoMesh  # slow to import
 
         if isinstance(views, PhotoViews):
             name, poses, images, masks = views.photo, views.poses, views.views, views.masks
+        elif not 0 <= number < (count := len(views.images)):
+            raise UserError(f"number {number}: there are {count} objects, 0 to {count - 1}")
         else:
             name, poses, images = f"object {number}", views.poses[number], views.images[number]
             masks = self.masks(images)

@@ -20,6 +20,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.generated_objects import GeneratedObjects
 from mirage_steps.files.pack import MEMBERS, _unfit, require_pack, run_folder, write_pack
 from mirage_steps.files.photos import open_photo
+from mirage_steps.method.unet import build, preset
 from mirage_steps.run import SHOWCASE, stored_sampling
 
 GREEN = ROOT / "examples/cars/green.png"
@@ -124,7 +125,7 @@ def test_objects_are_saved_and_only_they_are_overwritten(two, tmp_path):
     np.testing.assert_array_equal(view, two.images[1, 3])
     record = json.loads((tmp_path / "generated.json").read_text())
     assert record["references"] == list(two.references) and record["poses"] == two.poses.tolist()
-    assert two._repr_png_().startswith(b"\x89PNG") and "2 objects in 12 poses" in repr(two)
+    assert two._repr_jpeg_().startswith(b"\xff\xd8") and "2 objects in 12 poses" in repr(two)
     (tmp_path / "mine.png").touch()
     with pytest.raises(UserError, match="mine.png: exists already"):
         two.save(tmp_path, "mine")
@@ -135,6 +136,20 @@ def test_objects_are_saved_and_only_they_are_overwritten(two, tmp_path):
 def test_a_generated_object_becomes_a_mesh(run, coarse):
     made = run.sample(1, views=run.sampling.views.model_copy(update={"steps": 10}))
     assert len(run.mesh(made).mesh.faces) > 100
+    with pytest.raises(UserError, match="number 1: there are 1 objects, 0 to 0"):
+        run.mesh(made, 1)
+
+
+def test_objects_of_several_categories_alternate():
+    config = replace(preset("small", 32, 6, 0.0), categories=2)
+    model = build(config, 0).eval().requires_grad_(False)
+    run = Run(Path(), model, None, None, {}, settings.Sampling(views=FAST))
+    made = run.sample(3, poses=[2, 0], reference=1)
+    assert made.poses.tolist() == [[2, 0], [5, 3], [2, 0]]
+    assert made.references == (1, 4, 1) and made.names == ()
+    assert made.sheet().width > 100
+    with pytest.raises(UserError, match="0 to 2"):
+        run.sample(1, poses=[3])
 
 
 # Chosen poses of a photo

@@ -206,7 +206,7 @@ def test_everything_is_written(green, tmp_path):
     columns = np.flatnonzero(red.sum(0) > 90)
     # The frame stands around the photo's own column.
     assert columns.min() // (picture.shape[1] // 5) == green.poses.index(green.pose)
-    assert green._repr_png_().startswith(b"\x89PNG")
+    assert green._repr_jpeg_().startswith(b"\xff\xd8")
 
 
 @pytest.mark.parametrize("failing", ["turntable", "save_image"])

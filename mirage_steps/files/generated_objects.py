@@ -71,6 +71,6 @@ class GeneratedObjects:
             tiles.save_image(own / f"{stem}.png", self.sheet())
         return folder / f"{stem}.png"
 
-    def _repr_png_(self) -> bytes:
-        """PNG for notebooks."""
-        return self.sheet()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """JPEG for notebooks, a tenth of a PNG."""
+        return self.sheet()._repr_jpeg_()

@@ -122,9 +122,9 @@ class PhotoViews(LocatedPhoto, CropViews):
             f"at {self.reconstruction_psnr_db:.1f} dB by {self.inversion_evaluations} evaluations"
         )
 
-    def _repr_png_(self) -> bytes:
-        """PNG for notebooks."""
-        return self.strip()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """JPEG for notebooks, a tenth of a PNG."""
+        return self.strip()._repr_jpeg_()
 
 
 def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None:
