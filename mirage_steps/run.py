@@ -284,7 +284,7 @@ class Run:
             found = [operator.index(pose) for pose in poses]
             if found and len(set(found)) == len(found) and set(found) <= set(range(k)):
                 return found
-        raise UserError(f"{what} {poses}: give different numbers of poses, 0 to {k - 1}")
+        raise UserError(f"{what} {poses}: give numbers of poses, 0 to {k - 1}, each once")
 
     def sample(
         self,
@@ -317,7 +317,7 @@ class Run:
             UserError: there is no such pose, number or seed, or too little memory.
         """
         for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or not least <= value < 2**32:
+            if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
                 raise UserError(f"{name} {value}: give a whole number from {least}")
         wanted = self._places("poses", poses)
         columns = self._places("reference", None if reference is None else [reference])
@@ -333,7 +333,7 @@ class Run:
             poses=np.array(shown),
             references=tuple(config.siblings(own[0])[place] for own, place in pairs),
             numbers=numbers,
-            settings={**self.identity, **dict(views), **dict(guidance), "seed": seed},
+            settings={**self.identity, **dict(views), **dict(guidance), "seed": int(seed)},
             names=tuple(names),
         )
 
