@@ -736,7 +736,7 @@ def test_the_backbone_is_looked_for_here_above_the_run_and_in_the_project(
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         assert Run.load(bare).backbone.dim == 128
-    monkeypatch.setattr("mirage_steps.run.PROJECT", tmp_path / "none")
+    monkeypatch.setattr("mirage_steps.networks.backbone.PROJECT", tmp_path / "none")
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project, elsewhere, tmp_path / "disk"):
         folder.mkdir()
