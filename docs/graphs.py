@@ -16,9 +16,9 @@ PACKAGE = Path(__file__).parents[1] / "mirage_steps"
 LAYERS = (
     ("steps", "tools", "demo.stand_ins"),
     ("training_scores",),
-    ("judge", "references"),
+    ("judge",),
     ("run",),
-    ("sources",),
+    ("references", "sources"),
     ("networks",),
     ("files",),
     ("method", "demo.renderer"),

@@ -3,7 +3,7 @@
 Writes ``training/model.safetensors`` in half precision with its ``config.json`` and
 ``sampling.json``, ``poses/pose_estimator.safetensors`` and ``names.json``, ``cameras/cameras.json``
 if the run has it for its present poses, and ``README.md``, a card with the training and the
-evidence.
+evidence. With ``--pack`` also one file of them.
 """
 
 from itertools import pairwise
@@ -18,18 +18,20 @@ from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.names import not_a
+from mirage_steps.files.pack import require_pack, write_pack
 from mirage_steps.files.pose_names import NAMES, read_pose_names
 from mirage_steps.files.records import read_json, read_metrics, read_text
 from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.run import stored_sampling
 
 
-def main(*, trained: Path, out: Path) -> None:
+def main(*, trained: Path, out: Path, pack: Path | None = None) -> None:
     """Export the model of a finished run.
 
     Args:
         trained: Folder of the run, such as results/demo.
         out: Folder for what is exported; give it as --run to other commands.
+        pack: Also write all of it into this one file, such as demo.zip, for --run likewise.
     """
     if wrong := not_a("folder", trained):
         raise UserError(f"--trained {trained}: {wrong}; give a finished run such as results/demo")
@@ -37,6 +39,8 @@ def main(*, trained: Path, out: Path) -> None:
         raise UserError(f"--out {out}: is the run itself; give a new folder")
     if (out / "README.md").exists() and not (out / "export.run.json").exists():
         raise UserError(f"--out {out}: has a README.md that no export wrote; give a new folder")
+    if pack is not None:
+        require_pack(pack)
     estimator = load_estimator(trained / "poses" / ESTIMATOR, "poses")
     model = load_model(trained / "training", torch.device("cpu"))
     about = read_json(trained / "training/config.json")
@@ -54,6 +58,8 @@ def main(*, trained: Path, out: Path) -> None:
     card = _card(trained, about, estimator.backbone["model"], cameras)
     with atomic(out / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
+    if pack is not None:
+        write_pack(out, pack)
 
 
 def _cameras(trained: Path, poses: int) -> dict:

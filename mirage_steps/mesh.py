@@ -20,9 +20,10 @@ from mirage_steps.files.command import run as run_step
 from mirage_steps.files.meshes import PhotoMesh, read_masks, read_object, read_views
 from mirage_steps.files.names import encoded
 from mirage_steps.files.ners import require_no_other
+from mirage_steps.files.pack import run_folder
 from mirage_steps.files.photo_views import require_no_other_mesh
 from mirage_steps.files.records import read_json
-from mirage_steps.run import SHOWCASE, Run
+from mirage_steps.run import MODEL, SHOWCASE, Run
 
 
 def main(
@@ -42,7 +43,8 @@ def main(
         records: PHOTO.json of novel_views, with the folder PHOTO.views beside it; or objects.h5 of
             a run's contact sheet.
         out: Folder for the meshes.
-        run: Folder of the run that made the views; by default the embedded model.
+        run: Folder of the run that made the views, or its file of export --pack; by default the
+            embedded model.
         cameras: cameras.json, if not that of the run.
         objects: Numbers of the objects of objects.h5, the rows of the contact sheet from 0.
         share: Share of the views that must see a voxel as object, above 0.5 to 1.
@@ -66,7 +68,7 @@ def main(
         if ners:
             require_no_other(out / f"{stem}.ners")
         poses, views, masks = _shown(record, number, run, by_run=cameras is None)
-        seen = read_cameras(cameras or run / CAMERAS, poses)
+        seen = read_cameras(cameras or run_folder(run) / CAMERAS, poses)
         with errors_at(f"{encoded(record)}: "):
             made = PhotoMesh.of(views, masks, seen, size=voxels, share=share)
         log.info("%s: %r", made.save(out, stem), made)
@@ -122,7 +124,7 @@ def _poses(record: Path, run: Path | None) -> list[int]:
 
 def _require_made_by(record: Path, used: dict | None, run: Path) -> None:
     """Refuse views that another model than a run's made, whose poses are others."""
-    own = run / "training/model.safetensors"
+    own = run_folder(run) / MODEL
     if {**identity(own), "path": ""} != {**(used or {}), "path": ""}:
         raise UserError(f"{encoded(record)}: made by another model than that of {run}; give "
                         "the run that made it by --run")  # fmt: skip

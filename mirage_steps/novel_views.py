@@ -23,6 +23,7 @@ from mirage_steps.errors import Incomplete, UserError
 from mirage_steps.files.command import log
 from mirage_steps.files.command import run as run_step
 from mirage_steps.files.names import encoded, file_of, name_of_outputs, output_names
+from mirage_steps.files.pack import run_folder
 from mirage_steps.files.page import ABOUT_PHOTOS, Page
 from mirage_steps.files.photo_views import PAGE, PhotoViews, require_free, require_no_other_mesh
 from mirage_steps.files.photos import open_photo
@@ -53,8 +54,8 @@ def main(
 
     Args:
         photos: Image files.
-        run: Folder of a finished run, such as results/demo; by default the embedded model, which
-            knows rendered cars.
+        run: Folder of a finished run, such as results/demo, or a file of export --pack; by default
+            the embedded model, which knows rendered cars.
         out: Folder for the pictures.
         box: The object's box in a single photo, x0 y0 x1 y1 in pixels; found by PCA 1 if not given.
         name: Name of the outputs of a single photo; by default the photo's.
@@ -80,7 +81,7 @@ def main(
     if mesh:
         from mirage_steps.files.cameras import CAMERAS, read_cameras  # as in Run.mesh
 
-        read_cameras(run / CAMERAS, ())
+        read_cameras(run_folder(run) / CAMERAS, ())
     usable, done = [], []
     for photo, stem in zip(photos, stems, strict=True):
         with _one_of(photos):
@@ -109,7 +110,7 @@ def main(
 def _save(
     result: PhotoViews, mesh: "PhotoMesh | None", photo: Path, out: Path, stem: str, run: Path
 ) -> None:
-    """Write views, mesh and page of a photo, and tell what was found and what is doubtful."""
+    """Write views, mesh and page of a photo, and tell what was found, with the warnings."""
     glb, strip = None, result.save(out, stem)
     log.info("%s: %s", strip, result.title())
     if mesh is not None:

@@ -22,8 +22,7 @@ from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.method.unet import UNet
-from mirage_steps.networks.backbone import Backbone
-from mirage_steps.run import load_backbone
+from mirage_steps.networks.backbone import Backbone, load_backbone
 from mirage_steps.settings import Views
 
 BLOCK = 16  # objects that are kept of one choice, so that shards choose alike

@@ -28,7 +28,7 @@ from mirage_steps.networks.names import STAND_IN
 
 _GENERATED = 8  # objects
 _PHOTOS = 24
-_ROWS = 30  # of rejected and of doubtful images, and of warnings
+_ROWS = 30  # of rejected images, of images with warnings, and of warnings
 _RECORDS = 200  # of steps
 # What a variant takes from the run that it uses.
 _SHARED = ("foreground", "poses", "training", "screening", "rejected.csv")
@@ -237,9 +237,9 @@ def _photos(page: Page, run: Path, names: Mapping[int, str]) -> None:
 
 
 def _images(page: Page, folders: Sequence[Path], facts: dict, left_out: Sequence[str]) -> None:
-    """Rejected and doubtful images."""
-    page.section("Rejected and doubtful images", "Doubtful images are used; look at them.")
-    for file in ("rejected.csv", "screening/doubtful.csv"):
+    """Rejected images and those with warnings."""
+    page.section("Rejected images, and images to look at", "Images with warnings are used.")
+    for file in ("rejected.csv", "screening/warnings.csv"):
         if not (path := _path(page, folders, file)):
             continue
         try:
@@ -254,7 +254,7 @@ def _images(page: Page, folders: Sequence[Path], facts: dict, left_out: Sequence
     if left_out:
         page.table(["photos that cannot be used"], [[one] for one in left_out[:_ROWS]])
     if path := _path(page, folders, "screening/screening.png"):
-        page.picture(path, "Doubtful images with their reasons", "The most doubtful ones.")
+        page.picture(path, "Images with their warnings", "Those with the worst warnings.")
 
 
 def _provenance(page: Page, records: dict[str, dict]) -> None:

@@ -6,7 +6,7 @@ Unreliable results carry a :class:`PhotoWarning`.
 """
 
 import contextlib
-import os
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,15 @@ import scipy
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from mirage_steps.errors import UserError, errors_at, rerun
 from mirage_steps.files.atomic import identity
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator
+from mirage_steps.files.generated_objects import GeneratedObjects
 from mirage_steps.files.images import MAX_PIXELS
 from mirage_steps.files.names import not_a
+from mirage_steps.files.pack import run_folder
 from mirage_steps.files.photo_views import CropViews, LocatedPhoto, PhotoViews
 from mirage_steps.files.photos import Photo, open_photo
 from mirage_steps.files.pose_names import NAMES, read_pose_names
@@ -47,10 +50,9 @@ from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.method.pose_estimator import Detection, Estimate, PoseEstimator
 from mirage_steps.method.reliability import Clearness, PhotoWarning, far_warnings
 from mirage_steps.method.unet import UNet, UNetConfig
-from mirage_steps.networks.backbone import Backbone
+from mirage_steps.networks.backbone import Backbone, load_backbone
 from mirage_steps.networks.diffusion_model import load_model
-from mirage_steps.networks.fetching import PACKAGES, REVISIONS, place
-from mirage_steps.settings import Backbone as BackboneSettings
+from mirage_steps.references import References
 from mirage_steps.settings import Guidance, NovelViews, Sampling, Views
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ if TYPE_CHECKING:
 
 # The embedded model: trained for hours on rendered cars.
 SHOWCASE = PROJECT / "weights/showcase-cars"
+
+MODEL = "training/model.safetensors"
 
 _PSNR = 26.0  # dB
 # Between mean colors in 0..255; two unrelated cars of the demo are 78 apart.
@@ -67,7 +71,6 @@ _COLOR_DRIFT = 80.0
 _TURNED = 0.2  # share in the pose asked for or next to it, from that by chance (0) to all (1)
 _SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
 _FAR_VIEWS = 0.9  # share that is far from every pose
-_OF_BACKBONE = ("resolution", "levels", "token_precision")  # settings that its tokens depend on
 # Largest feature maps (pixels a side) that a single image is better sampled on one thread with.
 _LITTLE = 32
 _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
@@ -77,7 +80,7 @@ _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
 class Run:
     """What a finished run stored."""
 
-    folder: Path  # such as results/demo
+    folder: Path  # such as results/demo, or the file of a pack
     model: UNet  # the diffusion model, in evaluation mode
     backbone: Backbone  # the vision transformer that made the run's features
     estimator: PoseEstimator  # with all its parts
@@ -100,14 +103,16 @@ class Run:
 
         Args:
             folder: such as ``results/demo``, of a data set that was trained, or what the export
-                step made of one; by default the embedded model of rendered cars.
+                step made of one, a folder or a file; by default the embedded model of rendered
+                cars.
             backbone: folder of the vision transformer, where it has moved since the run.
             device: auto, cpu or cuda.
 
         Raises:
             UserError: something is missing, damaged, or of another run.
         """
-        folder = Path(folder).expanduser()
+        given = Path(folder).expanduser()
+        folder = run_folder(given)
         if wrong := not_a("folder", folder):
             raise UserError(f"run {folder}: {wrong}; give one such as results/demo")
         if (home := home_of(folder)) != folder:
@@ -125,13 +130,13 @@ class Run:
                 f"{path}: has {estimator.number_of_poses} poses, the model was trained with "
                 f"{poses}; run snakemake again"
             )
-        network = load_backbone(folder, estimator.backbone, backbone, where)
+        network = load_backbone(given, estimator.backbone, backbone, where)
         used = {
-            "model": identity(folder / "training/model.safetensors"),
+            "model": {**identity(folder / MODEL), "path": str(given / MODEL)},
             "backbone": {"name": network.name, "sha256": network.sha256},
         }
         names = tuple(read_pose_names(folder / NAMES, poses))
-        return cls(folder, model, network, estimator, used, names, stored_sampling(folder))
+        return cls(given, model, network, estimator, used, names, stored_sampling(folder))
 
     def locate(
         self, photo: Photo, box: Box | None = None, max_pixels: int = MAX_PIXELS
@@ -139,7 +144,7 @@ class Run:
         """Find the object in a photo, and its pose.
 
         Args:
-            photo: a file, an RGB image, or (H, W, 3) uint8.
+            photo: a file, an image, an array or a tensor, as :func:`.open_photo` takes them.
             box: of the object in pixels of the upright photo, (x0, y0, x1, y1); found by PCA 1
                 where none is given.
             max_pixels: larger photos are refused.
@@ -212,6 +217,7 @@ class Run:
         photo: Photo,
         *,
         box: Box | None = None,
+        poses: Sequence[int] | None = None,
         views: Views | None = None,
         guidance: Guidance | None = None,
         novel_views: NovelViews | None = None,
@@ -219,15 +225,18 @@ class Run:
         """Show a photo's object in all poses; sections that are not given are the run's.
 
         Args:
-            photo: a file, an RGB image, or (H, W, 3) uint8.
+            photo: as in :meth:`locate`.
             box: as in :meth:`locate`.
+            poses: only these, in this order, by their numbers 0 to k - 1 in the photo's category.
+                Warnings that compare the poses of the views are given for all poses only.
             views: sampler.
             guidance: hard-attention guidance.
             novel_views: inversion, the initial noise of the other poses, and the largest photo.
 
         Raises:
-            UserError: as in :meth:`locate`.
+            UserError: as in :meth:`locate`, or there is no such pose.
         """
+        wanted = self._places("poses", poses)
         views = views or self.sampling.views
         guidance = guidance or self.sampling.guidance
         novel_views = novel_views or self.sampling.novel_views
@@ -235,48 +244,127 @@ class Run:
         located = self.locate(photo, box, novel_views.max_pixels)
         seconds = {"locate": round(time.perf_counter() - started, 3)}
         with memory_advice("views.batch_size", views.batch_size):
-            made = crop_views(self.model, located.crop, located.pose, views, guidance, novel_views)
+            made = crop_views(
+                self.model, located.crop, located.pose, views, guidance, novel_views, wanted
+            )
+        settings = {**self.identity, **dict(views), **dict(guidance), **dict(novel_views)}
+        seconds |= made.seconds
+        fields = {**vars(located), **vars(made), "seconds": seconds, "settings": settings}
+        return PhotoViews(**fields | self._judged(located, made, whole=wanted is None))
+
+    def _judged(self, located: LocatedPhoto, made: CropViews, whole: bool) -> dict[str, object]:
+        """What the run's estimator sees in a photo's views, ``whole`` if in all poses."""
         colors, poses, distances, masks = map(
             np.array, zip(*self._seen([located.crop, *made.views]), strict=True)
         )
         gaps = np.linalg.norm(colors[1:] - colors[0], axis=1).round(1).tolist()
         drift = tuple(None if np.isnan(gap) else gap for gap in gaps)
-        own = made.poses.index(located.pose)
-        asked, shown, distances = (  # the photo's own pose first, then those around the circle
-            np.roll(one, -own) for one in (np.array(made.poses), poses[1:], distances[1:])
-        )
-        used = {**views.model_dump(), **guidance.model_dump(), **novel_views.model_dump()}
-        fields = {**vars(located), **vars(made), "seconds": seconds | made.seconds}
-        fields["warnings"] = (
-            *located.warnings,
-            *_view_warnings(made, drift),
-            *_pose_warnings(asked, shown[1:], distances[1:], self.estimator.far),
-        )
-        return PhotoViews(
-            **fields,
-            color_drift=drift,
-            view_poses=tuple(poses[1:].tolist()),
-            settings={**self.identity, **used},
-            masks=masks[1:],
-            names=tuple(self.names[pose] for pose in made.poses),
-        )
+        warnings = [*located.warnings, *_view_warnings(made, drift)]
+        if whole:
+            own = made.poses.index(located.pose)
+            asked, shown, distances = (  # the photo's own pose first, then those around the circle
+                np.roll(one, -own) for one in (np.array(made.poses), poses[1:], distances[1:])
+            )
+            warnings += _pose_warnings(asked, shown[1:], distances[1:], self.estimator.far)
+        return {
+            "warnings": tuple(warnings),
+            "color_drift": drift,
+            "view_poses": tuple(poses[1:].tolist()),
+            "masks": masks[1:],
+            "names": tuple(self.names[pose] for pose in made.poses),
+        }
 
-    def mesh(self, views: PhotoViews) -> "PhotoMesh":
-        """A textured mesh of a photo's object, by the cameras that the run found.
-
-        Args:
-            views: of the photo, by this run.
+    def _places(self, what: str, poses: Sequence[int] | None) -> list[int] | None:
+        """Places of chosen poses in a category; None for all of them.
 
         Raises:
-            UserError: the run has no cameras, or the views' masks show too little.
+            UserError: there are no such poses, or one is given twice.
+        """
+        if poses is None:
+            return None
+        k = self.model.config.poses // self.model.config.categories
+        with contextlib.suppress(TypeError):
+            found = [operator.index(pose) for pose in poses]
+            if found and len(set(found)) == len(found) and set(found) <= set(range(k)):
+                return found
+        raise UserError(f"{what} {poses}: give numbers of poses, 0 to {k - 1}, each once")
+
+    def sample(
+        self,
+        objects: int = 4,
+        *,
+        poses: Sequence[int] | None = None,
+        reference: int | None = None,
+        seed: int = 0,
+        views: Views | None = None,
+        guidance: Guidance | None = None,
+        progress: bool = False,
+    ) -> GeneratedObjects:
+        """Generate objects in all poses; sections that are not given are the run's.
+
+        Noise is keyed by seed and object, so the first objects of a larger call are the same. The
+        run's contact sheet has those of the seed ``run.sampling.views.seed + 1``.
+
+        Args:
+            objects: how many.
+            poses: only these, in this order, by their numbers 0 to k - 1 in a category; the
+                categories alternate.
+            reference: pose of the view that all others attend to, by the same numbers; random for
+                each object by default.
+            seed: of noises and references.
+            views: sampler, whose own seed is not used.
+            guidance: cross-frame attention and guidance.
+            progress: whether to show a bar on stderr.
+
+        Raises:
+            UserError: there is no such pose, number or seed, or too little memory.
+        """
+        for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
+            if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
+                raise UserError(f"{name} {value}: give a whole number from {least}")
+        wanted = self._places("poses", poses)
+        columns = self._places("reference", None if reference is None else [reference])
+        views, guidance = views or self.sampling.views, guidance or self.sampling.guidance
+        chooser = References(self.model, views, self.estimator, self.backbone)
+        made = generated_objects(chooser, objects, seed, guidance, columns, wanted)
+        made = list(tqdm(made, total=objects, unit="object", disable=not progress))
+        numbers, images, shown, places = zip(*made, strict=True)
+        pairs, config = zip(shown, places, strict=True), self.model.config
+        names = () if config.categories > 1 else [self.names[pose] for pose in shown[0]]
+        return GeneratedObjects(
+            images=np.stack(images),
+            poses=np.array(shown),
+            references=tuple(config.siblings(own[0])[place] for own, place in pairs),
+            numbers=numbers,
+            settings={**self.identity, **dict(views), **dict(guidance), "seed": int(seed)},
+            names=tuple(names),
+        )
+
+    def mesh(self, views: PhotoViews | GeneratedObjects, number: int = 0) -> "PhotoMesh":
+        """A textured mesh of a photo's or a generated object, by the cameras that the run found.
+
+        Args:
+            views: by this run.
+            number: of the generated object, its row.
+
+        Raises:
+            UserError: the run has no cameras, there is no such object, or the views' masks show too
+                little.
         """
         # Slow to import, and no edit there makes views stale (files/step_code.py).
         from mirage_steps.files.cameras import CAMERAS, read_cameras
         from mirage_steps.files.meshes import PhotoMesh
 
-        cameras = read_cameras(self.folder / CAMERAS, views.poses)
-        with errors_at(f"{views.photo}: "):
-            return PhotoMesh.of(views.views, views.masks / 255, cameras)
+        if isinstance(views, PhotoViews):
+            name, poses, images, masks = views.photo, views.poses, views.views, views.masks
+        elif not 0 <= number < (count := len(views.images)):
+            raise UserError(f"number {number}: there are {count} objects, 0 to {count - 1}")
+        else:
+            name, poses, images = f"object {number}", views.poses[number], views.images[number]
+            masks = self.masks(images)
+        cameras = read_cameras(run_folder(self.folder) / CAMERAS, [int(pose) for pose in poses])
+        with errors_at(f"{name}: "):
+            return PhotoMesh.of(images, masks / 255, cameras)
 
     def masks(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
         """Masks (n, S, S) uint8 of images (n, S, S, 3), 255 where there is an object."""
@@ -354,6 +442,7 @@ def crop_views(
     views: Views,
     guidance: Guidance,
     novel_views: NovelViews,
+    places: Sequence[int] | None = None,
 ) -> CropViews:
     """A crop in all poses of its category, by inversion (section 3.3).
 
@@ -362,7 +451,10 @@ def crop_views(
         pixels: (S, S, 3) uint8, the crop.
         pose: of the crop.
         views, guidance, novel_views: as in :meth:`Run.novel_views`.
+        places: in the category, of the poses to show; all by default.
     """
+    siblings = model.config.siblings(pose)
+    poses = tuple(siblings if places is None else [siblings[place] for place in places])
     timesteps = inversion_timesteps(views, novel_views)
     iterations = novel_views.inversion_iterations
     device = next(model.parameters()).device
@@ -387,11 +479,12 @@ def crop_views(
             batch_size=views.batch_size,
             seed=views.seed,
             solver=views.solver,
+            poses=poses,
         )
     made = to_pixels(made)
     sampled = time.perf_counter()
     return CropViews(
-        poses=tuple(model.config.siblings(pose)),
+        poses=poses,
         views=made,
         reconstruction=back,
         reconstruction_psnr_db=min(psnr(pixels, back), _MAX_PSNR),
@@ -431,6 +524,7 @@ def generated_object(
     views: Views,
     guidance: Guidance,
     reference: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, tuple[int, ...], int]:
     """A generated object in all poses of a category, and its reference.
 
@@ -444,14 +538,16 @@ def generated_object(
         views: sampler, whose own seed is not used.
         guidance: cross-frame attention and guidance.
         reference: its place among the poses of the category; random by default.
+        places: of the poses to show; all by default.
 
     Returns:
-        (k, S, S, 3) uint8, the poses (k,), and the place of the reference among them.
+        (k, S, S, 3) uint8, the poses (k,), and the place of the reference in the category.
     """
     config, device = model.config, next(model.parameters()).device
     side, pose = config.image_size, reference_pose(config, number, seed)
-    poses = config.siblings(pose)
-    k, drawn = len(poses), poses.index(pose)
+    siblings = config.siblings(pose)
+    poses = tuple(siblings if places is None else [siblings[place] for place in places])
+    k, drawn = len(siblings), siblings.index(pose)
     chosen = drawn if reference is None else reference
     noise = keyed_noise(seed, [number], (3, side, side))
     if not views.shared_noise:
@@ -461,13 +557,41 @@ def generated_object(
         images = sample_all_poses(
             model,
             noise.to(device),
-            poses[chosen],
+            siblings[chosen],
             SOLVERS[views.solver].timesteps(views.steps),
             guidance,
             views.batch_size,
             solver=views.solver,
+            poses=poses,
         )
-    return to_pixels(images), tuple(poses), chosen
+    return to_pixels(images), poses, chosen
+
+
+def generated_objects(
+    chooser: References,
+    count: int,
+    seed: int,
+    guidance: Guidance,
+    columns: Sequence[int] | None = None,
+    places: Sequence[int] | None = None,
+) -> Iterator[tuple[int, np.ndarray, tuple[int, ...], int]]:
+    """Numbers of generated objects, and what :func:`generated_object` gives of each.
+
+    Args:
+        chooser: has the model and the sampler, and leaves out bad references.
+        count: number of objects.
+        seed: of noises and references.
+        guidance: cross-frame attention and guidance.
+        columns: places of the references, in turn, of which none is left out; random by default.
+        places: of the poses to show; all by default.
+    """
+    model, views, numbers = chooser.model, chooser.views, range(count)
+    if columns is None:
+        numbers = chooser.chosen(numbers, seed, lambda n: reference_pose(model.config, n, seed))
+    for number in numbers:
+        column = None if columns is None else columns[number % len(columns)]
+        made = generated_object(model, number, seed, views, guidance, column, places)
+        yield (number, *made)
 
 
 def on_photo(box: Sequence[float], size: tuple[int, int]) -> Box:
@@ -483,51 +607,16 @@ def on_photo(box: Sequence[float], size: tuple[int, int]) -> Box:
     )
 
 
-def load_backbone(
-    folder: Path, recorded: dict, given: Path | str | None, device: torch.device
-) -> Backbone:
-    """The vision transformer of a run's estimator, or the same one from a given folder."""
-    name, weights = str(recorded["model"] if given is None else given), Path(recorded["weights"])
-    found = _find(folder, Path(name)) or _find(folder, place(name, weights))
-    # Any other owner/name may as well be the path of a folder that is elsewhere.
-    if found is None and (given is not None or name not in {*REVISIONS, *PACKAGES}):
-        raise UserError(
-            f"backbone.model {name}: not here, nor above {folder}; give its folder by --backbone"
-        )
-    backbone = Backbone.load(
-        BackboneSettings(
-            model=str(found or name),
-            **{key: recorded[key] for key in _OF_BACKBONE if key in recorded},
-        ),
-        device,
-        _find(folder, weights) or weights,
-    )
-    if backbone.sha256 != recorded["sha256"]:
-        raise UserError(
-            f"backbone.model {found or name}: not the weights that the run's features were made "
-            "with; give those by --backbone"
-        )
-    return backbone
-
-
 def stored_sampling(folder: Path) -> Sampling:
     """The settings by which a run samples; the defaults where it stored none.
 
     Raises:
         UserError: the file is damaged or of another version.
     """
-    path = folder / "training/sampling.json"
+    path = run_folder(folder) / "training/sampling.json"
     try:
         return Sampling.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return Sampling()
     except ValidationError:
         raise UserError(f"{path}: damaged or of another version; {rerun('sampling')}") from None
-
-
-def _find(folder: Path, path: Path) -> Path | None:
-    """A path relative to the folder in which Snakemake ran: here, above the run, of the project."""
-    # Of a linked results folder, those above the link and those above what it links to.
-    bases = (Path.cwd(), *folder.absolute().parents, *folder.resolve().parents, PROJECT)
-    places = (base / os.path.expanduser(path) for base in bases)
-    return next(filter(os.path.exists, places), None)

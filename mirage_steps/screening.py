@@ -1,10 +1,10 @@
-"""Which images to look at: near-duplicates, and those whose object or pose is doubtful.
+"""Which images to look at: near-duplicates, and those with warnings about object or pose.
 
 From what earlier steps stored; nothing is left out here. A reason that holds for more than a
 quarter of the images is one warning about the data set and is not listed for each. Writes
-``doubtful.csv`` (image, reason, value, limit), ``screening.json`` (counts), ``screening.txt`` (the
-line of the overview) and ``screening.png`` (the most doubtful images, and some groups of
-near-duplicates).
+``warnings.csv`` (image, reason, measure, value, limit), ``screening.json`` (counts, ``warnings``
+about the data set), ``screening.txt`` (the line of the overview) and ``screening.png`` (the images
+with the worst warnings, and some groups of near-duplicates).
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ from mirage_steps.method.reliability import (
     whole_warnings,
 )
 
-_SHOWN = 24  # doubtful images in the picture
+_SHOWN = 24  # images with warnings in the picture
 _GROUPS = 6
 _MANY = 0.25  # share of the images of which a reason says no more than of the data set
 _NO_OBJECT = "no object was found, so the image is left out; give a box"
@@ -44,7 +44,7 @@ def main(
         poses: poses.csv, for the distance of each image to its pose.
         estimator: The poses step's pose_estimator.safetensors.
         duplicates: duplicates.csv.
-        out: Folder for doubtful.csv, screening.json, screening.txt and screening.png.
+        out: Folder for warnings.csv, screening.json, screening.txt and screening.png.
     """
     entries = {one.image: one for one in read_manifest(manifest)}
     far = load_estimator(estimator, "far").far
@@ -53,33 +53,35 @@ def main(
         distances = {row["image"]: float(row["distance"]) for row in read_csv(poses)}
     fits = "does not fit the manifest", "foreground", "duplicates"
     with parsing(f"{windows} or {duplicates}", *fits):
-        doubts = {
+        warnings = {
             image: list(_warnings(entry, found[image], distances.get(image), far))
             for image, entry in entries.items()
         }
         groups = _groups(entries, repeats)
-    doubts, usual = _unusual(doubts)
+    warnings, usual = _unusual(warnings)
     rows = [
-        (image, one.reason, f"{one.value:.4g}", f"{one.limit:.4g}")
-        for image, warnings in doubts.items()
-        for one in warnings
+        (image, one.reason, one.measure, f"{one.value:.4g}", f"{one.limit:.4g}")
+        for image, own in warnings.items()
+        for one in own
     ]
-    write_csv(out / "doubtful.csv", ("image", "reason", "value", "limit"), rows)
-    worst = sorted(doubts, key=lambda image: -sum(one.excess for one in doubts[image]))[:_SHOWN]
+    write_csv(out / "warnings.csv", ("image", "reason", "measure", "value", "limit"), rows)
+    excess = {image: sum(one.excess for one in own) for image, own in warnings.items()}
+    worst = sorted(excess, key=excess.get, reverse=True)[:_SHOWN]
     shown = [
-        (entries[image], _box(found[image]), "; ".join(one.reason for one in doubts[image]))
+        (entries[image], _box(found[image]), "; ".join(one.reason for one in warnings[image]))
         for image in worst
     ]
     plots.screening(out / "screening.png", shown, groups[:_GROUPS])
     about = {
         "images": len(entries),
         "near_duplicates": len(repeats),
-        "doubtful": len(doubts),
+        "images_with_warnings": len(warnings),
         "reasons": dict(Counter(reason for _, reason, *_ in rows).most_common()),
-        "of_many_images": usual,
+        "warnings": usual,
     }
     write_json(out / "screening.json", about)
-    line = f"screening: {len(repeats)} near-duplicates, {len(doubts)} doubtful of {len(entries)}"
+    line = f"screening: {len(repeats)} near-duplicates, "
+    line += f"warnings about {len(warnings)} of {len(entries)} images"
     log.info("%s", line)
     with atomic(out / "screening.txt") as temporary:
         temporary.write_text(f"{line}: {out / 'screening.png'}\n", encoding="utf-8")
@@ -94,20 +96,20 @@ def _groups(entries: Mapping[str, Entry], repeats: Mapping[str, str]) -> list[li
 
 
 def _unusual(
-    doubts: Mapping[str, list[PhotoWarning]],
-) -> tuple[dict[str, list[PhotoWarning]], dict[str, int]]:
-    """Images with their warnings, without those of many images, which are counted by reason."""
-    counts = Counter(one.reason for warnings in doubts.values() for one in warnings)
+    warnings: Mapping[str, list[PhotoWarning]],
+) -> tuple[dict[str, list[PhotoWarning]], list[str]]:
+    """Images with their warnings but those of many images, and a line about each of these."""
+    counts = Counter(one.reason for own in warnings.values() for one in own)
     counts.pop(_NO_OBJECT, None)
-    usual = {reason: count for reason, count in counts.items() if count > _MANY * len(doubts)}
-    for reason, count in usual.items():
-        told = "so many are not listed, see foreground.csv"
-        log.warning("%d of %d images: %s; %s", count, len(doubts), reason, told)
+    images = len(warnings)
+    usual = {reason: count for reason, count in counts.items() if count > _MANY * images}
+    lines = [f"{count} of {images} images: {reason}" for reason, count in usual.items()]
+    for line in lines:
+        log.warning("%s; so many are not listed, see foreground.csv", line)
     kept = {
-        image: [one for one in warnings if one.reason not in usual]
-        for image, warnings in doubts.items()
+        image: [one for one in own if one.reason not in usual] for image, own in warnings.items()
     }
-    return {image: warnings for image, warnings in kept.items() if warnings}, usual
+    return {image: own for image, own in kept.items() if own}, lines
 
 
 def _warnings(

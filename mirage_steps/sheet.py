@@ -20,10 +20,10 @@ from mirage_steps.files.records import read_json
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.circle import circular_distance
 from mirage_steps.method.device import choose_device
-from mirage_steps.method.unet import UNet, UNetConfig
+from mirage_steps.method.unet import UNetConfig
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.references import References
-from mirage_steps.run import generated_object, reference_pose
+from mirage_steps.run import generated_objects
 
 
 def main(
@@ -61,41 +61,39 @@ def main(
     # Another seed than that of the sets, so that the sheet shows other objects.
     seed = views.seed + 1
     if not sheet.references:
-        count = range(max(sheet.objects, judged_objects))
+        count = max(sheet.objects, judged_objects)
         chooser = References.load(network, views, estimator)
-        numbers = chooser.chosen(count, seed, lambda n: reference_pose(config, n, seed))
-        objects = [(number, None) for number in numbers]
-        _write(out / "objects.h5", network, objects, title, seed, views, guidance)
+        _write(out / "objects.h5", chooser, count, title, seed, guidance)
         return ["sheet"]
+    chooser = References(network, views)
     # All are chosen before the first sheet is made.
     chosen = {one: _columns(one, config, scores) for one in sheet.references}
     for reference, columns in chosen.items():
         poses = ", ".join(map(str, dict.fromkeys(columns)))
         about = title if reference.isdigit() else f"{title}, reference {reference}: pose {poses}"
-        objects = [(n, columns[n % len(columns)]) for n in range(sheet.objects)]
         path = out / f"reference-{reference}.h5"
-        _write(path, network, objects, about, seed, views, guidance)
+        _write(path, chooser, sheet.objects, about, seed, guidance, columns)
     return [f"reference-{one}" for one in chosen]
 
 
 def _write(
     path: Path,
-    network: UNet,
-    objects: Sequence[tuple[int, int | None]],
+    chooser: References,
+    count: int,
     title: str,
     seed: int,
-    views: settings.Views,
     guidance: settings.Guidance,
+    columns: Sequence[int] | None = None,
 ) -> None:
-    """Write objects, each given by its number and the column of its reference, None for random."""
-    config, poses, references = network.config, [], []
+    """Write objects; ``columns`` of their references in turn, random ones by default."""
+    config, poses, references = chooser.model.config, [], []
     side, k = config.image_size, config.poses // config.categories
     with create_h5(path) as file:
-        by_image(file, "images", len(objects), (k, side, side, 3), np.uint8)
-        for place, (number, column) in enumerate(progress(objects, desc=path.stem, unit="object")):
-            file["images"][place], pose, reference = generated_object(
-                network, number, seed, views, guidance, column
-            )
+        by_image(file, "images", count, (k, side, side, 3), np.uint8)
+        made = generated_objects(chooser, count, seed, guidance, columns)
+        made = progress(made, total=count, desc=path.stem, unit="object")
+        for place, (_, images, pose, reference) in enumerate(made):
+            file["images"][place] = images
             poses.append(pose)
             references.append(reference)
         file["pose"], file["reference"] = np.array(poses, np.int32), np.array(references)

@@ -16,8 +16,8 @@ from mirage_steps.judge import COLOR, Judge, Views, real_images
 from mirage_steps.method.device import choose_device
 from mirage_steps.method.metrics import kernel_distance
 from mirage_steps.method.unet import UNet
-from mirage_steps.networks.backbone import Backbone
-from mirage_steps.run import Run, generated_object, load_backbone
+from mirage_steps.networks.backbone import Backbone, load_backbone
+from mirage_steps.run import Run, generated_object
 
 _GUIDANCE = settings.Guidance(gamma=1.0)
 _REAL, _STEPS, _BATCH = settings.Evidence(), 12, 32

@@ -321,7 +321,7 @@ rule screening:
         estimator=rules.poses.output.estimator,
         duplicates=rules.duplicates.output.duplicates,
     output:
-        doubtful="<results>/{dataset}/screening/doubtful.csv",
+        warnings="<results>/{dataset}/screening/warnings.csv",
         counts="<results>/{dataset}/screening/screening.json",
         line="<results>/{dataset}/screening/screening.txt",
         picture=shown("<results>/{dataset}/screening/screening.png", "Images to look at"),

@@ -17,13 +17,16 @@ from mirage_steps.run import SHOWCASE
 
 def test_photos_are_shown_as_by_the_run_itself(finished, tmp_path):
     out = tmp_path / "elsewhere"
-    export.main(trained=finished[""], out=out)
+    export.main(trained=finished[""], out=out, pack=tmp_path / "run.zip")
     shutil.move(out, tmp_path / "moved")  # names nothing of the run's folder
     own = Run.load(finished[""])
-    other = Run.load(tmp_path / "moved", backbone=ROOT / "weights/stand-in-dinov2-cars")
-    assert other.sampling == own.sampling
+    backbone = ROOT / "weights/stand-in-dinov2-cars"
+    other = Run.load(tmp_path / "moved", backbone=backbone)
+    packed = Run.load(tmp_path / "run.zip", backbone=backbone)
+    assert other.sampling == packed.sampling == own.sampling
     photo = finished["images/000003.png"]
     one, two = own.novel_views(photo), other.novel_views(photo)
+    np.testing.assert_array_equal(packed.novel_views(photo).views, two.views)
     assert (one.pose, one.box, one.distance) == (two.pose, two.box, two.distance)
     difference = np.abs(np.subtract(one.views, two.views, dtype=np.int16))
     assert difference.mean() < 1  # of half precision alone

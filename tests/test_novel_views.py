@@ -100,14 +100,6 @@ def test_a_photo_is_a_file_an_image_or_an_array(run):
     assert run.locate(image.convert("L")).crop.shape == expected.crop.shape
 
 
-@pytest.mark.parametrize(
-    "photo", [np.zeros((40, 40, 3)), np.zeros((40, 40, 2), np.uint8), np.zeros(40, np.uint8)]
-)
-def test_an_array_that_is_no_photo_is_refused(run, photo):
-    with pytest.raises(UserError, match=r"\(H, W, 3\) uint8"):
-        run.locate(photo)
-
-
 # What comes out
 
 
@@ -214,7 +206,7 @@ def test_everything_is_written(green, tmp_path):
     columns = np.flatnonzero(red.sum(0) > 90)
     # The frame stands around the photo's own column.
     assert columns.min() // (picture.shape[1] // 5) == green.poses.index(green.pose)
-    assert green._repr_png_().startswith(b"\x89PNG")
+    assert green._repr_jpeg_().startswith(b"\xff\xd8")
 
 
 @pytest.mark.parametrize("failing", ["turntable", "save_image"])
@@ -744,7 +736,7 @@ def test_the_backbone_is_looked_for_here_above_the_run_and_in_the_project(
     with monkeypatch.context() as patch:
         patch.chdir(tmp_path)
         assert Run.load(bare).backbone.dim == 128
-    monkeypatch.setattr("mirage_steps.run.PROJECT", tmp_path / "none")
+    monkeypatch.setattr("mirage_steps.networks.backbone.PROJECT", tmp_path / "none")
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project, elsewhere, tmp_path / "disk"):
         folder.mkdir()

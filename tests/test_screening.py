@@ -1,4 +1,4 @@
-"""Photos as people have them: near-duplicates, doubtful images, boxes, a component, added files."""
+"""Photos as people have them: near-duplicates, warnings, boxes, a component, added files."""
 
 import csv
 import json
@@ -115,7 +115,7 @@ def test_a_few_images_or_only_copies_are_no_special_case(count):
     assert duplicate_limit(twice) == MOST
 
 
-# What is left out, and what is doubtful
+# What is left out, and what is warned of
 
 GRID, COUNT = 8, 24
 
@@ -200,13 +200,13 @@ def _screened(folder: Path, poses: dict[str, float], *repeats: tuple) -> dict[st
         out=folder / "screened",
     )
     found = {}
-    for row in read_csv(folder / "screened/doubtful.csv"):
+    for row in read_csv(folder / "screened/warnings.csv"):
         assert np.isfinite([float(row["value"]), float(row["limit"])]).all()
         found.setdefault(row["image"][:2], set()).add(row["reason"].partition(";")[0])
     return found
 
 
-def test_each_doubt_is_listed_with_its_reason_and_nothing_else(tmp_path):
+def test_each_warning_is_listed_with_its_reason_and_nothing_else(tmp_path):
     scores = _objects()
     scores[3] = -1  # nothing there
     scores[5] = -1
@@ -232,14 +232,18 @@ def test_each_doubt_is_listed_with_its_reason_and_nothing_else(tmp_path):
         "13": {"far from every pose"},
     }
     about = json.loads((folder / "screened/screening.json").read_text())
-    assert (about["images"], about["near_duplicates"], about["doubtful"]) == (COUNT, 2, 6)
+    assert (about["images"], about["near_duplicates"], about["images_with_warnings"]) == (
+        COUNT,
+        2,
+        6,
+    )
     line = (folder / "screened/screening.txt").read_text()
-    assert line.startswith(f"screening: 2 near-duplicates, 6 doubtful of {COUNT}: ")
+    assert line.startswith(f"screening: 2 near-duplicates, warnings about 6 of {COUNT} images: ")
     with Image.open(folder / "screened/screening.png") as image:
         assert min(image.size) > 300
 
 
-def test_images_with_a_box_of_the_user_are_not_doubted_for_their_foreground(tmp_path):
+def test_images_with_a_box_of_the_user_are_not_warned_of_for_their_foreground(tmp_path):
     scores = _objects()
     scores[5] = 1
     folder = _write(tmp_path / "set", scores)
@@ -256,8 +260,8 @@ def test_what_is_so_of_many_images_is_told_once(tmp_path, caplog):
     folder = _write(tmp_path / "set", scores)
     _found(folder)
     assert _screened(folder, {}) == {"05": {"no object was found, so the image is left out"}}
-    (usual,) = json.loads((folder / "screened/screening.json").read_text())["of_many_images"]
-    assert usual.startswith("the object reaches the border")
+    (usual,) = json.loads((folder / "screened/screening.json").read_text())["warnings"]
+    assert "images: the object reaches the border" in usual
     assert f"23 of {COUNT} images: the object reaches the border" in caplog.text
 
 

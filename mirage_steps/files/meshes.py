@@ -60,9 +60,9 @@ class PhotoMesh(Reconstruction):
         extents = np.ptp(self.mesh.vertices, axis=0)
         write_ners(Path(folder), self.views, self.masks, self.cameras, extents)
 
-    def _repr_png_(self) -> bytes:
-        """PNG for notebooks."""
-        return self.picture()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """JPEG for notebooks, a tenth of a PNG."""
+        return self.picture()._repr_jpeg_()
 
     def save(self, folder: Path | str, stem: str) -> Path:
         """Write ``STEM`` with each of the suffixes ``MESH_ENDS``.

@@ -45,7 +45,7 @@ class LocatedPhoto:
 class CropViews:
     """A crop in all poses of its category, by inversion."""
 
-    poses: tuple[int, ...]  # (k,) in circular order
+    poses: tuple[int, ...]  # (k,) in circular order, or those that were chosen
     views: np.ndarray  # (k, S, S, 3) uint8 in the same order; in its own pose the crop itself
     reconstruction: np.ndarray  # (S, S, 3) uint8, sampled from the inverted noise
     # In dB, at most 99: beyond that 8 bits tell no difference.
@@ -56,7 +56,7 @@ class CropViews:
 
 @dataclass(frozen=True, repr=False)
 class PhotoViews(LocatedPhoto, CropViews):
-    """A photo in all poses."""
+    """A photo in all poses, or in chosen ones."""
 
     # Of each view, the Euclidean distance in 0..255 of the mean color of its foreground from that
     # of the crop; None where either shows no foreground.
@@ -105,24 +105,26 @@ class PhotoViews(LocatedPhoto, CropViews):
         return folder / f"{stem}.png"
 
     def strip(self) -> Image.Image:
-        """All poses side by side, the photo's own framed, warnings below."""
-        own, warnings = self.poses.index(self.pose), [f"warning: {w}" for w in self.warnings]
-        title = f"{self.title()}; red: its own pose"
+        """The poses side by side, the photo's own framed, warnings below."""
+        own = self.poses.index(self.pose) if self.pose in self.poses else None
+        title = self.title() + "; red: its own pose" * (own is not None)
+        warnings = [f"warning: {one}" for one in self.warnings]
         poses = self.names or self.poses
         return tiles.contact_sheet(self.views[None], [own], poses, title, warnings)
 
     def title(self) -> str:
         """Pose, distance and quality of the reconstruction in a line."""
-        name = self.names[self.poses.index(self.pose)] if self.names else ""
+        named = dict(zip(self.poses, self.names, strict=False))
+        name = named.get(self.pose, "")
         name = "" if name in ("", f"pose {self.pose}") else f" ({name})"
         return (
             f"{self.photo}: pose {self.pose}{name} at distance {self.distance:.3f}, reconstructed "
             f"at {self.reconstruction_psnr_db:.1f} dB by {self.inversion_evaluations} evaluations"
         )
 
-    def _repr_png_(self) -> bytes:
-        """PNG for notebooks."""
-        return self.strip()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """JPEG for notebooks, a tenth of a PNG."""
+        return self.strip()._repr_jpeg_()
 
 
 def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None:
@@ -137,9 +139,7 @@ def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None
     Raises:
         UserError: the name cannot be one, or is taken.
     """
-    usual = Path(stem).name == stem and not stem.startswith(".")
-    if not stem or not usual or len(os.fsencode(stem)) > _MOST_BYTES:
-        raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
+    require_name(stem)
     found = [there for end in (*_ENDS, PAGE) if (there := folder / f"{stem}{end}").exists()]
     if not found:
         return
@@ -154,6 +154,17 @@ def require_free(folder: Path, stem: str, path: str | None, sha256: str) -> None
         raise UserError(
             f"{encoded(found[0])}: has the views of {of}; give another --out, or a --name"
         )
+
+
+def require_name(stem: str) -> None:
+    """Refuse a name that outputs cannot have.
+
+    Raises:
+        UserError: it is empty, too long, hidden, or a path.
+    """
+    usual = Path(stem).name == stem and not stem.startswith(".")
+    if not stem or not usual or len(os.fsencode(stem)) > _MOST_BYTES:
+        raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
 
 
 def require_no_other_mesh(folder: Path, stem: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,17 @@ from mirage_steps.files.loading import ahead
 from mirage_steps.files.names import encoded, file_of, not_a, output_names
 from mirage_steps.files.project import project_path
 
-Photo = Path | str | Image.Image | np.ndarray
+_FORMS = "(H, W), (H, W, 3) or (H, W, 4), or channels first, as uint8 or as floats in [0, 1]"
+
+
+class Tensor(Protocol):
+    """A tensor of torch, which takes long to import."""
+
+    def detach(self) -> "Tensor":
+        """Without its gradient."""
+
+
+Photo = Path | str | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,33 +51,62 @@ def open_photo(photo: Photo, max_pixels: int = MAX_PIXELS) -> OpenPhoto:
     """Read a photo.
 
     Args:
-        photo: a file, an image, or (H, W, 3) uint8.
+        photo: a file, an image, or an array or tensor: gray (H, W), RGB (H, W, 3) or RGBA
+            (H, W, 4), or with the channels first; uint8, or floats in [0, 1]. What is transparent
+            is laid on white.
         max_pixels: larger ones are refused.
 
     Raises:
-        UserError: it cannot be read, or is too small or too large.
+        UserError: it cannot be read, is none of these, or is too small or too large.
     """
     path = file_of(photo) if isinstance(photo, (Path, str)) else None
     where = "the photo" if path is None else encoded(path)
     if path and (why := not_a("file", path)):
         hint = "; give the photos in it" if why == "is a folder" else ""
         raise UserError(f"{where}: {why}{hint}")
-    if isinstance(photo, np.ndarray):
-        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3:
-            raise UserError(
-                f"the photo: {photo.dtype} of shape {photo.shape}; give (H, W, 3) uint8"
-            )
-        photo = Image.fromarray(photo)
     try:
         if isinstance(photo, (Path, str)):
             image = read_rgb(path, max_pixels)
             return OpenPhoto(encoded(path.name), *photo_identity(path), image)
+        if not isinstance(photo, Image.Image):
+            photo = _image_of(photo, max_pixels)
         require_size(photo.size, max_pixels)
         image = upright_rgb(photo)
     except (UnreadableImage, OSError) as error:
         flag = " by --max-pixels" if str(error).endswith("; raise it") else ""
         raise UserError(f"{where}: cannot be used: {error}{flag}") from None
     return OpenPhoto("photo", None, hashlib.sha256(image.tobytes()).hexdigest(), image)
+
+
+def _image_of(photo: Any, max_pixels: int) -> Image.Image:
+    """An array or a tensor as an image, RGBA where it has four channels.
+
+    Raises:
+        UserError: it is none, or has another shape, type or range.
+        UnreadableImage: it is too small or too large.
+    """
+    if hasattr(photo, "detach"):
+        photo = photo.detach().cpu()
+        photo = (photo.float() if photo.is_floating_point() else photo).numpy()
+    if not isinstance(photo, np.ndarray):
+        kind = type(photo).__name__
+        raise UserError(f"the photo: is a {kind}; give a file, a Pillow image, an array or tensor")
+    shape, dtype = photo.shape, photo.dtype
+    # A side of so few pixels is no photo's.
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        photo = np.moveaxis(photo, 0, 2)
+    known = photo.ndim == 2 or (photo.ndim == 3 and photo.shape[2] in (1, 3, 4))
+    if not known or (dtype != np.uint8 and dtype.kind != "f"):
+        raise UserError(f"the photo: is {dtype} of shape {shape}; give {_FORMS}")
+    require_size(photo.shape[1::-1], max_pixels)
+    if dtype.kind == "f":
+        low, high = float(photo.min()), float(photo.max())  # NaN if any is
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"the photo: has floats from {low:g} to {high:g}; give them in [0, 1]")
+        photo = np.round(photo * 255).astype(np.uint8)
+    return Image.fromarray(
+        np.ascontiguousarray(photo.squeeze(2) if photo.shape[2:] == (1,) else photo)
+    )
 
 
 def photo_identity(path: Path) -> tuple[str, str]:

@@ -316,20 +316,20 @@ def evidence(path: Path, found: dict, about: dict) -> None:
 
 def screening(
     path: Path,
-    doubtful: Sequence[tuple[Entry, Box | None, str]],
+    warned: Sequence[tuple[Entry, Box | None, str]],
     groups: Sequence[Sequence[Entry]],
 ) -> None:
-    """Doubtful images with box and reasons, then groups of near-duplicates, a row each.
+    """Images with box and warnings, then groups of near-duplicates, a row each.
 
     Args:
         path: of the picture.
-        doubtful: images, their boxes and reasons.
+        warned: images, their boxes and the reasons of the warnings.
         groups: each the image that the others repeat, and these.
     """
-    rows = -(-len(doubtful) // _ACROSS)
+    rows = -(-len(warned) // _ACROSS)
     count = max(rows + len(groups), 1)
     with _plot(path, (1.5 * _ACROSS, 1.9 * count + 0.4), (count, _ACROSS)) as axes:
-        for axis, (entry, box, reason) in zip(axes.flat, doubtful, strict=False):
+        for axis, (entry, box, reason) in zip(axes.flat, warned, strict=False):
             axis.imshow(read_entry(entry), extent=(0, entry.width, entry.height, 0))
             if box is not None:
                 _outline(axis, box, "lime", lw=1.2)
@@ -338,7 +338,9 @@ def screening(
             for axis, entry in zip(line, group, strict=False):
                 axis.imshow(read_entry(entry))
             line[0].set_title(f"{len(group)} near-duplicates", fontsize=6, pad=1)
-        told = "The most doubtful images" + ("; below, groups of near-duplicates" if groups else "")
+        told = "Images with the worst warnings" + (
+            "; below, groups of near-duplicates" if groups else ""
+        )
         axes[0, 0].figure.suptitle(told if rows or groups else "Nothing was found.", fontsize=9)
 
 

@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 
 def prepare_command() -> None:
@@ -35,11 +37,14 @@ def end_imports() -> None:
 
 
 @contextlib.contextmanager
-def pool_of(workers: int) -> Iterator[ProcessPoolExecutor]:
+def pool_of(workers: int) -> Iterator["ProcessPoolExecutor"]:
     """A pool of processes; Ctrl-C is left to this one, or each of them would print a traceback.
 
     They are spawned: threads of this process may hold locks that a fork would wait for forever.
     """
+    from concurrent.futures import ProcessPoolExecutor  # half of the package's import time
+    from multiprocessing import get_context
+
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

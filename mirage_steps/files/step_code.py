@@ -16,6 +16,7 @@ _PACKAGE = Path(__file__).parents[1]
 _IGNORED = {
     "settings", "errors", "evaluation_sets", "files.command", "files.provenance",
     "files.step_code", "files.plots", "files.tiles", "files.page",
+    "files.pack", "files.generated_objects",  # for Python and --run, not for rules
     "networks.fetching",  # how networks are fetched; which they are is a setting
 }  # fmt: skip
 

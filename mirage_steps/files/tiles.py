@@ -48,7 +48,7 @@ def turntable(path: Path, rows: np.ndarray) -> None:
 
 def contact_sheet(
     rows: np.ndarray,
-    references: Sequence[int],
+    references: Sequence[int | None],
     poses: Sequence[object],
     title: str,
     warnings: Sequence[str] = (),
@@ -58,7 +58,7 @@ def contact_sheet(
 
     Args:
         rows: (objects, k, S, S, 3) uint8.
-        references: column of each object's reference.
+        references: column of each object's reference, None where it is not shown.
         poses: (k,) their numbers or names.
         title: wrapped to the width of the picture.
         warnings: below the rows, in red, wrapped likewise.
@@ -85,6 +85,8 @@ def contact_sheet(
         name = pose if isinstance(pose, str) else f"pose {pose}"
         draw.text(middle, name, "black", font, anchor="mm")
     for row, reference in enumerate(references):
+        if reference is None:
+            continue
         left, up = margin + step * reference, top + step * row
         draw.rectangle((left, up, left + step + scale, up + step + scale), outline="red", width=3)
     for row, label in enumerate(labels):

@@ -11,6 +11,8 @@ inversion is not white: it shows the image's outlines, and a small network would
 all poses. :func:`randomize_phases` removes them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -60,6 +62,7 @@ def novel_views(
     batch_size: int,
     seed: int = 0,
     solver: str = "ddim",
+    poses: Sequence[int] | None = None,
 ) -> Tensor:
     """An image in all poses of its category, (k, 3, S, S) in circular order, not clamped.
 
@@ -75,13 +78,18 @@ def novel_views(
         batch_size: images denoised at once.
         seed: of the phases.
         solver: of the views; the inversion is DDIM's.
+        poses: distinct ones of the category, to make only these, in this order.
     """
     taken = SOLVERS[solver].subsample(timesteps, stride)
     trajectory = trajectory[[timesteps.index(t) for t in taken]]
     # The views start at their first timestep, with the trajectory's noise at it.
     noise = trajectory[0] if cutoff is None else randomize_phases(trajectory[0], cutoff, seed)
-    views = sample_all_poses(model, noise, pose, taken, guidance, batch_size, trajectory, solver)
-    views[model.config.siblings(pose).index(pose)] = image[0]
+    wanted = model.config.siblings(pose) if poses is None else poses
+    views = sample_all_poses(
+        model, noise, pose, taken, guidance, batch_size, trajectory, solver, wanted
+    )
+    if pose in wanted:
+        views[wanted.index(pose)] = image[0]
     return views
 
 

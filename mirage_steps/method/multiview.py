@@ -16,6 +16,8 @@ In all functions ``model`` is the network in evaluation mode, ``timesteps`` go f
 ``solver`` is one of :data:`SOLVERS`. Images come out not clamped.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -96,10 +98,12 @@ def sample_all_poses(
     batch_size: int,
     trajectory: Tensor | None = None,
     solver: str = "ddim",
+    poses: Sequence[int] | None = None,
 ) -> Tensor:
     """One object in every pose of its category, (k, 3, S, S) in circular order.
 
-    Views depend on the reference alone (equation 1), so they may be made a few at a time.
+    Views depend on the reference alone (equation 1), so they may be made a few at a time, and some
+    may be left out.
 
     Args:
         noise: (1, 3, S, S), shared, or one for each pose of the category, (k, 3, S, S).
@@ -107,20 +111,20 @@ def sample_all_poses(
         guidance: as in :func:`denoise_views`.
         batch_size: images denoised at once, the reference and guided views among them.
         trajectory: (len(timesteps), 1, 3, S, S) where the reference is a given image.
+        poses: distinct ones of the category, to make only these, in this order.
     """
-    poses = model.config.siblings(reference)
-    others = [pose for pose in poses if pose != reference]
+    siblings = model.config.siblings(reference)
+    wanted = siblings if poses is None else poses
+    others = [pose for pose in wanted if pose != reference]
     size = max(1, (batch_size - 1) // (2 if guidance.hard else 1))
-    images = noise.new_empty(len(poses), *noise.shape[1:])
-    noise = noise.expand(len(poses), -1, -1, -1)
-    for start in range(0, len(others), size):
+    noise, images = noise.expand(len(siblings), -1, -1, -1), dict[int, Tensor]()
+    for start in range(0, max(1, len(others)), size):  # once for the reference alone, too
         chosen = [reference, *others[start : start + size]]
         asked = torch.tensor([chosen], device=noise.device)
-        places = [poses.index(pose) for pose in chosen]
-        own = noise[places][None]
+        own = noise[[siblings.index(pose) for pose in chosen]][None]
         made = sample_views(model, own, asked, timesteps, guidance, trajectory, solver)[0]
-        images[places] = made.to(images.dtype)
-    return images
+        images |= zip(chosen, made.to(noise.dtype), strict=True)
+    return torch.stack([images[pose] for pose in wanted])
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ of the whole image (n, summary_dim).
 
 import inspect
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +20,16 @@ from torch.nn import functional
 from mirage_steps import settings
 from mirage_steps.errors import UserError, first_line, is_of_system
 from mirage_steps.files.atomic import sha256_of
+from mirage_steps.files.project import PROJECT
 from mirage_steps.method.device import autocast, out_of_memory
 from mirage_steps.networks.dinov2 import load_dinov2
 from mirage_steps.networks.efficientnet import LEVELS, POOLED_DIM, EfficientNet
-from mirage_steps.networks.fetching import PACKAGES, resolve
+from mirage_steps.networks.fetching import PACKAGES, REVISIONS, place, resolve
 from mirage_steps.networks.names import network_name
 
 # Of DINOv2's preprocessor, for models that have none of their own.
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_OF_BACKBONE = ("resolution", "levels", "token_precision")  # settings that tokens depend on
 
 
 # From normalized images to tokens of the patches and a feature of the whole image.
@@ -234,3 +237,38 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if {np.shape(values) for values in (mean, std)} != {(3,)}:
         raise ValueError("preprocessor_config.json: image_mean and image_std need three numbers")
     return tuple(mean), tuple(std)
+
+
+def load_backbone(
+    folder: Path, recorded: dict, given: Path | str | None, device: torch.device
+) -> Backbone:
+    """The vision transformer of a run's estimator, or the same one from a given folder."""
+    name, weights = str(recorded["model"] if given is None else given), Path(recorded["weights"])
+    found = _find(folder, Path(name)) or _find(folder, place(name, weights))
+    # Any other owner/name may as well be the path of a folder that is elsewhere.
+    if found is None and (given is not None or name not in {*REVISIONS, *PACKAGES}):
+        raise UserError(
+            f"backbone.model {name}: not here, nor above {folder}; give its folder by --backbone"
+        )
+    backbone = Backbone.load(
+        settings.Backbone(
+            model=str(found or name),
+            **{key: recorded[key] for key in _OF_BACKBONE if key in recorded},
+        ),
+        device,
+        _find(folder, weights) or weights,
+    )
+    if backbone.sha256 != recorded["sha256"]:
+        raise UserError(
+            f"backbone.model {found or name}: not the weights that the run's features were made "
+            "with; give those by --backbone"
+        )
+    return backbone
+
+
+def _find(folder: Path, path: Path) -> Path | None:
+    """A path relative to the folder in which Snakemake ran: here, above the run, of the project."""
+    # Of a linked results folder, those above the link and those above what it links to.
+    bases = (Path.cwd(), *folder.absolute().parents, *folder.resolve().parents, PROJECT)
+    places = (base / os.path.expanduser(path) for base in bases)
+    return next(filter(os.path.exists, places), None)
