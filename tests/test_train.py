@@ -621,16 +621,15 @@ def test_kernels_step_like_their_matrices(layout):
 @pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16), (3, 1)])
 def test_a_matrix_is_orthogonalized_by_the_literal_iteration(shape):
     """On the matrix itself in float64; with five iterations all singular values come near 1."""
-    coefficients = (3.4445, -4.7750, 2.0315)
+    a, b, c = 3.4445, -4.7750, 2.0315
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    a, b, c = coefficients
     literal = matrix.double() / matrix.double().norm()
     for _ in range(3):
         gram = literal @ literal.T
         literal = a * literal + b * gram @ literal + c * gram @ gram @ literal
-    found = orthogonalize(matrix, coefficients, 3)
+    found = orthogonalize(matrix, 3)
     torch.testing.assert_close(found.double(), literal, rtol=1e-4, atol=1e-5)
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(12, 60), coefficients, 5))
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(12, 60), 5))
     assert values.min() > 0.6 and values.max() < 1.3
 
 

@@ -28,6 +28,8 @@ from mirage_steps.method.unet import UNet, UNetConfig, build
 
 # Iterations that orthogonalize an update; torch's default is 5 (docs/training.md compares).
 _NEWTON_SCHULZ = 3
+# Of Muon (Jordan 2024): Nesterov's momentum, and the polynomial of an iteration.
+_MOMENTUM, _QUINTIC = 0.95, (3.4445, -4.7750, 2.0315)
 # Images stay on the accelerator if they take at most this share of its free memory.
 _COPIED, _AT_ONCE = 0.25, 1024
 _WARM, _TIMED = 2, 5  # steps that choose kernels and allocate, and steps that are timed
@@ -283,7 +285,7 @@ def seconds_per_step(trainer: Trainer, batches: Batches) -> float:
     return statistics.median(times[_WARM:])
 
 
-class KernelMuon(torch.optim.Muon):
+class KernelMuon(torch.optim.Optimizer):
     """Muon (Jordan 2024) for kernels of convolutions as well as for matrices.
 
     Muon makes the rows of every update nearly orthonormal. A kernel (out, in, h, w) is taken as the
@@ -301,10 +303,7 @@ class KernelMuon(torch.optim.Muon):
         for kernel, matrix in zip(self.kernels, self._matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
                 raise ValueError("a kernel is neither contiguous nor channels_last")
-        super().__init__(
-            self._matrices, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw",
-            ns_steps=_NEWTON_SCHULZ,
-        )  # fmt: skip
+        super().__init__(self._matrices, {"lr": rate})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure
@@ -316,9 +315,8 @@ class KernelMuon(torch.optim.Muon):
             gradient, state = _as_matrix(kernel.grad, like=kernel), self.state[matrix]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
-            state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-            update = gradient.lerp(state["momentum_buffer"], group["momentum"])
-            update = orthogonalize(update, group["ns_coefficients"], group["ns_steps"])
+            state["momentum_buffer"].lerp_(gradient, 1 - _MOMENTUM)
+            update = orthogonalize(gradient.lerp(state["momentum_buffer"], _MOMENTUM))
             matrix.sub_(update, alpha=group["lr"] * 0.2 * math.sqrt(max(matrix.shape)))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -327,9 +325,7 @@ class KernelMuon(torch.optim.Muon):
             parameter.grad = None
 
 
-def orthogonalize(
-    matrix: Tensor, coefficients: tuple[float, float, float], iterations: int
-) -> Tensor:
+def orthogonalize(matrix: Tensor, iterations: int = _NEWTON_SCHULZ) -> Tensor:
     """A matrix (m, n) float32 with all its singular values brought near 1 (Newton-Schulz).
 
     An iteration turns X into (a + b G + c G^2) X, where G = X X^T. G and this polynomial commute,
@@ -337,7 +333,7 @@ def orthogonalize(
     needs float32: torch's Muon works on X in bfloat16, which takes thirty times as long on a CPU
     without such arithmetic.
     """
-    a, b, c = coefficients
+    a, b, c = _QUINTIC
     wide = matrix.T if len(matrix) > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
     gram, eye = wide @ wide.T, torch.eye(len(wide), device=wide.device)

@@ -77,24 +77,7 @@ def stages(
         name for one in dataset.sets.values() if one.reference for name in (one.name, one.reference)
     }
     drawn = ("", *(f"-{one}" for one in dataset.sheet.references))
-    screened = dataset.is_evaluated or dataset.screening.duplicates == "drop"
-    of_images = {
-        "dataset": ["dataset"],
-        "features": ["features/features"],
-        "duplicates": ["screening/duplicates"] if screened else [],
-        "foreground": ["foreground/foreground"],
-        "crops": ["crops/crops"],
-        "crop_features": ["crop_features/features"],
-        "categories": ["categories/categories"] if dataset.categories > 1 else [],
-        "pose_space": ["pose_space/pose_space"],
-        "poses": ["poses/poses"],
-        "pose_names": ["poses/pose_names"],
-        "pose_eval": ["poses/pose_eval"],
-        "screening": ["screening/screening"] if dataset.is_evaluated else [],
-        "photo_sheet": ["photo_sheet/photo_sheet"] if dataset.use else [],
-        "photo_contact_sheet": ["photo_sheet/contact_sheet"] if dataset.use else [],
-    }
-    found = {} if dataset.is_variant else of_images
+    found = {} if dataset.is_variant else _of_images(dataset)
     if dataset.use is None:
         found |= {"real": ["sets/real"], "train": ["training/train"]}
         found["sampling"] = ["training/sampling"]
@@ -120,6 +103,27 @@ def stages(
     if dataset.is_evaluated:
         found["report"] = ["report"]
     return {stage: [f"{one}.run.json" for one in found[stage]] for stage in found if found[stage]}
+
+
+def _of_images(dataset: Dataset) -> dict[str, list[str]]:
+    """Stages that a variant does not have: from images to poses."""
+    screened = dataset.is_evaluated or dataset.screening.duplicates == "drop"
+    return {
+        "dataset": ["dataset"],
+        "features": ["features/features"],
+        "duplicates": ["screening/duplicates"] if screened else [],
+        "foreground": ["foreground/foreground"],
+        "crops": ["crops/crops"],
+        "crop_features": ["crop_features/features"],
+        "categories": ["categories/categories"] if dataset.categories > 1 else [],
+        "pose_space": ["pose_space/pose_space"],
+        "poses": ["poses/poses"],
+        "pose_names": ["poses/pose_names"],
+        "pose_eval": ["poses/pose_eval"],
+        "screening": ["screening/screening"] if dataset.is_evaluated else [],
+        "photo_sheet": ["photo_sheet/photo_sheet"] if dataset.use else [],
+        "photo_contact_sheet": ["photo_sheet/contact_sheet"] if dataset.use else [],
+    }
 
 
 def look(
