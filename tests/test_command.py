@@ -289,3 +289,24 @@ def test_names_that_are_not_ascii_work_without_a_locale(tmp_path):
     assert "böse.png: not an image" in done.stderr.decode()
     table = (tmp_path / "out/manifest.csv").read_text(encoding="utf-8")
     assert all(name in table for name in NAMES)
+
+
+# A library's exit handler, registered after the step began, during which a scheduler sends SIGTERM.
+ENDING = """
+import atexit, os, signal, sys
+from pathlib import Path
+from mirage_steps.errors import UserError
+from mirage_steps.files.command import run
+def main(*, out: Path):
+    atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    raise UserError("no photos")
+run(main)
+"""
+
+
+def test_a_signal_while_a_command_ends_prints_nothing(tmp_path):
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING)
+    command = [sys.executable, str(script), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: no photos\n")

@@ -1,6 +1,5 @@
 """Commands from functions: flags, log, one-line errors, provenance."""
 
-import atexit
 import contextlib
 import inspect
 import io
@@ -70,12 +69,15 @@ def run(main: Callable[..., Sequence[str] | None], defaults: Defaults | None = N
     recorded.__signature__ = inspect.signature(main)  # type: ignore[attr-defined]
     recorded.__annotations__ = dict(main.__annotations__)
     recorded.__doc__ = main.__doc__
-    atexit.register(_ignore_signals)
-    run_tool(recorded, name, defaults)
+    try:
+        run_tool(recorded, name, defaults)
+    finally:
+        # Before the exit handlers of the libraries, in which a signal would print a traceback.
+        _ignore_signals()
 
 
 def _ignore_signals() -> None:
-    """When all is written, a signal would only print a traceback of what the libraries clean up."""
+    """When all is written or given up, there is nothing left that a signal could end in order."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
