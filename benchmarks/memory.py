@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--images 500] [--folder DIR]
 
 Runs the pipeline twice on procedural images with the embedded stand-ins and compares the peaks that
-each step wrote into its run.json. Only K-Means may hold an array of all maps.
+each step wrote into its run.json.
 """
 
 import argparse

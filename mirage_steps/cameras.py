@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from mirage_steps import settings
@@ -21,7 +22,7 @@ from mirage_steps.errors import UserError, rerun
 from mirage_steps.files.atomic import sha256_of, write_json
 from mirage_steps.files.cameras import CAMERAS, camera_record
 from mirage_steps.files.command import log, run
-from mirage_steps.files.h5 import open_h5, read_names
+from mirage_steps.files.h5 import open_h5, read_names, slices
 from mirage_steps.files.labels import match_labels
 from mirage_steps.files.manifest import read_manifest
 from mirage_steps.files.tables import read_pose_counts, read_poses
@@ -30,6 +31,7 @@ from mirage_steps.method.circle import circular_distance, circular_mean
 from mirage_steps.method.visual_hull import LEAST_VIEWS
 
 _ASIDE = 45  # degrees
+_BATCH = 256  # maps in memory
 _CONVENTION = (
     "azimuth 0 is front or rear, which silhouettes do not tell (cameras.front settles it), 90 the "
     "object's left if 0 is its front; cameras look down (unless cameras.left tells another sense "
@@ -57,30 +59,22 @@ def main(
         labels: CSV file with image and azimuth_deg, likewise.
         cameras: What the data cannot tell.
     """
-    with open_h5(maps, "maps", "valid") as file:
-        values, valid, images = file["maps"][:], file["valid"][:], read_names(file)
     names, assigned = read_poses(poses)
-    if names != images:
-        raise UserError(f"{poses} and {maps} list different images; {rerun('poses')}")
     count, categories = read_pose_counts(poses)
     for key, given in cameras:
         if given and max(given) >= count:
             raise UserError(f"--{key} {max(given)}: there are {count} poses, 0 to {count - 1}")
     if count // categories < LEAST_VIEWS:
         raise UserError(f"poses.k {count // categories}: cameras need at least {LEAST_VIEWS} poses")
-    side = round(values.shape[1] ** 0.5)
-    values = values.reshape(len(values), side, side, -1)
-    shown = (values != 0).any(-1)
-    if (shown.reshape(valid.shape) | ~valid).all():  # padding is zero in any case
-        raise UserError(
-            f"{maps}: cameras need maps that are zero off the object; set pose_space."
-            "mask_background true and pose_space.center false"
-        )
+    with open_h5(maps, "maps", "valid") as file:
+        if names != read_names(file):
+            raise UserError(f"{poses} and {maps} list different images; {rerun('poses')}")
+        means = _means(file, maps, assigned, count)
     entries = read_manifest(manifest)
     truth = {one.image: one.azimuth_deg for one in entries if one.azimuth_deg is not None}
     if labels is not None:
         truth |= match_labels(labels, [entry.image for entry in entries])
-    azimuths = np.array([truth.get(image, np.nan) for image in images])
+    azimuths = np.array([truth.get(image, np.nan) for image in names])
     report = {
         "convention": _CONVENTION,
         "front": list(cameras.front),
@@ -93,40 +87,77 @@ def main(
         front, left = (_one_of(circle, key, given) for key, given in cameras)
         if left is not None and front is None:
             raise UserError(f"--left {circle[left]}: needs a --front of its category")
-        _add_circle(report, circle, assigned, values, shown, azimuths, front, left)
+        mine = tuple(one[:, circle] for one in means)
+        _add_circle(report, circle, mine, assigned, azimuths, front, left)
     write_json(out / CAMERAS.name, report)
+
+
+def _means(
+    file: h5py.File, maps: Path, assigned: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean masks (3, count, g, g) and maps (3, count, g, g, c) of each pose.
+
+    They are of all its images, of every second one, and of the others; a pose with a single image
+    has no halves.
+
+    Args:
+        file: the open maps.h5.
+        maps: its path.
+        assigned: (n,) pose of each map.
+        count: number of poses.
+
+    Raises:
+        UserError: maps have a background.
+    """
+    patches, components = file["maps"].shape[1:]
+    sums = np.zeros((2, count, patches, components + 1))
+    images, seen, background = np.zeros((2, count)), np.zeros(count, int), False
+    for rows in slices(len(assigned), _BATCH):
+        values, valid = file["maps"][rows], file["valid"][rows]
+        shown = (values != 0).any(-1)
+        background |= not (shown | ~valid).all()  # padding is zero in any case
+        for pose, *one in zip(assigned[rows], values, shown, strict=True):
+            half = seen[pose] % 2
+            sums[half, pose] += np.column_stack(one)
+            images[half, pose] += 1
+            seen[pose] += 1
+    if not background:
+        raise UserError(
+            f"{maps}: cameras need maps that are zero off the object; set pose_space."
+            "mask_background true and pose_space.center false"
+        )
+    single = images[1] == 0
+    sums[1, single], images[1, single] = sums[0, single], images[0, single]
+    sums, images = np.stack([sums.sum(0), *sums]), np.stack([images.sum(0), *images])
+    side = round(patches**0.5)
+    means = sums / np.maximum(images, 1)[..., None, None]
+    means = means.reshape(3, count, side, side, components + 1).astype(np.float32)
+    return means[..., -1], means[..., :-1]
 
 
 def _add_circle(
     report: dict,
     circle: np.ndarray,
+    means: tuple[np.ndarray, ...],
     assigned: np.ndarray,
-    values: np.ndarray,
-    shown: np.ndarray,
     azimuths: np.ndarray,
     front: int | None,
     left: int | None,
 ) -> None:
     """Add the poses of a category, in circular order, to the report.
 
-    The category's front and left pose are given by their places in the circle.
+    The category's front and left pose are given by their places in the circle, its means as
+    :func:`_means` returns them.
     """
-
-    def means(part: slice) -> tuple[np.ndarray, np.ndarray]:
-        rows = [np.flatnonzero(assigned == pose) for pose in circle]
-        # A pose with a single image has no halves.
-        rows = [row[part] if len(row) > 1 else row for row in rows]
-        views, maps = (np.stack([of[row].mean(0) for row in rows]) for of in (shown, values))
-        return views, maps
-
-    for pose, mask in zip(circle, means(slice(None))[0], strict=True):
+    for pose, mask in zip(circle, means[0][0], strict=True):
         if not (mask > 0.5).any():
             raise UserError(f"pose {pose}: its images have no patch in common; lower poses.k")
-    found, losses = find(*means(slice(None)))
+    whole, *halved = zip(*means, strict=True)
+    found, losses = find(*whole)
     if left is not None and _from_front(found, front)[left] > 180:
         log.warning("--left %d: the other sense of turning fits better", circle[left])
-        found = refit(*means(slice(None)), reversed_depth(found.cameras))
-    halves = [refit(*means(slice(half, None, 2)), found.cameras) for half in (0, 1)]
+        found = refit(*whole, reversed_depth(found.cameras))
+    halves = [refit(*half, found.cameras) for half in halved]
     one, two = (np.array([c.azimuth_deg for c in half.cameras]) for half in halves)
     spread = circular_distance(one, two) / 2
     angles = _from_front(found, front)

@@ -304,7 +304,13 @@ class Poses(Settings):
         25, ge=2, le=10_000, description="Number of poses (paper: CompCars 25, armchairs 10)."
     )
     starts: int = Field(10, ge=1, description="Starts of K-Means, the best of which is kept.")
-    seed: Seed = Field(0, description="Seed of the K-Means starts.")
+    seed: Seed = Field(0, description="Seed of the K-Means starts, and of the images fitted on.")
+    fitted_images: int = Field(
+        20_000,
+        ge=2,
+        description="Most images that the clusters are fitted on, drawn at random, whose maps are "
+        "held in memory; all images get a pose (paper: fitted on all).",
+    )
     edits: FileName = Field(
         "none",
         description="CSV file with pose, action, value, by the numbers that poses have without it: "

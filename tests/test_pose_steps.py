@@ -48,6 +48,7 @@ from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share
 from mirage_steps.method.foreground import ForegroundModel, TokenBatch, token_moments
 from mirage_steps.method.pca import Pca
 from mirage_steps.method.pose_estimator import Detection, PoseEstimator
+from mirage_steps.method.poses import PoseModel
 from mirage_steps.networks.backbone import Backbone
 
 CPU = torch.device("cpu")
@@ -627,6 +628,32 @@ def test_each_image_has_the_pose_of_its_nearest_centroid(done):
     counts = json.loads((done.root / "poses/poses.json").read_text())
     images = np.bincount(gaps.argmin(1), minlength=4).tolist()
     assert counts == {"k": 4, "categories": 1, "images": images}
+
+
+def test_poses_fitted_on_some_images_are_assigned_to_all(done, tmp_path):
+    """As to new photos; with as many as there are, the clusters are those of all."""
+    maps, estimator = done.root / "space/maps.h5", done.root / "space" / ESTIMATOR
+
+    def table(name: str, count: int) -> tuple[bytes, PoseModel]:
+        chosen = settings.Poses(k=4, starts=2, fitted_images=count)
+        poses.main(maps=maps, estimator=estimator, out=tmp_path / name, poses=chosen)
+        model = load_estimator(tmp_path / name / ESTIMATOR, "poses").poses[0]
+        return (tmp_path / name / "poses.csv").read_bytes(), model
+
+    everything, _ = table("all", COUNT)
+    assert everything == (done.root / "poses/poses.csv").read_bytes()
+    some, model = table("some", COUNT // 2)
+    with h5py.File(maps) as file:
+        filled = np.where(file["valid"][:][..., None], file["maps"][:], model.means)
+    flat = filled.reshape(COUNT, -1)
+    gaps = np.linalg.norm(flat[:, None] - model.centroids, axis=2)
+    rows = csv.DictReader(some.decode().splitlines())
+    assert [int(row["pose"]) for row in rows] == gaps.argmin(1).tolist()
+    # Means of the images that were drawn, not of all.
+    drawn = np.random.default_rng(0).permutation(COUNT)[: COUNT // 2]
+    labels = gaps[drawn].argmin(1)
+    means = np.stack([flat[drawn][labels == pose].mean(0) for pose in range(4)])
+    np.testing.assert_allclose(means, model.centroids, atol=1e-5)
 
 
 def test_the_evaluation_counts_every_labelled_image(done):

@@ -264,7 +264,7 @@ class PoseEstimator:
                     f"poses.k = {settings.k}, but an object{where} was found in only {len(mine)} "
                     "images; lower poses.k or add images"
                 )
-            words = settings.model_dump(exclude={"edits"})
+            words = settings.model_dump(exclude={"edits", "fitted_images"})
             models.append(PoseModel.fit(mine, valid[own], **words))
         used = min(model.k for model in models)
         fitted = replace(self, poses=tuple(models))
