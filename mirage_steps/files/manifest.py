@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirage_steps.errors import UserError, parsing
-from mirage_steps.files.atomic import read_csv, write_csv
+from mirage_steps.files.atomic import csv_rows, write_csv
 from mirage_steps.files.names import decoded
 from mirage_steps.method.boxes import Box, as_box
 
@@ -12,7 +12,7 @@ BOX = ("x0", "y0", "x1", "y1")
 HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *BOX)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One usable image.
 
@@ -54,11 +54,8 @@ def read_manifest(path: Path) -> list[Entry]:
     Raises:
         UserError: missing, empty or without its columns.
     """
-    rows = read_csv(path)
-    if not rows:
-        raise UserError(f"{path}: lists no images; see rejected.csv in its folder for the reasons")
     with parsing(f"{path}", "not a manifest", "dataset"):
-        return [
+        entries = [
             Entry(
                 row["image"],
                 path.parent / decoded(row["image"]),
@@ -69,5 +66,8 @@ def read_manifest(path: Path) -> list[Entry]:
                 row.get("category") or None,
                 as_box(row[key] for key in BOX) if row.get("x0") else None,
             )
-            for row in rows
+            for row in csv_rows(path)
         ]
+    if not entries:
+        raise UserError(f"{path}: lists no images; see rejected.csv in its folder for the reasons")
+    return entries
