@@ -138,7 +138,20 @@ class Folder(Settings):
         description="CSV file with image, x0, y0, x1, y1: the object's boxes in pixels of the "
         "upright images; the others are found. image: photos are cropped to their object already.",
     )
+    masks: Path | None = Field(
+        None,
+        description="Folder of masks, each with the path of its photo below the folder, extension "
+        "aside, and with the photo's size or aspect. What is neither black nor transparent is the "
+        "object. A mask gives the object's box, and in pose discovery the patches that show it; "
+        "photos without a mask have those of PCA 1. Rows without background still use SAM's masks.",
+    )
     max_pixels: int = _MAX_PIXELS
+
+    @model_validator(mode="after")
+    def _boxes_are_given_once(self) -> "Folder":
+        if self.boxes is not None and self.masks is not None:
+            raise ValueError("masks give the boxes already; remove boxes or masks")
+        return self
 
     @property
     def boxes_table(self) -> str | None:
