@@ -49,7 +49,7 @@ def _plain(value: object) -> object:
 def page() -> str:
     """The page of all keys: of the file, of a data set, of its sections and kinds of sources."""
     definitions = Configuration.model_json_schema()["$defs"]
-    whole = Configuration.model_json_schema() | {"description": "Keys at the top level of the file."}
+    whole = Configuration.model_json_schema() | {"description": "Keys at the top level."}
     parts = [_HEAD, _section("Top level", whole), _section("A data set", definitions["Dataset"])]
     for key, one in definitions["Dataset"]["properties"].items():
         for name in _references(one):

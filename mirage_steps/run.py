@@ -321,7 +321,7 @@ class Run:
         """
         for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
             if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
-                raise UserError(f"{name} {value}: give a whole number from {least}")
+                raise UserError(f"{name} {value}: give an integer of at least {least}")
         wanted = self._places("poses", poses)
         columns = self._places("reference", None if reference is None else [reference])
         views, guidance = views or self.sampling.views, guidance or self.sampling.guidance
@@ -395,7 +395,7 @@ class Run:
 
 
 def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iterator[PhotoWarning]:
-    """What speaks against the views of a photo."""
+    """Warnings about the views of a photo."""
     psnr_db = made.reconstruction_psnr_db
     if psnr_db < _PSNR:
         reason = "poorly reconstructed: unlike the training images, or too few steps"
@@ -411,7 +411,7 @@ def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iter
 def _pose_warnings(
     asked: np.ndarray, shown: np.ndarray, distances: np.ndarray, far: float
 ) -> Iterator[PhotoWarning]:
-    """What speaks against the views by the poses that the run's estimator sees in them.
+    """Warnings about the poses of the views, as found by the run's estimator.
 
     Args:
         asked: (k,) poses of the category, in circular order; the photo's own is first.

@@ -716,7 +716,9 @@ class Dataset(Settings):
         allowed = ("use", "source", "photos", *_MERGED, *(() if self.is_variant else ("labels",)))
         own = self.model_fields_set.difference(allowed)
         if self.use is not None and own:
-            raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use} by use; remove it")
+            raise ValueError(
+                f"{', '.join(sorted(own))}: is taken from {self.use} (use: {self.use}); remove it"
+            )
         return self
 
     @model_validator(mode="after")

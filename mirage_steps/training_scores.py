@@ -1,8 +1,8 @@
-"""Scores of a model while it trains, from few objects: whether it pays to go on.
+"""Scores of a model during training, from few objects.
 
-Pose control and consistency of color are those of the evidence (:mod:`mirage_steps.judge`), on
-fewer objects, unguided, in fewer steps, and without the ceiling of real objects, so that 1 means
-views of one color. Figures of another number of objects do not compare.
+Pose control and color consistency are computed as in the evidence step (:mod:`mirage_steps.judge`),
+but on fewer objects, unguided, in fewer steps, and not divided by the ceiling of real objects, so 1
+means views of one color. Scores of different numbers of objects are not comparable.
 """
 
 from pathlib import Path
