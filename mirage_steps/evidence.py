@@ -170,7 +170,7 @@ def _pose_control(
     judged: dict[str, Views],
     real: tuple[Seen, np.ndarray] | None,
 ) -> dict[str, object]:
-    """Share of views in the requested pose (``exact``), or in that or an adjacent one (``near``)."""
+    """Share of views in the requested pose (``exact``), or in that or adjacent ones (``near``)."""
     found: dict[str, object] = {}
     for within, name in enumerate(("exact", "near")):
         row: dict[str, object] = {"chance": min(1.0, (1 + 2 * within) / judge.k)}
