@@ -41,7 +41,7 @@ class Row:
 
     Attributes:
         settings: that differ from the first row's.
-        values: (n,) of each measure: ``near``, the share of views in the pose asked for or a
+        values: (n,) of each measure: ``near``, the share of views in the requested pose or a
             neighbor; ``nn_distance`` from real images; and similarity by the kind of features.
         frechet, kernel: distances of the features of all views from those of real images.
     """
@@ -304,7 +304,7 @@ def _as_text(
     lines = [
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
         f"{about['steps']} steps",
-        "near: share of views in the pose asked for or a neighbor; nn_distance: 1 as far from real",
+        "near: share of views in the requested pose or a neighbor; nn_distance: 1 as far from real",
         "images as they are from each other; consistency: 0 unrelated objects, 1 real ones;",
         f"FD, KID: of {about['network']}, on the object",
         "in parentheses the 95 % interval over objects; * differs from the first row (one in 20",

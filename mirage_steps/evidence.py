@@ -333,12 +333,12 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, Any]) -> str:
     correlations = found["references"]["rank_correlation"]
     lines += [
         "",
-        "rank correlation of a reference's score (0 is best) with how good its views are: "
+        "rank correlation of a reference's score (0 is best) with the quality of its views: "
         + "; ".join(f"{key} {value}" for key, value in correlations.items()),
     ]
     if "truth" in found:
         rows = [["views of photos against the truth", "model", "photo itself", "mean image",
-                 "model less photo", "model less mean image"]]  # fmt: skip
+                 "model minus photo", "model minus mean image"]]  # fmt: skip
         for measure, label in _MEASURES.items():
             row = found["truth"][measure]
             keys = ("model", "photo", "mean_image")
@@ -351,7 +351,7 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, Any]) -> str:
 def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
     """Pose control and consistency, the head first."""
     yield ["", "generated", "photos", "chance", "real"]
-    names = {"exact": "in the pose asked for", "near": "in that or a neighbor"}
+    names = {"exact": "in the requested pose", "near": "in that or a neighbor"}
     for name, row in found["pose_control"].items():
         real = row.get("real_objects", row["training_crops"])
         yield [names[name], f"{row['generated']}", f"{row['photos']}", f"{row['chance']:.2f}",

@@ -68,7 +68,7 @@ _PSNR = 26.0  # dB
 _COLOR_DRIFT = 80.0
 # Of the views in other poses than the photo's, by the estimator of the run. Thresholds are between
 # held-out cars and photos unlike the training data (docs/novel_views.md).
-_TURNED = 0.2  # share in the pose asked for or next to it, from that by chance (0) to all (1)
+_TURNED = 0.2  # share in the requested or an adjacent pose, from that by chance (0) to all (1)
 _SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
 _FAR_VIEWS = 0.9  # share that is far from every pose
 # Largest feature maps (pixels a side) that a single image is better sampled on one thread with.
@@ -424,7 +424,7 @@ def _pose_warnings(
     share, chance, poses = float(near.mean()), min(1.0, 3 / k), len(np.unique(shown))
     limit = chance + _TURNED * (1 - chance)
     if share < limit:
-        reason = "few views show the pose asked for or one next to it"
+        reason = "few views show the requested pose or an adjacent one"
         yield PhotoWarning(reason, "their share", share, limit)
     if poses <= _SHOWN * k:
         reason = f"the views of all {k} poses have nearly the same outline"

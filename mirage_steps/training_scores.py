@@ -60,7 +60,7 @@ class TrainingScores:
         """By name, for ``metrics.jsonl``.
 
         ``objects`` and ``views``, the numbers behind the figures; ``in_pose`` and ``near``, shares
-        of views that show the pose asked for, or it or a neighbor; ``color``, consistency from 0
+        of views that show the requested pose, or it or a neighbor; ``color``, consistency from 0
         (unrelated objects) up to 1; ``kd``, kernel distance to real crops, mean patch token of the
         run's backbone, which is unbiased for few images.
         """
