@@ -30,9 +30,9 @@ demo: .venv/installed
 	@cat results/$(DEMO)/overview.txt
 
 test: .venv/installed lint
-	$(RUN) python -m pytest -m "not slow"
+	$(RUN) python -m pytest --numprocesses $(CORES) --dist loadfile -m "not slow"
 
-# Interruptions, several processes, variants of the whole workflow: fifteen minutes on two cores.
+# Interruptions, several processes, variants of the whole workflow: twenty minutes on two cores.
 test-slow: .venv/installed
 	$(RUN) python -m pytest -m slow
 

@@ -4,6 +4,7 @@ Pages lie in several folders and link to code. Each file is a page or a copy at 
 """
 
 import base64
+import json
 import re
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in (path for pattern in SHOWN for path in sorted(ROOT.glob(pattern))):
         name = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, name, abs_src_path=str(path)))
+        if path.suffix == ".ipynb":
+            page = str(Path(name).with_suffix(".md"))
+            files.append(File.generated(config, page, content=_notebook(path)))
     return files
 
 
@@ -38,6 +42,23 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 def on_page_content(html: str, **_: object) -> str:
     """Names in docstrings without the roles by which Sphinx would link them."""
     return re.sub(r":(?:attr|class|func|meth|mod):<code>[~.]*", "<code>", html)
+
+
+def _notebook(path: Path) -> str:
+    """An executed notebook as Markdown, with what its cells printed and drew."""
+    parts = [f"*As a notebook: [{path.name}]({path.name})*"]
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            kind = next((one for one in data if one.startswith("image/")), None)
+            if kind:
+                source = f"data:{kind};base64,{data[kind].strip()}"
+                parts.append(f'<img alt="what the cell drew" src="{source}">')
+            else:
+                parts.append("```text\n" + "".join(data["text/plain"]).rstrip() + "\n```")
+    return "\n\n".join(parts)
 
 
 def _drawn(fence: re.Match[str]) -> str:

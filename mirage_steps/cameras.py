@@ -87,7 +87,7 @@ def main(
         front, left = (_one_of(circle, key, given) for key, given in cameras)
         if left is not None and front is None:
             raise UserError(f"--left {circle[left]}: needs a --front of its category")
-        mine = tuple(one[:, circle] for one in means)
+        mine = (means[0][:, circle], means[1][:, circle])
         _add_circle(report, circle, mine, assigned, azimuths, front, left)
     write_json(out / CAMERAS.name, report)
 
@@ -138,7 +138,7 @@ def _means(
 def _add_circle(
     report: dict,
     circle: np.ndarray,
-    means: tuple[np.ndarray, ...],
+    means: tuple[np.ndarray, np.ndarray],
     assigned: np.ndarray,
     azimuths: np.ndarray,
     front: int | None,
@@ -149,15 +149,15 @@ def _add_circle(
     The category's front and left pose are given by their places in the circle, its means as
     :func:`_means` returns them.
     """
-    for pose, mask in zip(circle, means[0][0], strict=True):
+    masks, maps = means
+    for pose, mask in zip(circle, masks[0], strict=True):
         if not (mask > 0.5).any():
             raise UserError(f"pose {pose}: its images have no patch in common; lower poses.k")
-    whole, *halved = zip(*means, strict=True)
-    found, losses = find(*whole)
+    found, losses = find(masks[0], maps[0])
     if left is not None and _from_front(found, front)[left] > 180:
         log.warning("--left %d: the opposite direction of rotation fits better", circle[left])
-        found = refit(*whole, reversed_depth(found.cameras))
-    halves = [refit(*half, found.cameras) for half in halved]
+        found = refit(masks[0], maps[0], reversed_depth(found.cameras))
+    halves = [refit(masks[half], maps[half], found.cameras) for half in (1, 2)]
     one, two = (np.array([c.azimuth_deg for c in half.cameras]) for half in halves)
     spread = circular_distance(one, two) / 2
     angles = _from_front(found, front)

@@ -1,7 +1,7 @@
 """List or generate the images of a data set.
 
 Writes ``manifest.csv`` (image, width, height, and labels of the source: azimuth_deg, viewpoint,
-category, box) and ``rejected.csv`` (image, reason) into the output folder.
+category, box, mask) and ``rejected.csv`` (image, reason) into the output folder.
 """
 
 from functools import partial
@@ -55,7 +55,7 @@ def main(
     write_csv(out / "rejected.csv", ("image", "reason"), rejected)
     if not entries:
         raise UserError(
-            f"none of the {len(rejected)} files is a readable image; "
+            f"none of the {len(rejected)} files is a usable image; "
             f"the first, {rejected[0][0]}: {rejected[0][1]}"
         )
     write_manifest(out / "manifest.csv", entries)

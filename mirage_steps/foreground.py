@@ -125,7 +125,9 @@ class _Kept:
     def __iter__(self) -> Iterator[TokenBatch]:
         for batch in self.tokens:
             kept = self.kept[batch.rows]
-            yield batch if kept.all() else TokenBatch(batch.rows, *(one[kept] for one in batch[1:]))
+            # Whole images have no masks.
+            parts = (one[kept] for one in batch[1:4])
+            yield batch if kept.all() else TokenBatch(batch.rows, *parts)
 
 
 def _components(

@@ -139,7 +139,20 @@ class Folder(Settings):
         "of the upright images; missing boxes are found by PCA 1. image: the photos are already "
         "cropped to the object.",
     )
+    masks: Path | None = Field(
+        None,
+        description="Folder of object masks, with the same relative paths as the photos (except "
+        "the extension) and the size or aspect ratio of the photo. Pixels that are neither black "
+        "nor transparent are the object. A mask gives the box and, in pose discovery, the patches "
+        "of the object; photos without a mask use PCA 1. Rows without background still use SAM.",
+    )
     max_pixels: int = _MAX_PIXELS
+
+    @model_validator(mode="after")
+    def _boxes_are_given_once(self) -> "Folder":
+        if self.boxes is not None and self.masks is not None:
+            raise ValueError("masks already give the boxes; remove boxes or masks")
+        return self
 
     @property
     def boxes_table(self) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -11,16 +12,33 @@ os.environ["OMP_NUM_THREADS"] = "1"  # as in the jobs of Project, whose results 
 import h5py
 import numpy as np
 import pytest
+from filelock import FileLock
 from workflow import Project
 
 TARGETS = ("results/mini/overview.txt",)
 
 
+@pytest.fixture(autouse=True)
+def signals():
+    """Those of a command in a terminal, whatever the tests were started by, or ran before."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """A project whose every target is there, in a folder with a name of the worse kind."""
-    project = Project(tmp_path_factory.mktemp("finished") / "a 'quoted' földer")
-    project.run("--", *TARGETS)
+    """A project whose every target is there, in a folder with a name of the worse kind.
+
+    Made once for all of pytest-xdist's workers, which have folders beside each other.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "finished/a 'quoted' földer"
+    with FileLock(shared / "finished.lock"):
+        if folder.exists():
+            return Project(folder, made=True)
+        project = Project(folder)
+        project.run("--", *TARGETS)
     return project
 
 

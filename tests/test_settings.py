@@ -318,6 +318,7 @@ def test_flags_come_back_as_the_same_settings(section):
 
 GIVEN_SOURCES = [
     Folder(path=Path("my 'own' Fotos ü"), max_pixels=7),
+    Folder(path=Path("photos"), masks=Path("my 'own' masks ü")),
     settings.CompCars(path="a b", boxes=True),
     settings.CompCars(path="a b"),
     settings.Epfl(path="-x", boxes=True),

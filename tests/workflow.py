@@ -17,8 +17,12 @@ ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 class Project:
     """A copy of the workflow with its own configuration and its own records."""
 
-    def __init__(self, folder: Path, configfiles: tuple[str, ...] = ("mini.yaml",)):
+    def __init__(
+        self, folder: Path, configfiles: tuple[str, ...] = ("mini.yaml",), made: bool = False
+    ):
         self.folder, self.configfiles = folder, configfiles
+        if made:
+            return
         folder.mkdir(parents=True)
         for name in (
             "Snakefile",

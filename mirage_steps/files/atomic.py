@@ -191,22 +191,27 @@ def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows of a UTF-8 CSV file as dictionaries.
+    """Rows of a UTF-8 CSV file as dictionaries; errors as of :func:`csv_rows`."""
+    return list(csv_rows(path))
+
+
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a UTF-8 CSV file as dictionaries, one after the other.
 
     Raises:
         UserError: the file is missing, no regular file, not text, or has a column twice.
     """
     if wrong := not_a("file", path):
         raise UserError(f"{path}: {wrong}")
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as lines:
+    with open(path, newline="", encoding="utf-8-sig") as lines:
+        try:
             reader = csv.DictReader(lines)
-            rows, names = list(reader), reader.fieldnames or []
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable UTF-8 CSV file ({error})") from None
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{path}: has the column {twice[0]} twice")
-    return rows
+            names = reader.fieldnames or []
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise UserError(f"{path}: has the column {twice[0]} twice")
+            yield from reader
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}: not a readable UTF-8 CSV file ({error})") from None
 
 
 def require_disk(folder: Path, size: float, what: str) -> None:

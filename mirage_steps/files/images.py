@@ -100,6 +100,35 @@ def upright_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
         return upright_rgb(image).size
 
 
+def read_mask(path: Path, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The object in a mask, bool (h, w): whatever is neither black nor transparent.
+
+    Args:
+        path: the file.
+        size: width and height of its photo, whose aspect it must have to a pixel.
+        max_pixels: as of :func:`read_rgb`.
+
+    Raises:
+        UnreadableImage: with the reason; also where the mask is empty.
+    """
+    with _opened(path, max_pixels) as image:
+        if image.format == "JPEG":
+            raise UnreadableImage("a JPEG, whose background is not quite black; save it as PNG")
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "L" or image.mode[0] in "1IF":
+            mask = np.asarray(image) != 0
+        else:
+            values = np.asarray(image.convert("RGBA"))
+            mask = values[..., :3].any(2) & (values[..., 3] > 0)
+    height, width = mask.shape
+    if abs(width * size[1] - height * size[0]) > max(size):
+        raise UnreadableImage(f"{width}x{height} is not the aspect of {size[0]}x{size[1]}")
+    if not mask.any():
+        raise UnreadableImage("shows no object")
+    return mask
+
+
 def require_size(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an image that is too small or too large to be used.
 

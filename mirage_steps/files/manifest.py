@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirage_steps.errors import UserError, parsing
-from mirage_steps.files.atomic import read_csv, write_csv
-from mirage_steps.files.names import decoded
+from mirage_steps.files.atomic import csv_rows, write_csv
+from mirage_steps.files.names import decoded, encoded
 from mirage_steps.method.boxes import Box, as_box
 
 BOX = ("x0", "y0", "x1", "y1")
-HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *BOX)
+HEADER = ("image", "width", "height", "azimuth_deg", "viewpoint", "category", *BOX, "mask")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One usable image.
 
@@ -24,6 +24,8 @@ class Entry:
         height: in pixels, upright.
         azimuth_deg: true azimuth in [0, 360), None where unknown: 0 front to the camera, 90 facing
             image-left, 180 rear to the camera, 270 facing image-right.
+        box: of the object in pixels, where it is given.
+        mask: file of the object's mask, where one is given.
     """
 
     image: str
@@ -34,6 +36,7 @@ class Entry:
     viewpoint: str | None = None
     category: str | None = None
     box: Box | None = None
+    mask: Path | None = None
 
 
 def write_manifest(path: Path, entries: list[Entry]) -> None:
@@ -44,7 +47,7 @@ def write_manifest(path: Path, entries: list[Entry]) -> None:
         angle = None if azimuth is None else f"{round(azimuth, 3) % 360:.3f}"
         edges = (None,) * 4 if box is None else (f"{edge:.3f}" for edge in box)
         known = entry.image, entry.width, entry.height, angle, entry.viewpoint, entry.category
-        rows.append((*known, *edges))
+        rows.append((*known, *edges, None if entry.mask is None else encoded(entry.mask)))
     write_csv(path, HEADER, rows)
 
 
@@ -54,11 +57,8 @@ def read_manifest(path: Path) -> list[Entry]:
     Raises:
         UserError: missing, empty or without its columns.
     """
-    rows = read_csv(path)
-    if not rows:
-        raise UserError(f"{path}: lists no images; see rejected.csv in its folder for the reasons")
     with parsing(f"{path}", "not a manifest", "dataset"):
-        return [
+        entries = [
             Entry(
                 row["image"],
                 path.parent / decoded(row["image"]),
@@ -68,6 +68,10 @@ def read_manifest(path: Path) -> list[Entry]:
                 row.get("viewpoint") or None,
                 row.get("category") or None,
                 as_box(row[key] for key in BOX) if row.get("x0") else None,
+                path.parent / decoded(row["mask"]) if row.get("mask") else None,
             )
-            for row in rows
+            for row in csv_rows(path)
         ]
+    if not entries:
+        raise UserError(f"{path}: lists no images; see rejected.csv in its folder for the reasons")
+    return entries

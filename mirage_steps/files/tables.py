@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from mirage_steps.errors import UserError, parsing, rerun
-from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.atomic import csv_rows
 from mirage_steps.files.h5 import open_h5, read_names
 from mirage_steps.files.manifest import BOX, Entry
 from mirage_steps.method.boxes import Box, centered
@@ -41,11 +42,10 @@ def read_windows(
     Raises:
         UserError: the table belongs to another manifest, or no object was found at all.
     """
-    rows = read_csv(path)
-    if [row.get("image") for row in rows] != [entry.image for entry in entries]:
-        raise UserError(f"{path}: lists other images than the manifest; {rerun('foreground')}")
     found = []
-    for entry, row in zip(entries, rows, strict=True):
+    for entry, row in zip_longest(entries, csv_rows(path)):
+        if entry is None or row is None or row.get("image") != entry.image:
+            raise UserError(f"{path}: lists other images than the manifest; {rerun('foreground')}")
         if row["found"] == "1":
             with parsing(f"{path}, image {entry.image}", "damaged", "foreground"):
                 box, window = _box(row, BOX), _box(row, WINDOW)
@@ -73,7 +73,7 @@ def read_duplicates(path: Path | None) -> dict[str, str]:
         UserError: the table lacks a column.
     """
     with parsing(f"{path}", "not a table of near-duplicates", "duplicates"):
-        return {row["image"]: row["of"] for row in read_csv(path)} if path else {}
+        return {row["image"]: row["of"] for row in csv_rows(path)} if path else {}
 
 
 def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
@@ -84,9 +84,8 @@ def read_categories(path: Path | None, images: list[str]) -> np.ndarray:
     """
     if path is None:
         return np.zeros(len(images), np.int64)
-    rows = read_csv(path)
     with parsing(f"{path}", "does not say the category of every image", "categories"):
-        found = {row["image"]: int(row["category"]) for row in rows}
+        found = {row["image"]: int(row["category"]) for row in csv_rows(path)}
         return np.array([found[image] for image in images])
 
 
@@ -123,10 +122,12 @@ def read_poses(poses: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         UserError: a column is missing, or a pose is none of those that poses.json counts.
     """
-    rows = read_csv(poses)
+    images, labels = [], []
     with parsing(f"{poses}", "not a table of poses", "poses"):
-        images, labels = [row["image"] for row in rows], [int(row["pose"]) for row in rows]
-        if not rows:
+        for row in csv_rows(poses):
+            images.append(row["image"])
+            labels.append(int(row["pose"]))
+        if not images:
             raise ValueError("it is empty")
         count, _ = read_pose_counts(poses)
         if wrong := [label for label in labels if not 0 <= label < count]:

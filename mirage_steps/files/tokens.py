@@ -34,7 +34,8 @@ class Tokens:
             arrays = [self.file[key][part] for key in ("patch_tokens", "cls_token", "content")]
             remedy = rerun("features")
             require_finite(self.images[part], "tokens", remedy, *arrays)
-            yield TokenBatch(part, *arrays)
+            masks = self.file["masks"][part] if "masks" in self.file else None
+            yield TokenBatch(part, *arrays, masks)
 
 
 @contextlib.contextmanager

@@ -76,6 +76,38 @@ def as_box(edges: Iterable[float | str]) -> Box:
     return x0, y0, x1, y1
 
 
+def box_of(mask: np.ndarray, width: int, height: int) -> Box:
+    """Bounding box of a mask, bool (h, w) and not empty, in pixels of its image."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    right, down = width / mask.shape[1], height / mask.shape[0]
+    return as_box(
+        (columns[0] * right, rows[0] * down, (columns[-1] + 1) * right, (rows[-1] + 1) * down)
+    )
+
+
+def mask_shares(mask: np.ndarray, window: Box, width: int, height: int, grid: int) -> np.ndarray:
+    """Share of each patch of a square window that shows a mask, (grid, grid) float32 in [0, 1].
+
+    Args:
+        mask: bool (h, w) of the whole image, at any resolution; outside there is none.
+        window: the square in pixels of the image.
+        width: of the image in pixels.
+        height: of the image in pixels.
+        grid: patches a side.
+    """
+    rows = _overlaps(window[1] / height, window[3] / height, mask.shape[0], grid)
+    columns = _overlaps(window[0] / width, window[2] / width, mask.shape[1], grid)
+    return rows @ mask.astype(np.float32) @ columns.T
+
+
+def _overlaps(start: float, end: float, pixels: int, grid: int) -> np.ndarray:
+    """Share of each patch between two places (fractions) on each of all pixels, (grid, pixels)."""
+    edges = np.linspace(start, end, grid + 1)[:, None] * pixels
+    places = np.arange(pixels)
+    shared = np.minimum(edges[1:], places + 1) - np.maximum(edges[:-1], places)
+    return (np.maximum(shared, 0) / np.diff(edges, axis=0)).astype(np.float32)
+
+
 def rounded(box: Box) -> Box:
     """A box in thousandths of a pixel, which tables keep exactly."""
     return as_box(round(float(edge), 3) for edge in box)

@@ -28,12 +28,15 @@ class TokenBatch(NamedTuple):
         tokens: (n, T, dim) patch tokens of square grids, float16.
         cls_tokens: (n, dim) float16.
         content: (n, 4) box of the square that is image, not padding, in fractions.
+        masks: (n, T) share of each patch that shows the given mask, NaN for images without one;
+            None where no image has one.
     """
 
     rows: slice
     tokens: np.ndarray
     cls_tokens: np.ndarray
     content: np.ndarray
+    masks: np.ndarray | None = None
 
     @classmethod
     def of_crops(cls, tokens: np.ndarray, cls_tokens: np.ndarray) -> "TokenBatch":

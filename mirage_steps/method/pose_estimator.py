@@ -109,9 +109,17 @@ class PoseEstimator:
         return self.k * len(self.poses)
 
     def shown(self, batch: TokenBatch) -> np.ndarray:
-        """Patches that show the object: the foreground's largest connected part, bool (n, T)."""
+        """Patches that show the object, bool (n, T).
+
+        At least half of each is on the given mask; without one, the foreground's largest
+        connected part.
+        """
         shown = (self.foreground.scores(batch.tokens) > self.foreground.threshold) & batch.valid
-        return np.stack([largest_part(one).ravel() for one in shown])
+        shown = np.stack([largest_part(one).ravel() for one in shown])
+        if batch.masks is None:
+            return shown
+        given = (batch.masks >= 0.5) & batch.valid.reshape(shown.shape)
+        return np.where(np.isnan(batch.masks), shown, given)
 
     def locate(
         self,

@@ -49,9 +49,10 @@ def check_images(dataset: Dataset, results: Path) -> None:
     """Refuse a missing source, and one of too few images; none is read."""
     source, samples = dataset.source, dataset.fid.samples
     record = read_json(results / "dataset.run.json").get("settings")
-    listed = record.get("path") if isinstance(record, dict) else None
+    listed = record if isinstance(record, dict) else {}
+    given = source.model_dump(mode="json")
     # Once listed, photos may be deleted: the last steps do not need them.
-    if record is None or listed != str(getattr(source, "path", "")):
+    if any(listed.get(key) != given.get(key) for key in ("path", "masks")):
         check_source(source)
     made = getattr(source, "images", None)
     if made is not None and dataset.use is None:
