@@ -35,7 +35,7 @@ class Tokens:
             remedy = rerun("features")
             require_finite(self.images[part], "tokens", remedy, *arrays)
             masks = self.file["masks"][part] if "masks" in self.file else None
-            yield TokenBatch(part, *arrays, masks)
+            yield TokenBatch(part, *arrays)._replace(masks=masks)
 
 
 @contextlib.contextmanager
