@@ -149,10 +149,10 @@ EDGE = partial(_numpy, mode="edge")
 CHOICES: dict[str, Choice] = {
     "edge pixels, window in the middle of the photo": (_mid_photo, EDGE),
     "edge pixels": (_default, EDGE),
-    "edge, blurred by the distance": (_default, extend),
+    "edge, blur grows with distance": (_default, extend),
     "the same, window in the middle of the photo": (_mid_photo, extend),
     "the same, window always centered": (_centered, extend),
-    "edge, blurred evenly": (_default, partial(_changed, change=partial(_smooth, axes=(1,)))),
+    "edge, constant blur": (_default, partial(_changed, change=partial(_smooth, axes=(1,)))),
     "mean color of the edge": (
         _default,
         partial(_changed, change=lambda whole: whole.mean(1, keepdims=True)),

@@ -11,13 +11,13 @@ SCHEMA, PAGE = ROOT / "config/schema.json", ROOT / "docs/configuration.md"
 
 _HEAD = """# Configuration
 
-Every key with its default, the values it takes, and its meaning; *paper* marks what the paper or
-DDIM's files state. Made from [`mirage_steps/settings.py`](../mirage_steps/settings.py) by `python
-docs/graphs.py`. [config/README.md](../config/README.md) says where configurations lie and how they
-are merged.
+All keys with defaults, allowed values and descriptions; *paper* marks values stated by the paper or
+by DDIM's configuration. Generated from [`mirage_steps/settings.py`](../mirage_steps/settings.py) by
+`python docs/graphs.py`. [config/README.md](../config/README.md) explains where configurations are
+searched and how they are merged.
 
-A configuration is `datasets: {NAME: {SECTION: {KEY: VALUE}}}`; a data set needs a `source`, or
-`use`. Unknown keys are refused. Editors complete and explain the keys where the first line of the
+A configuration is `datasets: {NAME: {SECTION: {KEY: VALUE}}}`; a data set needs `source` or
+`use`. Unknown keys are errors. Editors complete and explain the keys if the first line of the
 file is
 
 ```
@@ -49,8 +49,8 @@ def _plain(value: object) -> object:
 def page() -> str:
     """The page of all keys: of the file, of a data set, of its sections and kinds of sources."""
     definitions = Configuration.model_json_schema()["$defs"]
-    whole = Configuration.model_json_schema() | {"description": "At the top of the file."}
-    parts = [_HEAD, _section("The whole", whole), _section("A data set", definitions["Dataset"])]
+    whole = Configuration.model_json_schema() | {"description": "Keys at the top level."}
+    parts = [_HEAD, _section("Top level", whole), _section("A data set", definitions["Dataset"])]
     for key, one in definitions["Dataset"]["properties"].items():
         for name in _references(one):
             about = definitions[name]
@@ -68,7 +68,7 @@ def _references(value: object) -> Iterator[str]:
 
 def _section(title: str, about: dict) -> str:
     """A heading, what the section is, and a table of its keys."""
-    rows = ["| key | default | values | meaning |", "|---|---|---|---|"]
+    rows = ["| key | default | values | description |", "|---|---|---|---|"]
     for key, one in about["properties"].items():
         if "$ref" in one or key == "kind" and "const" in one:
             continue
@@ -92,22 +92,23 @@ def _values(one: dict) -> str:
     """Values that a key takes, in words."""
     if choices := one.get("anyOf"):
         words = [_values(choice) for choice in choices if choice.get("type") != "null"]
-        return " or ".join(filter(None, words))
+        return " or ".join(dict.fromkeys(filter(None, words)))
     if "oneOf" in one or "$ref" in one:
         return "a section"
     if "enum" in one or "const" in one:
         return ", ".join(f"`{in_yaml(value)}`" for value in one.get("enum", [one.get("const")]))
     if one["type"] == "array":
-        return f"list of: {_values(one['items'])}"
+        return f"list of ({_values(one['items'])})"
     if one["type"] == "object":
         return "sections by name" if "patternProperties" in one else "numbers by name"
     bounds = {
-        "minimum": "from {}", "exclusiveMinimum": "above {}", "maximum": "to {}",
-        "exclusiveMaximum": "below {}", "multipleOf": "in steps of {}",
+        "minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}",
+        "exclusiveMaximum": "< {}", "multipleOf": "multiple of {}",
     }  # fmt: skip
     words = {"string": "path" if one.get("format") == "path" else "text", "boolean": "true, false"}
-    word = words.get(one["type"], one["type"].replace("integer", "whole number"))
-    return " ".join([word, *(text.format(one[key]) for key, text in bounds.items() if key in one)])
+    word = words.get(one["type"], one["type"])
+    limits = ", ".join(text.format(one[key]) for key, text in bounds.items() if key in one)
+    return f"{word} {limits}".rstrip()
 
 
 def contents() -> dict[Path, str]:

@@ -1,6 +1,6 @@
 """MIRAGE steps: multi-view image generation from unposed photos.
 
-Modules at the top are the steps of the pipeline, each with a function ``main``:
+Top-level modules are the steps of the pipeline, each with a function ``main``:
 
 - ``dataset``, ``features``, ``duplicates``, ``foreground``, ``crops``, ``categories``,
   ``pose_space``, ``poses``, ``pose_names``, ``pose_eval``, ``cameras``, ``screening``: from images
@@ -9,14 +9,16 @@ Modules at the top are the steps of the pipeline, each with a function ``main``:
 - ``real``, ``views``, ``baseline``, ``sheet``, ``contact_sheet``, ``comparison``: sets of real and
   generated images, and pictures of objects (section 3.3);
 - ``masks``, ``embed``, ``fid``: background removal and distances to real images (section 4);
-- ``novel_views``, ``photo_sheet``, ``mesh``: given photos in all poses (section 3.3, Figure 4), and
-  meshes of them;
-- ``weights``, ``gather``: published networks, and the shards of other steps.
+- ``turntables``, ``evidence``, ``ablation``: pose control and consistency of views (Figure 3);
+- ``novel_views``, ``photo_sheet``, ``mesh``: novel views of photos (section 3.3, Figure 4), and
+  meshes;
+- ``sampling``, ``report``, ``export``: stored settings, the page of all results, a run for others;
+- ``weights``, ``gather``: published networks, and joining of shards.
 
 Below the steps: ``run`` (the class ``Run``, a finished run in Python), ``tools`` (status, compare,
 plan and others), ``sources`` (images of each data set), ``networks`` (trained networks), ``files``
-(all that reads or writes the disk), ``method`` (the mathematics), ``demo`` (renderer and stand-in
-networks), ``settings``, ``evaluation_sets`` and ``errors``.
+(file access), ``method`` (the mathematics), ``demo`` (renderer and stand-in networks),
+``settings``, ``evaluation_sets`` and ``errors``.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Noise, cross-frame attention and guidance varied one at a time (Figure 3), and what that does.
+"""Ablation of noise, cross-frame attention and guidance, one at a time (Figure 3).
 
-All rows show the same objects: noise and reference are keyed by the object. Each is judged as by
-the evidence step (:mod:`mirage_steps.judge`), and compared with the first row object by object, so
-that the interval of a difference tells whether chance explains it. Writes ``ablation.json``,
-``ablation.txt`` with what the paper says of each factor and whether it holds, and ``ablation.png``.
+All rows have the same objects: noise and reference are keyed by the object. Rows are evaluated as
+in the evidence step (:mod:`mirage_steps.judge`) and compared with the first row in paired
+differences with intervals. Writes ``ablation.json``, ``ablation.txt`` with the paper's claim about
+each factor and whether it holds, and ``ablation.png``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,11 +37,11 @@ _NEITHER, _ENCODER, _GUIDED = "no attention, own noise", "encoder too", "guided 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant of the sampler and how its views are judged, object by object.
+    """One variant of the sampler and the scores of its views, per object.
 
     Attributes:
         settings: that differ from the first row's.
-        values: (n,) of each measure: ``near``, the share of views in the pose asked for or a
+        values: (n,) of each measure: ``near``, the share of views in the requested pose or a
             neighbor; ``nn_distance`` from real images; and similarity by the kind of features.
         frechet, kernel: distances of the features of all views from those of real images.
     """
@@ -162,7 +162,7 @@ def _variants(
         _ENCODER: varied(attention="all"),
         _GUIDED: varied(reference="guided"),
     }
-    # Without guidance at least, which the claims ask for.
+    # At least without guidance, which the claims need.
     gammas = sorted({1.0, *ablation.gammas})
     found |= {f"gamma {gamma:g}": varied(gamma=gamma) for gamma in gammas}
     return {
@@ -171,7 +171,7 @@ def _variants(
 
 
 def _judged(judge: Judge, made: Views, changed: dict[str, object]) -> Row:
-    """How the views of a row are."""
+    """Scores of a row's views."""
     seen = judge.see_views(made.images)
     _, kind = judge.kinds
     features, real = seen.features[kind], judge.real.features[kind]
@@ -229,7 +229,7 @@ def _in_units(judge: Judge, rows: Mapping[str, Row]) -> dict[str, Row]:
 
 
 def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, Any]]:
-    """What the paper says of each factor, with the differences that decide it.
+    """The paper's claim about each factor, with the differences that decide it.
 
     A claim that a factor helps holds if no kind of consistency falls and one rises, by their joint
     intervals; that it has no effect, if no interval excludes zero.
@@ -292,7 +292,7 @@ def _as_text(
     figures: Mapping[str, dict],
     claims: list[dict[str, Any]],
 ) -> str:
-    """The figures as tables; a star marks what differs from the first row by more than chance."""
+    """The figures as tables; a star marks significant differences from the first row."""
     keys = [key for key in figures[_BASE] if key in ("near", "nn_distance") or "consistency" in key]
     table = [["", *keys, "FD", "KID"]]
     for row, found in figures.items():
@@ -304,7 +304,7 @@ def _as_text(
     lines = [
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
         f"{about['steps']} steps",
-        "near: share of views in the pose asked for or a neighbor; nn_distance: 1 as far from real",
+        "near: share of views in the requested pose or a neighbor; nn_distance: 1 as far from real",
         "images as they are from each other; consistency: 0 unrelated objects, 1 real ones;",
         f"FD, KID: of {about['network']}, on the object",
         "in parentheses the 95 % interval over objects; * differs from the first row (one in 20",

@@ -155,7 +155,7 @@ def _add_circle(
             raise UserError(f"pose {pose}: its images have no patch in common; lower poses.k")
     found, losses = find(masks[0], maps[0])
     if left is not None and _from_front(found, front)[left] > 180:
-        log.warning("--left %d: the other sense of turning fits better", circle[left])
+        log.warning("--left %d: the opposite direction of rotation fits better", circle[left])
         found = refit(masks[0], maps[0], reversed_depth(found.cameras))
     halves = [refit(masks[half], maps[half], found.cameras) for half in (1, 2)]
     one, two = (np.array([c.azimuth_deg for c in half.cameras]) for half in halves)
@@ -177,8 +177,8 @@ def _add_circle(
     if all(map(len, known)):
         about |= errors(angles, np.array([circular_mean(azimuth) for azimuth in known]))
         log.info(
-            "median error %(median_error_deg).1f degrees of the azimuths after the best start and "
-            "sense, %(equal_spacing_error_deg).1f of equal spacing", about,
+            "median error of the azimuths, best alignment: %(median_error_deg).1f degrees (equal "
+            "spacing: %(equal_spacing_error_deg).1f)", about,
         )  # fmt: skip
     report["categories"].append(about)
     log.info("azimuths %s, elevation %.0f", angles.round().astype(int), about["elevation_deg"])
@@ -203,7 +203,7 @@ def _from_front(found: Fit, front: int | None) -> np.ndarray:
 
 
 def errors(found: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Median errors in degrees of azimuths (k,), and of equal spacing, at the best start."""
+    """Median errors in degrees of azimuths (k,), and of equal spacing, at the best offset."""
     even = np.arange(len(truth)) * 360 / len(truth)
     return {
         "median_error_deg": _aligned_error(found, truth),

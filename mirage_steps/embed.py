@@ -78,7 +78,7 @@ def main(
                 bar.update(len(batch))
         if (features["backbone"][:] == features["backbone"][0]).all():
             log.warning(
-                "all %d images have the same features: their distances mean nothing; look at %s",
+                "all %d images have the same features, so their FID is meaningless; look at %s",
                 len(pixels), images.parent,
             )  # fmt: skip
     log.info("features of %s: %s", images, ", ".join(extractors))

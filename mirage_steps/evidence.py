@@ -1,12 +1,13 @@
-"""Whether views show the pose that was asked for and one object, beside floor and ceiling.
+"""Pose control and consistency of views, with floor and ceiling.
 
-FID sees neither. Generated objects and photos in all poses are judged (:mod:`mirage_steps.judge`):
+FID measures neither. Generated objects and photos in all poses are judged
+(:mod:`mirage_steps.judge`):
 
-- *pose control*: share of views in the pose asked for, or in that or a neighbor;
-- *consistency*: how similar the views of an object are, from 0 (unrelated objects) to 1 (real
-  objects seen from all sides, where these are known); views in another pose count as unrelated;
-- *truth*, where a renderer knows it: views of a photo against the same object rendered from there,
-  beside two baselines, the photo itself and the mean image of the pose.
+- *pose control*: share of views in the requested pose, or in that or an adjacent one;
+- *consistency*: similarity of the views of an object, from 0 (unrelated objects) to 1 (real
+  objects seen from all sides, if available); views in another pose count as unrelated;
+- *truth*, for rendered data: views of a photo compared with renderings of the same object, next to
+  two baselines, the photo itself and the mean image of the pose.
 
 Intervals are 95 % bootstraps over objects. Writes ``evidence.json``, ``evidence.txt`` and
 ``evidence.png``, ``references.png``, and where the truth is known ``truth.png``.
@@ -169,7 +170,7 @@ def _pose_control(
     judged: dict[str, Views],
     real: tuple[Seen, np.ndarray] | None,
 ) -> dict[str, object]:
-    """Share of views in the pose asked for (``exact``), or in that or a neighbor (``near``)."""
+    """Share of views in the requested pose (``exact``), or in that or adjacent ones (``near``)."""
     found: dict[str, object] = {}
     for within, name in enumerate(("exact", "near")):
         row: dict[str, object] = {"chance": min(1.0, (1 + 2 * within) / judge.k)}
@@ -188,7 +189,7 @@ def _pose_control(
 def _consistency(
     judge: Judge, seen: dict[str, Seen], judged: dict[str, Views]
 ) -> dict[str, dict[str, object]]:
-    """Place between floor and ceiling by the kind of features; similarity where none is known."""
+    """Consistency by kind of features; the plain similarity if no ceiling is known."""
     similar = {
         kind: judge.similarity(seen[kind], views.poses, views.given)
         for kind, views in judged.items()
@@ -203,7 +204,7 @@ def _consistency(
 
 
 def _references(judge: Judge, seen: Seen, made: Views) -> tuple[dict[str, object], np.ndarray]:
-    """Whether bad references are known as such before their views are made (Figure 11).
+    """Whether the scores of references predict the quality of their views (Figure 11).
 
     The rank correlation of the references' scores, (n,), which are also returned, with how good
     their views are; and these means without the worst share of references.
@@ -223,7 +224,7 @@ def _references(judge: Judge, seen: Seen, made: Views) -> tuple[dict[str, object
 def _truth(
     judge: Judge, novel: Views, seen: Seen, truth: Turntables
 ) -> dict[str, dict[str, object]]:
-    """The views of photos, and two baselines, against the same objects rendered from there.
+    """Views of photos, and two baselines, compared with renderings of the same objects.
 
     ``psnr_db`` inside the true object; ``distance`` of the other network's tokens there; ``iou`` of
     the object's mask. Means over the views of an object other than its photo.
@@ -319,7 +320,7 @@ _MEASURES = {
 def _as_text(name: str, about: dict[str, object], found: dict[str, Any]) -> str:
     """The figures as tables."""
     lines = [
-        f"{name}: do views show the pose asked for, and one object?",
+        f"{name}: do views show the requested pose, and the same object?",
         f"{about['generated_objects']} generated objects; {about['photos']} photos "
         f"({about['photos_are']}); {about['real_images']} real images",
         f"poses and masks by the run's own estimator ({about['pose_estimator']}); "
@@ -332,12 +333,12 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, Any]) -> str:
     correlations = found["references"]["rank_correlation"]
     lines += [
         "",
-        "rank correlation of a reference's score (0 is best) with how good its views are: "
+        "rank correlation of a reference's score (0 is best) with the quality of its views: "
         + "; ".join(f"{key} {value}" for key, value in correlations.items()),
     ]
     if "truth" in found:
         rows = [["views of photos against the truth", "model", "photo itself", "mean image",
-                 "model less photo", "model less mean image"]]  # fmt: skip
+                 "model minus photo", "model minus mean image"]]  # fmt: skip
         for measure, label in _MEASURES.items():
             row = found["truth"][measure]
             keys = ("model", "photo", "mean_image")
@@ -350,7 +351,7 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, Any]) -> str:
 def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
     """Pose control and consistency, the head first."""
     yield ["", "generated", "photos", "chance", "real"]
-    names = {"exact": "in the pose asked for", "near": "in that or a neighbor"}
+    names = {"exact": "in the requested pose", "near": "in that or a neighbor"}
     for name, row in found["pose_control"].items():
         real = row.get("real_objects", row["training_crops"])
         yield [names[name], f"{row['generated']}", f"{row['photos']}", f"{row['chance']:.2f}",
@@ -363,7 +364,7 @@ def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def _told(one: Interval) -> str:
-    """A difference, and whether chance explains it."""
+    """A difference, marked if its interval includes zero."""
     return f"{one}{'' if one.differs else ' n.s.'}"
 
 

@@ -1,4 +1,4 @@
-"""What others need to show photos by a run's model: a small folder that is used like the run.
+"""Export a run's model to a small folder that is used like the run.
 
 Writes ``training/model.safetensors`` in half precision with its ``config.json`` and
 ``sampling.json``, ``poses/pose_estimator.safetensors`` and ``names.json``, ``cameras/cameras.json``

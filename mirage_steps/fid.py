@@ -1,4 +1,4 @@
-"""The table of distances between generated and real images (paper, tables 1 and 2).
+"""FID, KID and other metrics between generated and real images (paper, tables 1 and 2).
 
 Every row compares two sets with the same number of images. Columns: FID if the features are from
 clean-fid's Inception, and of the backbone's features the Frechet and kernel distances, precision
@@ -104,7 +104,7 @@ def main(
     dataset: str,
     out: Path,
 ) -> None:
-    """Write the table of distances.
+    """Write the metrics table.
 
     Args:
         row: Name of a row, features.h5 of the scored set and of the real set, and a caption.
@@ -165,7 +165,7 @@ def compare(name: str, scored: Path, real: Path, caption: str = "") -> Row:
         UserError: the sets do not compare: unequal numbers, networks or backgrounds.
     """
     x, y = read_features(scored), read_features(real)
-    # What was rendered on white compares with whatever removed the other background.
+    # Images rendered on white are comparable with any background removal.
     removal = y.sam if x.sam == OWN_WHITE and y.sam else x.sam
     pairs = {
         "images": (len(x.backbone), len(y.backbone)),
@@ -176,8 +176,7 @@ def compare(name: str, scored: Path, real: Path, caption: str = "") -> Row:
     for what, (one, other) in pairs.items():
         if one != other:
             raise UserError(
-                f"row {name}: {what} differ, {scored}: {one}, {real}: {other}; "
-                "distances compare only like with like"
+                f"row {name}: {what} differ, {scored}: {one}, {real}: {other}; they must be equal"
             )
     n = len(x.backbone)
     if n < 2:
@@ -231,7 +230,7 @@ def as_json(dataset: str, rows: list[Row], published: Published | None = None) -
 
 
 def as_text(dataset: str, rows: list[Row], published: Published | None = None) -> str:
-    """The table as a person reads it."""
+    """The table as text."""
     backbone, token, resolution, size = (rows[0].networks[key] for key in _NETWORKS)
     heads = [f"{head}*" for head in ("FD", "KID", "prec.", "recall", "density", "coverage")]
     table = [["row", "n", _inception_column(rows), *heads, ""]]

@@ -74,7 +74,7 @@ def main(
             model, contrasts = fit_foreground(_Kept(found, kept), foreground)
             signs = [side_of(one, foreground.fallback_sign) for one in contrasts]
             components = _components(found, entries, shown[[0, -1]], model, signs)
-            # Photos that come later are like these.
+            # New photos are assumed to be cropped to the object if all of these are.
             whole = all(entry.box == (0, 0, entry.width, entry.height) for entry in entries)
             estimator = PoseEstimator(found.backbone, model, foreground.margin, whole=whole)
             about: dict[str, Any] = _report(model, contrasts, foreground)

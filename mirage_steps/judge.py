@@ -1,9 +1,9 @@
-"""Which pose views show, and how similar the views of one object are.
+"""Pose of views, and similarity of the views of one object.
 
-Poses are assigned by the run's own estimator. Objects are compared by two kinds of features that
-took no part in finding poses: the mean color inside the object's mask, and the features of another
-network with everything but the object painted gray. The scale between unrelated objects and one
-object comes from real images (:class:`mirage_steps.method.evidence.Consistency`).
+Poses are assigned by the run's own estimator. Objects are compared by two kinds of features: the
+mean color inside the object's mask, and the features of ``evidence.judge`` with everything but the
+object painted gray. The scale between unrelated objects and one object comes from real images
+(:class:`mirage_steps.method.evidence.Consistency`).
 """
 
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Judge:
-    """The run's estimator, a network that the run does not know, and scales of consistency.
+    """The run's estimator, the network for feature consistency, and scales of consistency.
 
     Attributes:
         run: whose views are judged.
@@ -220,15 +220,18 @@ class Judge:
             if mean_interval(ceiling).low > 0:
                 scales[kind] = replace(scales[kind], ceiling=ceiling)
             else:
-                log.warning("%s does not tell real objects from unrelated ones: no ceiling", kind)
+                log.warning(
+                    "%s: real views of an object are as far apart as unrelated ones: no ceiling",
+                    kind,
+                )
         return replace(judge, scales=scales)
 
     def shows(self, seen: Seen, poses: np.ndarray, within: int = 1) -> np.ndarray:
-        """Whether views show the poses (n, v) asked for or neighbors of them, bool (n, v)."""
+        """Whether views show the requested poses (n, v) or adjacent ones, bool (n, v)."""
         return in_pose(poses, seen.poses, self.k, within)
 
     def reference_scores(self, seen: Seen, views: Views) -> np.ndarray:
-        """How doubtful the references of generated objects are, (n,), 0 is best."""
+        """Scores (n,) of the references of generated objects, 0 is best."""
         own = np.arange(len(views.given)), views.given
         far = self.run.estimator.far
         return reference_scores(views.poses[own], seen.poses[own], seen.distances[own], far, self.k)

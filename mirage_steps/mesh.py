@@ -62,7 +62,10 @@ def main(
         raise UserError(f"--voxels {voxels}: give 16 to 256")
     given = _named(records, objects)
     if again := {stem for stem, *_ in given if [one[0] for one in given].count(stem) > 1}:
-        raise UserError(f"{encoded(min(again))}: several records of this name; give each an --out")
+        raise UserError(
+            f"{encoded(min(again))}: several records have this name; process them in separate "
+            "calls, each with its own --out"
+        )
     for stem, record, number in given:
         require_no_other_mesh(out, stem)
         if ners:

@@ -177,8 +177,9 @@ def _output_names(photos: Sequence[Path], box: Sequence[float] | None, name: str
     for stem, photo in zip(stems, photos, strict=True):
         if first[stem] != photo:
             raise UserError(
-                f"{encoded(photo)}: its outputs would be called as those of {encoded(first[stem])};"
-                " give the two in several calls, each with its own --out"
+                f"{encoded(photo)}: its outputs would have the same names as those of "
+                f"{encoded(first[stem])}; process the two in separate "
+                "calls, each with its own --out"
             )
     return stems
 

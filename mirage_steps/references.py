@@ -1,7 +1,7 @@
 """Generated references without the worst of them (``views.reject``; the paper's Figure 11).
 
 A reference is scored by what is known at inference alone: how far its features are from the poses
-of the training images, and whether it shows the pose that was asked for.
+of the training images, and whether it shows the requested pose.
 """
 
 import math

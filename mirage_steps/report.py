@@ -32,7 +32,7 @@ _ROWS = 30  # of rejected images, of images with warnings, and of warnings
 _RECORDS = 200  # of steps
 # What a variant takes from the run that it uses.
 _SHARED = ("foreground", "poses", "training", "screening", "rejected.csv")
-# The parts of which all is known.
+# Parts of the first line; those with unknown values are left out.
 _LEAD = (
     "{images} images", "{k} poses", "{iterations} training steps in {trained_in} on {device}",
     "mirage_steps {version}", "code {commit}",
@@ -45,7 +45,7 @@ _SECTIONS = (
      "better; no model can be expected below other real images. One run, without intervals.",
      ("fid.txt",), ()),
     ("Evidence",
-     "Do views show the pose that was asked for, and one object? With 95 % intervals.",
+     "Do views show the requested pose, and the same object? With 95 % intervals.",
      ("evidence/evidence.txt",), (
          ("evidence/evidence.png", "Chart of pose accuracy and consistency with intervals",
           "{generated_objects} generated objects, {photos} photos, {real_images} real images; "

@@ -68,7 +68,7 @@ _PSNR = 26.0  # dB
 _COLOR_DRIFT = 80.0
 # Of the views in other poses than the photo's, by the estimator of the run. Thresholds are between
 # held-out cars and photos unlike the training data (docs/novel_views.md).
-_TURNED = 0.2  # share in the pose asked for or next to it, from that by chance (0) to all (1)
+_TURNED = 0.2  # share in the requested or an adjacent pose, from that by chance (0) to all (1)
 _SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
 _FAR_VIEWS = 0.9  # share that is far from every pose
 # Largest feature maps (pixels a side) that a single image is better sampled on one thread with.
@@ -321,7 +321,7 @@ class Run:
         """
         for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
             if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
-                raise UserError(f"{name} {value}: give a whole number from {least}")
+                raise UserError(f"{name} {value}: give an integer of at least {least}")
         wanted = self._places("poses", poses)
         columns = self._places("reference", None if reference is None else [reference])
         views, guidance = views or self.sampling.views, guidance or self.sampling.guidance
@@ -395,7 +395,7 @@ class Run:
 
 
 def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iterator[PhotoWarning]:
-    """What speaks against the views of a photo."""
+    """Warnings about the views of a photo."""
     psnr_db = made.reconstruction_psnr_db
     if psnr_db < _PSNR:
         reason = "poorly reconstructed: unlike the training images, or too few steps"
@@ -411,7 +411,7 @@ def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iter
 def _pose_warnings(
     asked: np.ndarray, shown: np.ndarray, distances: np.ndarray, far: float
 ) -> Iterator[PhotoWarning]:
-    """What speaks against the views by the poses that the run's estimator sees in them.
+    """Warnings about the poses of the views, as found by the run's estimator.
 
     Args:
         asked: (k,) poses of the category, in circular order; the photo's own is first.
@@ -424,7 +424,7 @@ def _pose_warnings(
     share, chance, poses = float(near.mean()), min(1.0, 3 / k), len(np.unique(shown))
     limit = chance + _TURNED * (1 - chance)
     if share < limit:
-        reason = "few views show the pose asked for or one next to it"
+        reason = "few views show the requested pose or an adjacent one"
         yield PhotoWarning(reason, "their share", share, limit)
     if poses <= _SHOWN * k:
         reason = f"the views of all {k} poses have nearly the same outline"

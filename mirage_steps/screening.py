@@ -98,14 +98,14 @@ def _groups(entries: Mapping[str, Entry], repeats: Mapping[str, str]) -> list[li
 def _unusual(
     warnings: Mapping[str, list[PhotoWarning]],
 ) -> tuple[dict[str, list[PhotoWarning]], list[str]]:
-    """Images with their warnings but those of many images, and a line about each of these."""
+    """Warnings of each image without common ones, and a line about each common one."""
     counts = Counter(one.reason for own in warnings.values() for one in own)
     counts.pop(_NO_OBJECT, None)
     images = len(warnings)
     usual = {reason: count for reason, count in counts.items() if count > _MANY * images}
     lines = [f"{count} of {images} images: {reason}" for reason, count in usual.items()]
     for line in lines:
-        log.warning("%s; so many are not listed, see foreground.csv", line)
+        log.warning("%s; too many to list, see foreground.csv", line)
     kept = {
         image: [one for one in own if one.reason not in usual] for image, own in warnings.items()
     }
@@ -115,7 +115,7 @@ def _unusual(
 def _warnings(
     entry: Entry, row: Mapping[str, str], distance: float | None, far: float
 ) -> Iterator[PhotoWarning]:
-    """What speaks against an image.
+    """Warnings about an image.
 
     Args:
         entry: the image.

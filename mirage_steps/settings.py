@@ -1,9 +1,9 @@
-"""All settings of a data set, with their defaults and meanings.
+"""All settings of a data set, with their defaults and descriptions.
 
 A configuration is ``datasets: {name: {section: {key: value}}}``; the classes below are the
-sections. Each step takes one or two of them as its command-line flags, so a key has one name in
-the config, in the rule, on the command line and in the code. Where the paper states a value,
-:func:`stated` declares it with the default; they differ where measurements favor another value.
+sections. Steps take sections as command-line flags, so a key has the same name in the
+configuration, the rules, on the command line and in the code. If the paper states a value,
+:func:`stated` declares it with the default; they differ if measurements favor another value.
 Other defaults are our choice, because the paper is silent.
 """
 
@@ -35,21 +35,21 @@ from pydantic_core import PydanticCustomError
 from mirage_steps.errors import CONTROL, UserError
 from mirage_steps.evaluation_sets import EvaluationSet, evaluation_sets, table_rows
 
-# Of a category: every reference gets three other poses.
+# Least number of poses of a category: every reference gets three other poses.
 LEAST_POSES = 4
-# Folder into which published networks are fetched.
+# Folder into which published networks are downloaded.
 WEIGHTS = "weights/published"
-# Sections of a data set with `use` that are merged over the other data set's: they change neither
-# features nor poses nor the model.
+# Sections of a data set with `use` that are merged over those of the other data set: they change
+# neither features nor poses nor the model.
 _MERGED = ("views", "guidance", "novel_views", "sheet", "evidence", "ablation")
-# Whole numbers that YAML takes for text.
+# Integers that YAML reads as text.
 _EXPONENT = re.compile(r"[0-9.]+[eE]\+?[0-9]{1,2}")
-# By Snakemake, or by one of the shells through which a cluster's submission passes file names.
+# Characters that Snakemake or the shells of a cluster submission interpret.
 _MISREAD = re.compile(r'[{}<>$`"\\]')
 
 
 def _path(text: str) -> str:
-    """A path or name that rules take as a file: normalized, the home folder written out."""
+    """A path or name that rules take as a file: normalized, with the home folder expanded."""
     if _MISREAD.search(text):
         raise ValueError(
             'must not hold any of { } < > $ ` " \\, which Snakemake or a shell misreads'
@@ -68,25 +68,25 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 
 
 def stated(default: Any, paper: Any, description: str, **bounds: Any) -> Any:
-    """A field for which the paper, or DDIM's files that it refers to, states a value.
+    """A field for which the paper, or DDIM's configuration that it refers to, states a value.
 
     Args:
-        default: this project's value; the paper's or not.
+        default: this project's value.
         paper: the paper's value.
-        description: of the field; the paper's value is added to it.
-        bounds: as of pydantic's ``Field``.
+        description: of the field; the paper's value is appended.
+        bounds: keyword arguments of pydantic's ``Field``.
     """
     text = f"{description.removesuffix('.')} (paper: {in_yaml(paper)})."
     return Field(default, description=text, json_schema_extra={"paper": paper}, **bounds)
 
 
 def in_yaml(value: object) -> str:
-    """A setting's value as the configuration spells it."""
+    """A setting's value in YAML's spelling."""
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 class Settings(BaseModel):
-    """A frozen section of the configuration that refuses keys it does not know."""
+    """A frozen section of the configuration that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -96,7 +96,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_meant(cls, values: object) -> object:
-        """Values as YAML's reader gives them, or as they were meant: to YAML, 1e6 is text."""
+        """Values read by YAML, converted to what was meant: YAML reads 1e6 as text."""
         if not isinstance(values, dict):
             return values
         meant = {}
@@ -135,22 +135,23 @@ class Folder(Settings):
     path: Path = Field(description="Folder with the images.")
     boxes: FileName | None = Field(
         None,
-        description="CSV file with image, x0, y0, x1, y1: the object's boxes in pixels of the "
-        "upright images; the others are found. image: photos are cropped to their object already.",
+        description="CSV file with image, x0, y0, x1, y1: bounding boxes of the objects in pixels "
+        "of the upright images; missing boxes are found by PCA 1. image: the photos are already "
+        "cropped to the object.",
     )
     masks: Path | None = Field(
         None,
-        description="Folder of masks, each with the path of its photo below the folder, extension "
-        "aside, and with the photo's size or aspect. What is neither black nor transparent is the "
-        "object. A mask gives the object's box, and in pose discovery the patches that show it; "
-        "photos without a mask have those of PCA 1. Rows without background still use SAM's masks.",
+        description="Folder of object masks, with the same relative paths as the photos (except "
+        "the extension) and the size or aspect ratio of the photo. Pixels that are neither black "
+        "nor transparent are the object. A mask gives the box and, in pose discovery, the patches "
+        "of the object; photos without a mask use PCA 1. Rows without background still use SAM.",
     )
     max_pixels: int = _MAX_PIXELS
 
     @model_validator(mode="after")
     def _boxes_are_given_once(self) -> "Folder":
         if self.boxes is not None and self.masks is not None:
-            raise ValueError("masks give the boxes already; remove boxes or masks")
+            raise ValueError("masks already give the boxes; remove boxes or masks")
         return self
 
     @property
@@ -165,7 +166,7 @@ class CompCars(Settings):
     kind: Annotated[Literal["compcars"], tyro.conf.Suppress] = "compcars"
     path: Path = Field(description="Folder of CompCars that holds image/ and label/.")
     boxes: bool = stated(
-        False, False, "Crop by the data set's boxes, not by those that PCA 1 finds."
+        False, False, "Crop by the data set's boxes instead of those found by PCA 1."
     )
     max_pixels: int = _MAX_PIXELS
 
@@ -176,13 +177,13 @@ class Epfl(Settings):
     kind: Annotated[Literal["epfl"], tyro.conf.Suppress] = "epfl"
     path: Path = Field(description="Folder of the data set that holds tripod-seq.txt.")
     boxes: bool = Field(
-        False, description="Crop by the data set's boxes, not by those that PCA 1 finds."
+        False, description="Crop by the data set's boxes instead of those found by PCA 1."
     )
     max_pixels: int = _MAX_PIXELS
 
 
 class StableDiffusion(Settings):
-    """Images made by Stable Diffusion from the paper's prompts (section 4.1)."""
+    """Images generated by Stable Diffusion from the paper's prompts (section 4.1)."""
 
     untracked = ("batch_size",)
 
@@ -195,12 +196,12 @@ class StableDiffusion(Settings):
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         description="Local folder or hub name of a diffusers pipeline.",
     )
-    steps: int = Field(50, ge=1, description="Denoising steps of an image.")
+    steps: int = Field(50, ge=1, description="Denoising steps per image.")
     guidance_scale: float = Field(7.5, ge=1, description="Classifier-free guidance; 1 is off.")
     size: int = Field(
         512, ge=16, le=8192, multiple_of=8, description="Side of a generated image in pixels."
     )
-    saved_size: int = Field(256, ge=16, le=8192, description="Side at which it is kept.")
+    saved_size: int = Field(256, ge=16, le=8192, description="Side of the stored image in pixels.")
     batch_size: int = Field(8, ge=1, description="Images generated at once.")
     seed: Seed = Field(0, description="Seed of the images' noise.")
 
@@ -212,12 +213,12 @@ class Procedural(Settings):
     objects: Literal["cars", "chairs", "mugs", "cars-and-chairs"] = Field(
         "cars", description="What to render; cars-and-chairs alternates."
     )
-    images: int = Field(2000, ge=1, description="How many images to render.")
+    images: int = Field(2000, ge=1, description="Number of images to render.")
     size: int = Field(96, ge=16, le=1024, description="Side of an image in pixels.")
     placement: float = Field(
-        1.0, ge=0, le=1, description="How much scale and position vary: 0 not at all, 1 much."
+        1.0, ge=0, le=1, description="Variation of scale and position: 0 none, 1 large."
     )
-    seed: Seed = Field(0, description="Seed of shapes, paints, poses and scenes.")
+    seed: Seed = Field(0, description="Seed of shapes, colors, poses and scenes.")
 
 
 Source = Annotated[
@@ -226,7 +227,7 @@ Source = Annotated[
 
 
 class Backbone(Settings):
-    """The network whose patch tokens are the features."""
+    """The backbone, whose patch tokens are the features."""
 
     untracked = ("batch_size",)
 
@@ -238,7 +239,7 @@ class Backbone(Settings):
     levels: tuple[Literal[16, 32], ...] = Field(
         (16, 32),
         min_length=1,
-        description="Of efficientnet-lite0: strides in pixels whose features are concatenated.",
+        description="For efficientnet-lite0: strides in pixels whose features are concatenated.",
     )
     resolution: int = Field(
         224,
@@ -250,7 +251,7 @@ class Backbone(Settings):
         "float32",
         description="Arithmetic of the network; auto: bfloat16 where the hardware has it.",
     )
-    batch_size: int = Field(32, ge=1, description="Images the backbone sees at once.")
+    batch_size: int = Field(32, ge=1, description="Images per batch of the backbone.")
 
 
 class Foreground(Settings):
@@ -259,31 +260,31 @@ class Foreground(Settings):
     rule: Literal["first-component", "border-contrast"] = stated(
         "border-contrast",
         "first-component",
-        "Which component separates: the first, or the one of the first three on which the image "
-        "border differs most from the center.",
+        "Which component of PCA 1 separates the object: the first, or the one of the first three "
+        "that differs most between the image border and the center.",
     )
     component: Literal["auto", 1, 2, 3, -1, -2, -3] = Field(
         "auto",
-        description="The component that is the object in foreground.png, by its number; with a "
-        "minus sign, the other side of it. auto: by the rule.",
+        description="Number of the component that shows the object in foreground.png; with a minus "
+        "sign, its negative side. auto: chosen by the rule.",
     )
     threshold: Literal["zero", "otsu"] = stated(
-        "otsu", "zero", "Where the component is cut: at zero or at Otsu's threshold."
+        "otsu", "zero", "Threshold of the component: zero or Otsu's."
     )
     fallback_sign: Literal[-1, 1] = Field(
-        1, description="Sign of the component where the border cannot decide it."
+        1, description="Sign of the component if the border cannot determine it."
     )
     margin: float = Field(
-        0.06, ge=0, lt=0.5, description="Share of the crop left free on each side of the object."
+        0.06, ge=0, lt=0.5, description="Margin on each side of the object, as a share of the crop."
     )
 
 
 class Screening(Settings):
-    """Images that should not be there."""
+    """Near-duplicate images."""
 
     duplicates: Literal["list", "drop"] = Field(
         "list",
-        description="Near-duplicates: only listed, or left out but for the first of each group.",
+        description="list: only list near-duplicates; drop: use only the first of each group.",
     )
 
 
@@ -291,15 +292,15 @@ class PoseSpace(Settings):
     """The maps that K-Means compares (section 3.1)."""
 
     mask_background: bool = stated(
-        True, False, "Set patches off the object to zero; otherwise project them like all others."
+        True, False, "Set patches outside the object to zero; false: project them, too."
     )
     normalize: bool = stated(True, False, "Scale each map to Euclidean length 1.")
     components: int = stated(3, 3, "Components of PCA 2.", ge=1, le=256)
     center: bool = stated(
         False,
         False,
-        "Subtract the mean of all maps at each patch before maps are scaled, so that they differ "
-        "in what is peculiar to them, not in what all have there.",
+        "Subtract the mean of all maps at each patch, before normalizing; removes what all images "
+        "have in common there.",
     )
 
 
@@ -316,19 +317,19 @@ class Poses(Settings):
     k: int = Field(
         25, ge=2, le=10_000, description="Number of poses (paper: CompCars 25, armchairs 10)."
     )
-    starts: int = Field(10, ge=1, description="Starts of K-Means, the best of which is kept.")
-    seed: Seed = Field(0, description="Seed of the K-Means starts, and of the images fitted on.")
+    starts: int = Field(10, ge=1, description="Starts of K-Means; the best is kept.")
+    seed: Seed = Field(0, description="Seed of the K-Means starts and of the choice of images.")
     fitted_images: int = Field(
         20_000,
         ge=2,
-        description="Most images that the clusters are fitted on, drawn at random, whose maps are "
-        "held in memory; all images get a pose (paper: fitted on all).",
+        description="Maximum number of images that clusters are fitted on, drawn at random; limits "
+        "memory. All images get a pose (paper: fitted on all).",
     )
     edits: FileName = Field(
         "none",
-        description="CSV file with pose, action, value, by the numbers that poses have without it: "
-        "merge (value: the pose that it joins), drop, or name (value: for pictures); none edits "
-        "nothing.",
+        description="CSV file with pose, action, value; pose numbers are those before any edit. "
+        "Actions: merge (value: pose to merge into), drop, or name (value: name for pictures). "
+        "none: no edits.",
     )
 
 
@@ -342,22 +343,22 @@ _Places = Annotated[
 
 
 class Cameras(Settings):
-    """Poses that settle what the data cannot tell; at most one of each category."""
+    """Poses that determine what the data cannot; at most one per category."""
 
     front: _Places = Field(
-        (), description="Numbers of poses that show the object from its front (poses/poses.png)."
+        (), description="Numbers of poses that show the object from the front (poses/poses.png)."
     )
     left: _Places = Field(
         (),
-        description="Of poses whose front is at image-left, which settle the direction of "
-        "rotation; each needs a front.",
+        description="Numbers of poses whose front is at image-left, which determine the direction "
+        "of rotation; each needs a front.",
     )
 
 
 class Training(Settings):
     """The diffusion model and its training (paper, section 3.2 and appendix A).
 
-    The paper gives Adam, its rate and the iterations, and refers to DDIM for the rest.
+    The paper states Adam, its learning rate and the iterations, and refers to DDIM for the rest.
     """
 
     untracked = (
@@ -366,7 +367,7 @@ class Training(Settings):
     )  # fmt: skip
 
     preset: Literal["paper", "small"] = stated(
-        "paper", "paper", "The paper's U-Net, or a small one that learns on two cores."
+        "paper", "paper", "The paper's U-Net, or a small one that can be trained on two CPU cores."
     )
     image_size: int = stated(64, 64, "Side of the images in pixels.", ge=16, le=8192, multiple_of=8)
     iterations: int = Field(
@@ -374,44 +375,43 @@ class Training(Settings):
     )
     hours: Annotated[float, Field(gt=0)] | Literal["none"] = Field(
         "none",
-        description="In place of iterations: as many steps as take so long at the speed measured "
-        "when the training starts. Their number is kept in checkpoints/budget.json.",
+        description="Instead of iterations: training time, converted to a number of steps at the "
+        "speed measured at the start, which is kept in checkpoints/budget.json.",
     )
     pretrained: FileName = Field(
         "none",
-        description="model.safetensors of a run with the same preset, image size and number of "
-        "poses, whose weights training starts from; none: random ones.",
+        description="Initial weights: model.safetensors of a run with the same preset, image size "
+        "and number of poses; none: random.",
     )
     batch_size: int = stated(128, 128, "Images per step.", ge=1)
     optimizer: Literal["adam", "muon"] = stated(
         "adam",
         "adam",
-        "Adam, or Muon for the hidden layers and Adam for the rest, which learns more in few "
-        "steps.",
+        "Adam, or Muon for the hidden layers and Adam for the rest, which is better for few steps.",
     )
     learning_rate: float = stated(2e-4, 2e-4, "Peak learning rate.", gt=0)
     schedule: Literal["constant", "cosine"] = stated(
-        "constant", "constant", "Learning rate over the run: constant, or cosine to zero."
+        "constant", "constant", "Learning rate schedule: constant, or cosine decay to zero."
     )
-    warmup: int = stated(0, 0, "Steps over which the learning rate rises linearly.", ge=0)
+    warmup: int = stated(0, 0, "Steps of linear learning rate warmup.", ge=0)
     ema: float = stated(0.9999, 0.9999, "Decay of the EMA weights.", ge=0, lt=1)
     dropout: float = stated(0.1, 0.1, "Dropout in residual blocks.", ge=0, lt=1)
-    clip: float = stated(1.0, 1.0, "Largest norm of the gradient.", gt=0)
+    clip: float = stated(1.0, 1.0, "Gradient clipping: maximum norm.", gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = stated(
         "auto", "float32", "Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
     log_every: int = Field(
-        100, ge=1, description="Steps whose mean loss makes one line of metrics.jsonl."
+        100, ge=1, description="Steps between lines of metrics.jsonl, each with their mean loss."
     )
     checkpoint_every: int = Field(5000, ge=1, description="Steps between checkpoints.")
     sample_every: int = Field(
-        5000, ge=1, description="Steps between sample grids, and between scores of views."
+        5000, ge=1, description="Steps between sample grids and scores of views."
     )
     scored_objects: int = Field(
-        6, ge=0, description="Objects whose views are scored while training; 0 for none."
+        6, ge=0, description="Objects whose views are scored during training; 0: none."
     )
     processes: int = Field(
-        1, ge=1, description="Processes that train together, each on a GPU, and share the batch."
+        1, ge=1, description="Training processes, one per GPU, which divide the batch."
     )
     accumulation: int = Field(
         1, ge=1, description="Gradient accumulation: micro-batches per process and step."
@@ -433,26 +433,25 @@ class Views(Settings):
     solver: Literal["ddim", "dpm-solver++"] = stated(
         "ddim",
         "ddim",
-        "DDIM, or DPM-Solver++(2M), which comes as close to the same images in a fifth of the "
-        "steps.",
+        "DDIM, or DPM-Solver++(2M), which reaches the same accuracy in about a fifth of the steps.",
     )
     steps: int = stated(
-        50, 50, "Steps of the solver, each of which evaluates the network once.", ge=1, le=1000
+        50, 50, "Steps of the solver, each with one network evaluation.", ge=1, le=1000
     )
     batch_size: int = Field(
-        64, ge=1, description="Images denoised at once, views and reference together."
+        64, ge=1, description="Images per batch, views and references together."
     )
     precision: Literal["auto", "float32", "bfloat16"] = stated(
         "auto", "float32", "Arithmetic of the network; auto: bfloat16 where the hardware has it."
     )
     shared_noise: bool = stated(
-        True, True, "All views of an object start from the same noise; otherwise from their own."
+        True, True, "All views of an object start from the same noise; false: each from its own."
     )
     reject: float = stated(
         0.0,
         0.0,
-        "Share of generated references that is left out, the worst by their scores, in multi-view "
-        "sets and on sheets.",
+        "Share of generated references to discard, those with the worst scores, in multi-view sets "
+        "and on sheets.",
         ge=0,
         le=0.9,
     )
@@ -466,13 +465,13 @@ class Guidance(Settings):
     attention: Literal["none", "decoder", "all"] = stated(
         "decoder",
         "decoder",
-        "Where views read the reference's keys and values (equation 6): nowhere, which turns "
-        "guidance off; in the middle and the decoder; or in the encoder too.",
+        "Where views read the reference's keys and values (equation 6). none: nowhere, which turns "
+        "guidance off; decoder: in the middle and the decoder; all: in the encoder, too.",
     )
     reference: Literal["unguided", "guided"] = Field(
         "unguided",
-        description="Whether the hard pass reads the keys and values of the reference as it is, "
-        "or of one that is guided like the views (the paper can be read both ways).",
+        description="Whether the hard pass reads keys and values of the unguided reference, or of "
+        "one that is guided like the views (the paper can be read both ways).",
     )
 
     @property
@@ -482,53 +481,53 @@ class Guidance(Settings):
 
 
 class NovelViews(Settings):
-    """A given photo in all poses, by inversion (section 3.3)."""
+    """Novel views of a photo, by inversion (section 3.3)."""
 
     untracked = ("max_pixels",)
 
     inversion_steps: Annotated[int, Field(ge=2, le=1000)] | Literal["auto"] = Field(
         "auto",
-        description="DDIM steps of the inversion, of which the other poses take every stride-th; "
-        "auto: views.steps, with another solver than ddim 50.",
+        description="DDIM steps of the inversion; the other poses use 1/stride of them. auto: "
+        "views.steps with ddim, otherwise 50.",
     )
     inversion_iterations: int = stated(
         1,
         1,
-        "Network evaluations at each step of the inversion: 1 is plain DDIM inversion, 3 and more "
-        "refine it by fixed-point iteration.",
+        "Network evaluations per step of the inversion: 1 is plain DDIM inversion, more refine it "
+        "by fixed-point iteration.",
         ge=1,
     )
     phase_cutoff: NonNegativeInt | Literal["none"] = stated(
         6,
         "none",
-        "Other poses start from the photo's noise with random phases above this many cycles per "
-        "image, which removes the photo's outlines; none keeps the noise unchanged.",
+        "The other poses start from the photo's noise, with phases randomized above this frequency "
+        "in cycles per image, which removes the photo's outlines; none: unchanged noise.",
     )
     stride: int = stated(
         2,
         1,
-        "Other poses subsample the timesteps of the inversion by this; 2 halves the time and "
-        "measured no worse.",
+        "The other poses subsample the timesteps of the inversion by this factor; 2 halves their "
+        "time.",
         ge=1,
     )
     max_pixels: int = _MAX_PIXELS
 
 
 class Sampling(Settings):
-    """Sections that say how a photo is shown in all poses; a run stores them beside its model."""
+    """Sections for novel views of photos; a run stores them with its model."""
 
     views: Views = Views()
     guidance: Guidance = Guidance()
     novel_views: NovelViews = NovelViews()
 
 
-# Azimuths in degrees, where the true ones of the images count from the front as EPFL's do.
+# Azimuths in degrees, for data sets whose azimuth 0 is the front, as in EPFL.
 VIEWPOINTS = {"front": 0, "half-front": 45, "side": 90, "half-back": 135, "rear": 180}
 REFERENCE = re.compile(rf"\d{{1,5}}|\d{{1,3}}(?:\.\d+)?deg|{'|'.join(VIEWPOINTS)}")
 
 
 def _references(given: object) -> object:
-    """References as text: a number of a pose is one to YAML."""
+    """References as text: YAML reads the number of a pose as an integer."""
     several = list(given) if isinstance(given, list | tuple) else [given]
     for one in map(str, several):
         if not REFERENCE.fullmatch(one):
@@ -548,9 +547,10 @@ class Sheet(Settings):
         BeforeValidator(_references, json_schema_input_type=list[str | int] | str | int),
     ] = Field(
         (),
-        description="More sheets of the same objects, each with one reference for all: the number "
-        "of a pose; or, where true azimuths are known, the pose nearest to one (120deg, front, "
-        "half-front, side, half-back, rear). Otherwise references are random.",
+        description="Additional sheets of the same objects, each with the same reference pose for "
+        "all objects: the number of a pose or, if true azimuths are known, the pose nearest to one "
+        "(120deg, front, half-front, side, half-back, rear). On the first sheet, references are "
+        "random.",
     )
 
 
@@ -561,69 +561,70 @@ class Masks(Settings):
 
     sam: FileName = Field(
         "vit_h",
-        description="vit_b, vit_l or vit_h (fetched once), a checkpoint, or a stand-in folder; "
-        "none leaves out the rows without background.",
+        description="vit_b, vit_l or vit_h (downloaded once), a checkpoint, or the folder of a "
+        "stand-in; none: omit the rows without background.",
     )
     sam_precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32", description="Arithmetic of SAM; auto: bfloat16 where the hardware has it."
     )
-    sam_batch_size: int = Field(8, ge=1, description="Images SAM sees at once.")
+    sam_batch_size: int = Field(8, ge=1, description="Images per batch of SAM.")
 
 
 class Fid(Settings):
-    """The table of distances."""
+    """The metrics table."""
 
     samples: int = Field(
-        10_000, ge=2, description="Images of every row; twice as many real ones are needed."
+        10_000, ge=2, description="Images per row; needs twice as many real images."
     )
     seed: Seed = Field(0, description="Seed of the choice of real images.")
 
 
 class Evidence(Settings):
-    """How views are judged: pose control, consistency, truth."""
+    """Evaluation of views: pose control, consistency, comparison with ground truth."""
 
     judged_objects: int = Field(
-        24, ge=2, description="Generated objects, and photos, that are judged in all poses."
+        24, ge=2, description="Number of generated objects, and of photos, to evaluate."
     )
     real_images: int = Field(
-        24, ge=2, description="Real images of each pose, from which the scale follows."
+        24, ge=2, description="Real images per pose, which define the scale of consistency."
     )
     judge: FileName = Field(
         "efficientnet-lite0",
-        description="As backbone.model: best a network that took no part in finding the poses.",
+        description="Network for feature consistency, as in backbone.model; preferably not the "
+        "one that found the poses.",
     )
     judge_resolution: int = Field(
-        128, ge=16, le=8192, description="Side in pixels of its square input."
+        128, ge=16, le=8192, description="Side of the judge's square input in pixels."
     )
 
 
 class Ablation(Settings):
-    """Figure 3: one factor at a time from the setting of the data set."""
+    """Figure 3: the data set's settings, with one factor changed at a time."""
 
     ablated_objects: int = Field(8, ge=2, description="Objects, the same in every row.")
-    ablation_steps: int = Field(50, ge=1, le=1000, description="Steps of every row.")
+    ablation_steps: int = Field(50, ge=1, le=1000, description="Sampling steps.")
     gammas: tuple[NonNegativeFloat, ...] = Field(
         (1.0, 1.25, 1.5, 2.0, 3.0, 5.0), description="Values of guidance.gamma."
     )
 
 
 class Embed(Settings):
-    """Networks whose features the distances compare."""
+    """Networks whose features FID and the other metrics compare."""
 
     inception: FileName = Field(
         "auto",
-        description="Inception for the FID column: auto (clean-fid fetches it), a path to its "
+        description="Inception for the FID column: auto (downloaded once), the path of its "
         "TorchScript file, or none.",
     )
     token: Literal["cls", "mean-patch"] = Field(
         "cls",
-        description="Which feature of the backbone its columns compare: that of the whole image "
-        "(the CLS token, pooled features of efficientnet-lite0), or the mean over its patches.",
+        description="Feature for the backbone's columns: the CLS token (for efficientnet-lite0, "
+        "its pooled features), or the mean patch token.",
     )
 
 
 def published_inception(inception: str) -> str:
-    """The name of an Inception among published networks, or its path."""
+    """Name of Inception among the published networks, or its path."""
     return "inception" if inception == "auto" else inception
 
 
@@ -633,14 +634,15 @@ class Baseline(Settings):
     path: Path = Field(description="Folder with the images.")
     background: Literal["kept", "removed", "remove"] = Field(
         "kept",
-        description="kept: compared with the real images as they are; removed: already white, "
-        "compared with the real images without background; remove: by SAM, and then the same.",
+        description="kept: compare with the real images as they are; removed: the background is "
+        "already white, compare with the real images without background; remove: remove it with "
+        "SAM first.",
     )
     views: int | None = Field(
         None,
         ge=2,
-        description="Views of each object, if files are named by object and view: some objects are "
-        "shown above ours.",
+        description="Views per object, if file names give object and view; then a picture shows "
+        "some objects above ours.",
     )
     max_pixels: int = _MAX_PIXELS
 
@@ -649,15 +651,15 @@ _Number = Annotated[float, Strict()]  # not YAML's true and false
 
 
 class Paper(Settings):
-    """The paper's figures for a data set; only shown next to measured ones."""
+    """The paper's values for a data set, shown next to the measured ones."""
 
-    k: int | None = Field(None, description="Number of poses; none where the paper is silent.")
+    k: int | None = Field(None, description="Number of poses; empty if the paper is silent.")
     iterations: int = Field(description="Training steps.")
-    kind: str = Field(description="Kind of source that holds or makes the paper's data set.")
+    kind: str = Field(description="source.kind of the paper's data set.")
     category: str | None = Field(None, description="Category in the prompts of Stable Diffusion.")
     fid: dict[str, _Number] = Field(description="FID of rows of the table.")
     fid_of_others: dict[str, _Number] = Field(
-        {}, description="FID of other methods, without background, by the name of the baseline."
+        {}, description="FID of other methods, without background, by name of the baseline."
     )
     source: str = Field(description="Where in the paper, such as Table 1.")
 
@@ -667,24 +669,24 @@ class Dataset(Settings):
 
     use: str | None = Field(
         None,
-        description="Another data set whose pose estimator and model serve this one's photos, or "
-        "without a source: a variant of that data set, with other settings of the sampler; nothing "
-        "is fitted or trained here.",
+        description="Another data set, whose pose estimator and model are used; nothing is "
+        "trained. With a source: novel views of the source's images. Without a source: a variant "
+        "of that data set with other sampling settings.",
     )
     source: Source | None = Field(None, validate_default=True)
     categories: int = stated(
         1,
         1,
-        "Object categories in the set: clusters of CLS tokens, each with its own poses.k poses "
-        "(the paper's future work).",
+        "Object categories in the data set: clusters of CLS tokens, each with poses.k poses of its "
+        "own (the paper's future work).",
         ge=1,
         le=10_000,
     )
     labels: FileName | None = Field(
-        None, description="CSV file with image and azimuth_deg; for evaluation only."
+        None, description="CSV file with the columns image and azimuth_deg, for evaluation only."
     )
     photos: Path | None = Field(
-        None, description="Folder of photos, for results/NAME/novel_views/PHOTO.png."
+        None, description="Folder of photos for novel views (results/NAME/novel_views/PHOTO.png)."
     )
     backbone: Backbone = Backbone()
     screening: Screening = Screening()
@@ -705,7 +707,7 @@ class Dataset(Settings):
     baselines: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Baseline] = Field(
         {}, description="Images of other methods, each a row of the table."
     )
-    paper: Paper | None = Field(None, description="The paper's own figures, for comparison.")
+    paper: Paper | None = Field(None, description="The paper's values, for comparison.")
 
     @field_validator("source")
     @classmethod
@@ -727,7 +729,9 @@ class Dataset(Settings):
         allowed = ("use", "source", "photos", *_MERGED, *(() if self.is_variant else ("labels",)))
         own = self.model_fields_set.difference(allowed)
         if self.use is not None and own:
-            raise ValueError(f"{', '.join(sorted(own))}: comes from {self.use} by use; remove it")
+            raise ValueError(
+                f"{', '.join(sorted(own))}: is taken from {self.use} (use: {self.use}); remove it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -796,17 +800,17 @@ class Configuration(Settings):
     results: FileName = Field("results", description="Folder of all outputs.")
     weights: FileName = Field(
         WEIGHTS,
-        description="Folder into which published networks are fetched once; may be shared.",
+        description="Folder into which published networks are downloaded once; may be shared.",
     )
     shards: int = Field(
         1,
         ge=1,
         le=10_000,
-        description="Shards of features and generated images, one job each; the results are the "
-        "same. A change makes existing outputs stale: set it before the first run.",
+        description="Number of jobs into which features and generated images are split; the "
+        "results are the same. Set it before the first run: a change makes outputs stale.",
     )
     targets: tuple[str, ...] | None = Field(
-        None, description="Data sets that `snakemake` without a target makes; all by default."
+        None, description="Data sets that `snakemake` makes without a target; default: all."
     )
     datasets: dict[Annotated[str, Field(pattern=rf"^{NAME_PATTERN}$")], Dataset]
 

@@ -94,7 +94,7 @@ def main(
         if processes.count != training.processes:
             raise UserError(
                 f"training.processes {training.processes}, but torchrun started {processes.count}; "
-                "leave it out, this command calls it"
+                "run this command without torchrun, it starts torchrun itself"
             )
         remedy = "raise it, which splits the batch into smaller micro-batches"
         stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))
@@ -200,8 +200,8 @@ class Outputs:
         with autocast(device, self.trainer.training.precision):
             images = sample_single(self.trainer.ema, noise, poses, ddim_timesteps(_SAMPLE_STEPS))
         found = self._scored()
-        # A bad sample of an early step ends no training: the loss decides. The grid comes last of
-        # what takes long, so that whoever finds it need not score again.
+        # Samples that are not finite do not end the training; a loss does. The grid is written
+        # after the scores, so if it exists, this step has been scored.
         grid = tiles.tile(to_pixels(images.nan_to_num()), columns=config.poses)
         tiles.save_image(self.grid, grid)
         if found:
@@ -220,7 +220,7 @@ class Outputs:
 
 def _fingerprint(training: settings.Training, crops: Path, poses: Path) -> dict:
     """Settings and hashes of the data that a checkpoint must have been made with to be resumed."""
-    # Hours have become iterations.
+    # `hours` has been converted to `iterations`.
     made_with = training.model_dump(
         mode="json", exclude={"hours", "pretrained", *training.untracked}
     )
@@ -343,7 +343,7 @@ def _use_threads(trainer: Trainer, batches: Batches) -> None:
     chosen = choose_threads(lambda: trainer.rehearse(*batch))
     if chosen < most:
         log.info(
-            "%d of %d threads, which are faster: the machine is busy with something else",
+            "using %d of %d threads, which is faster while other processes use the CPU",
             chosen, most,
         )  # fmt: skip
 

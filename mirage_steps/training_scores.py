@@ -1,8 +1,8 @@
-"""Scores of a model while it trains, from few objects: whether it pays to go on.
+"""Scores of a model during training, from few objects.
 
-Pose control and consistency of color are those of the evidence (:mod:`mirage_steps.judge`), on
-fewer objects, unguided, in fewer steps, and without the ceiling of real objects, so that 1 means
-views of one color. Figures of another number of objects do not compare.
+Pose control and color consistency are computed as in the evidence step (:mod:`mirage_steps.judge`),
+but on fewer objects, unguided, in fewer steps, and not divided by the ceiling of real objects, so 1
+means views of one color. Scores of different numbers of objects are not comparable.
 """
 
 from pathlib import Path
@@ -60,7 +60,7 @@ class TrainingScores:
         """By name, for ``metrics.jsonl``.
 
         ``objects`` and ``views``, the numbers behind the figures; ``in_pose`` and ``near``, shares
-        of views that show the pose asked for, or it or a neighbor; ``color``, consistency from 0
+        of views that show the requested pose, or it or a neighbor; ``color``, consistency from 0
         (unrelated objects) up to 1; ``kd``, kernel distance to real crops, mean patch token of the
         run's backbone, which is unbiased for few images.
         """

@@ -1,4 +1,4 @@
-"""Objects that the model never saw, rendered from all sides: the truth for the evidence.
+"""Held-out objects rendered from all sides, the ground truth for the evidence step.
 
 Only a renderer has it. Every object is rendered once from a random side, as the photo to start
 from, and once from the mean azimuth of each pose, with the same light as seen by the camera and the

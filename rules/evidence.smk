@@ -1,4 +1,4 @@
-# Do views show the pose asked for, and one object? (beyond the paper; Figure 3)
+# Pose control and consistency of views (not in the paper), and the ablation (Figure 3).
 # Objects that the model never saw, from all sides: where the source is a renderer.
 rule turntables:
     input:
@@ -63,7 +63,7 @@ rule evidence:
             dataset=lambda wildcards: wildcards.dataset,
         ),
     message:
-        "{wildcards.dataset}: do views show the pose asked for, and one object?"
+        "{wildcards.dataset}: pose control and consistency of views"
     shell:
         RUN
 

@@ -233,7 +233,7 @@ rule poses:
         **step("poses"),
         edited=edited,
     message:
-        "{wildcards.dataset}: poses by K-Means"
+        "{wildcards.dataset}: poses"
     shell:
         RUN
 
@@ -334,6 +334,6 @@ rule screening:
     params:
         **step("screening"),
     message:
-        "{wildcards.dataset}: images to look at"
+        "{wildcards.dataset}: near-duplicates and images with warnings"
     shell:
         RUN

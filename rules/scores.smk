@@ -1,4 +1,4 @@
-# Background removal, features of all sets, the table of distances (paper, section 4).
+# Background removal, features of all sets, the metrics table (paper, section 4).
 # Before the training if possible: a missing network fails early.
 rule masks:
     input:
@@ -89,7 +89,7 @@ rule fid:
         ),
         declared=declared_rows,
     message:
-        "{wildcards.dataset}: the table of distances"
+        "{wildcards.dataset}: the metrics table (FID, KID)"
     shell:
         RUN
 

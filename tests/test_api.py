@@ -100,9 +100,9 @@ def test_a_chosen_reference_is_that_of_all_objects(run, two):
         ({"poses": 3}, "poses 3: give"),
         ({"poses": [0.5]}, "0 to 11"),
         ({"reference": -1}, r"reference \[-1\]: give"),
-        ({"objects": 0}, "objects 0: give a whole number from 1"),
+        ({"objects": 0}, "objects 0: give an integer of at least 1"),
         ({"objects": 1.5}, "objects 1.5"),
-        ({"seed": -1}, "seed -1: give a whole number from 0"),
+        ({"seed": -1}, "seed -1: give an integer of at least 0"),
     ],
 )
 def test_numbers_that_are_not_there_are_one_line(run, change, told):

@@ -346,7 +346,7 @@ def test_a_pose_seen_from_the_left_settles_the_sense_of_turning(run, monkeypatch
     found = read_cameras(run["out"] / "cameras.json", range(8))
     assert found[0].azimuth_deg == 0 and found[left].azimuth_deg < 180
     assert (found[0].elevation_deg > 0) is (left == 2)
-    assert ("the other sense of turning fits better" in caplog.text) is (left == 6)
+    assert ("the opposite direction of rotation fits better" in caplog.text) is (left == 6)
     caplog.clear()
     cameras.main(**run, cameras=settings.Cameras(front=3))
     assert "--front 3: is 90 degrees from the object's plane" in caplog.text

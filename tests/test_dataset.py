@@ -427,7 +427,10 @@ def test_tables_of_labels_that_cannot_be_meant_are_refused(tmp_path):
     labels, head = tmp_path / "labels.csv", "image,azimuth_deg\n"
     for text, told in (
         (head + "b.jpg,12,5\n", r"line 2: has more cells than the .*; write decimals as 12\.5"),
-        (head + "b.jpg,1\nb.jpg,36000\n", "line 3: azimuth_deg '36000': is more than ten turns"),
+        (
+            head + "b.jpg,1\nb.jpg,36000\n",
+            "line 3: azimuth_deg '36000': is more than ten rotations",
+        ),
         ("image,azimuth_deg,image\nb.jpg,1,c\n", "has the column image twice"),
         (head + "b.jpg,\n", "azimuth_deg is always empty"),
     ):

@@ -441,7 +441,7 @@ def test_a_scale_whose_ceiling_is_its_floor_has_none(finished, tmp_path, caplog)
     paths = finished["crops/crops.h5"], finished["poses/poses.csv"]
     judge = judge.calibrated(*paths, chosen, (strangers, np.full((4, 5), 4) - np.arange(5)))
     assert all(scale.ceiling is None for scale in judge.scales.values())
-    assert "does not tell real objects from unrelated ones" in caplog.text
+    assert "as far apart as unrelated ones" in caplog.text
 
 
 def test_without_turns_photos_are_training_images_and_no_ceiling_is_told(finished, tmp_path):

@@ -46,14 +46,14 @@ def test_choices_differ_in_the_padding_alone_and_only_some_pad_less(benchmark):
     made = {
         name: benchmark._padded(scene, choice, 32) for name, choice in benchmark.CHOICES.items()
     }
-    usual, share, ratio = made["edge, blurred by the distance"]
+    usual, share, ratio = made["edge, blur grows with distance"]
     photo = scene.image.crop(scene.photo)
     window = square_window(np.subtract(scene.box, scene.photo[:2] * 2), *photo.size, 0.06)
     np.testing.assert_array_equal(usual, np.asarray(crop(photo, window, 32)))
     for name, (window_of, _) in benchmark.CHOICES.items():
         pixels, padded, _ = made[name]
         assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
-        if window_of is benchmark._default and name != "edge, blurred by the distance":
+        if window_of is benchmark._default and name != "edge, blur grows with distance":
             assert padded == share and (pixels != usual).any()
             same = (pixels == usual).all((1, 2)).sum()
             assert same >= round(32 * (1 - share)) - 1  # rows of the photo

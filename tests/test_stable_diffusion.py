@@ -328,7 +328,7 @@ def test_other_settings_take_another_folder_and_back(change, fake, tmp_path, mon
     _no_loading(monkeypatch)
     with caplog.at_level("INFO", "mirage_steps"):
         assert _generate(source, tmp_path)[0] == entries
-    assert caplog.messages[-1].endswith(f"delete them at will: {other.name}")
+    assert caplog.messages[-1].endswith(f"which may be deleted: {other.name}")
 
 
 def test_another_version_of_the_program_takes_another_folder(fake, tmp_path, monkeypatch):

@@ -68,7 +68,9 @@ def test_what_is_shared_is_refused(section):
     value = {"labels": "x.csv", "categories": 2}.get(section, {})
     with pytest.raises(UserError) as error:
         _load(guidance={"gamma": 3}, **{section: value})
-    assert f"datasets.mine: {section}: comes from demo by use; remove it" in str(error.value)
+    assert f"datasets.mine: {section}: is taken from demo (use: demo); remove it" in str(
+        error.value
+    )
     assert "\n" not in str(error.value)
 
 

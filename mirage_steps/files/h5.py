@@ -101,8 +101,8 @@ def _explained(path: Path, error: Exception) -> Exception:
     reason = first_line(error).partition("(")[2].rstrip("')") or first_line(error)
     if "already open for write" in reason:
         return UserError(
-            f"{path}: another program has it open for writing; close it there, or, where none has, "
-            f"clear the mark that a crash left: h5clear -s {path}"
+            f"{path}: another program has it open for writing; close it there; "
+            f"if none has and a crash left it marked as open: h5clear -s {path}"
         )
     damaged = any(word in reason for word in _DAMAGED)
     advice = "; if a step made it, delete it and rerun" if damaged else ""

@@ -49,7 +49,9 @@ def read_azimuths(labels: Path) -> list[tuple[str, float]]:
         if not math.isfinite(azimuth):
             raise UserError(f"{where}: azimuth_deg {value!r}: not a number")
         if abs(azimuth) > _MOST_DEGREES:
-            raise UserError(f"{where}: azimuth_deg {value!r}: is more than ten turns; use degrees")
+            raise UserError(
+                f"{where}: azimuth_deg {value!r}: is more than ten rotations; use degrees"
+            )
         azimuths.append((row["image"] or "", azimuth % 360))
     if not azimuths:
         raise UserError(f"{labels}: azimuth_deg is always empty")

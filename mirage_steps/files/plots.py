@@ -25,7 +25,7 @@ from mirage_steps.method.pose_estimator import Detection
 _DPI = 110
 _NEAREST = 8  # crops shown of each pose
 _ACROSS = 8  # images in a row of the screening
-_SCORES = {"near": "in the pose asked for or next to it", "color": "consistency, color"}
+_SCORES = {"near": "in the requested or an adjacent pose", "color": "consistency, color"}
 
 
 @contextlib.contextmanager

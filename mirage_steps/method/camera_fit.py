@@ -97,7 +97,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=0.15
     )
-    # Cameras that look up are those of the other sense of turning.
+    # The opposite direction of rotation has cameras that look up.
     low, high = (0, 1) if values["elevation"] >= 0 else (-1, 0)
     for step in range(steps):
         shape = 0.5 * (logits + logits.flip(2))

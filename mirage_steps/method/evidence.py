@@ -1,7 +1,7 @@
 """How well views show what was asked for: pose control, consistency, truth, coverage.
 
 The paper judges views by FID, which looks at single images: it sees neither whether a view has the
-pose that was asked for nor whether the views of a row show the same object. All arrays have a row
+requested pose nor whether the views of a row show the same object. All arrays have a row
 for each object and a column for each pose, so that intervals resample objects: views of one object
 are not independent.
 """
@@ -101,7 +101,7 @@ def _bootstrap(
 
 
 def in_pose(asked: np.ndarray, shown: np.ndarray, k: int, within: int = 0) -> np.ndarray:
-    """Whether views show the pose asked for, or one of its ``within`` neighbors on each side.
+    """Whether views show the requested pose, or one of its ``within`` neighbors on each side.
 
     Args:
         asked: int poses of any shape, numbered over all categories, k of each.
@@ -119,7 +119,7 @@ def reference_scores(
     """How doubtful generated references are, (n,), from what is known at inference; 0 is best.
 
     The paper's failure case is a reference that is no valid object (Figure 11). Its distance from
-    the nearest pose in units of ``far``, and one more where it shows neither the pose asked for
+    the nearest pose in units of ``far``, and one more where it shows neither the requested pose
     nor a neighbor.
 
     Args:

@@ -6,7 +6,7 @@ from mirage_steps.method.circle import circular_mean
 from mirage_steps.method.pose_scores import order_errors, score_azimuths
 from mirage_steps.method.poses import PoseModel
 
-# Of the way between two centroids, the share that must lead around the object.
+# Least cosine between the difference of two neighbors and the direction of rotation.
 _AROUND = 1 / 3
 _SILHOUETTE_SAMPLE = 2000  # images; its time grows with their square
 
@@ -71,11 +71,11 @@ def judge_number(
 def shared_poses(centroids: np.ndarray, counts: np.ndarray) -> list[list[int]]:
     """Groups of clusters that share a pose, each of two or more, by their places.
 
-    The way from one pose to the next leads around the object; two clusters of one pose differ in
-    something else, such as shape. Around the object is, between two neighbors on the tour, the way
-    from those before them to those after them. So two neighbors share a pose where less than a
-    third of the way between them leads there. The pair with the least is united to its mean, again
-    and again.
+    The difference between the centroids of adjacent poses is mostly rotation; that between two
+    clusters of one pose is something else, such as shape. The direction of rotation at two
+    neighbors on the tour is the vector from the two centroids before them to the two after them.
+    Neighbors share a pose if the cosine between this vector and their difference is below 1/3. The
+    pair with the smallest cosine is merged to its mean, repeatedly.
 
     Args:
         centroids: (k, d), in circular order.
@@ -96,7 +96,7 @@ def shared_poses(centroids: np.ndarray, counts: np.ndarray) -> list[list[int]]:
 
 
 def _around(centroids: np.ndarray) -> np.ndarray:
-    """Share of the way from each centroid (k, d) to the next that leads around the object, (k,)."""
+    """Cosine (k,) between each centroid's (k, d) difference to the next and the rotation there."""
     reach = min(2, (len(centroids) - 2) // 2)  # neighbors on each side
     after = np.mean([np.roll(centroids, -1 - step, axis=0) for step in range(1, reach + 1)], axis=0)
     before = np.mean([np.roll(centroids, step, axis=0) for step in range(1, reach + 1)], axis=0)

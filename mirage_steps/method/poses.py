@@ -177,8 +177,9 @@ def graph_embedding(flat: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
     apart = connected_components(graph, directed=False, return_labels=False)
     if apart > 1:
         log.warning(
-            "the graph of neighbors is in %d parts, which may become poses of their own: groups of "
-            "near-duplicates (see screening), or few images; poses.method kmeans needs no graph",
+            "the nearest-neighbor graph has %d components, which may become poses of their own: "
+            "groups of near-duplicates (see screening), or too few images. Or use poses.method: "
+            "kmeans",
             apart,
         )
     with warnings.catch_warnings():

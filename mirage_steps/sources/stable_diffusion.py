@@ -64,7 +64,7 @@ def list_images(
     missing = [index for index in range(source.images) if index not in done]
     others = sorted(path.parent.name for path in folder.parent.glob("*/settings.json"))
     if others := ", ".join(name for name in others if name != key):
-        log.info("%s holds images of other settings, delete them at will: %s", out, others)
+        log.info("%s has images of other settings, which may be deleted: %s", out, others)
     new = ()
     if missing:
         log.info("%d of %d images exist: %s", len(done), source.images, folder)
