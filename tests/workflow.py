@@ -66,7 +66,7 @@ class Project:
 
     def run(self, *words: str, ok: bool = True, env: dict | None = None) -> str:
         process = self.start(*words, env=env)
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=1200)
         assert (process.returncode == 0) == ok, output[-6000:]
         return output
 
