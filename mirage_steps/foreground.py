@@ -8,7 +8,7 @@ and their contrast, and ``warnings``, reasons not to trust them) and ``foregroun
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimat
 from mirage_steps.files.manifest import Entry, read_manifest
 from mirage_steps.files.tables import CLEARNESS, WINDOWS, read_duplicates
 from mirage_steps.files.tokens import Tokens, open_tokens
-from mirage_steps.method.boxes import padded_share
+from mirage_steps.method.boxes import Box, padded_share
 from mirage_steps.method.foreground import (
     DECIDABLE,
     ForegroundModel,
@@ -75,12 +75,14 @@ def main(
             signs = [side_of(one, foreground.fallback_sign) for one in contrasts]
             components = _components(found, entries, shown[[0, -1]], model, signs)
             # New photos are assumed to be cropped to the object if all of these are.
-            whole = all(entry.box == (0, 0, entry.width, entry.height) for entry in entries)
+            whole = all(entry.box == _whole(entry) for entry in entries)
             estimator = PoseEstimator(found.backbone, model, foreground.margin, whole=whole)
             about: dict[str, Any] = _report(model, contrasts, foreground)
         else:
             estimator = load_estimator(stored)
             about = {"stored": str(stored), "warnings": []}
+        if estimator.whole:  # a box that is not searched is not judged
+            entries = [replace(one, box=one.box or _whole(one)) for one in entries]
         rows, examples = _locate(found, entries, estimator, repeats, set(shown.tolist()))
     about = _add_counts(about, rows, entries)
     save_estimator(out / ESTIMATOR, estimator)
@@ -92,6 +94,11 @@ def main(
     plots.foreground(out / "foreground.png", examples, model.threshold, components)
     table = ([f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows)
     write_csv(out / "foreground.csv", WINDOWS, table)
+
+
+def _whole(entry: Entry) -> Box:
+    """The box of a whole image."""
+    return 0.0, 0.0, float(entry.width), float(entry.height)
 
 
 def _report(

@@ -93,10 +93,10 @@ def _fit(
     poses: settings.Poses,
 ) -> PoseEstimator:
     """The estimator with poses, fitted on ``poses.fitted_images`` maps at most."""
-    chosen = np.ones(len(images), bool)
-    if len(images) > poses.fitted_images:
-        rows = np.random.default_rng(poses.seed).permutation(len(images))
-        chosen[rows[poses.fitted_images :]] = False
+    chosen, drawn = np.ones(len(images), bool), np.random.default_rng(poses.seed)
+    for category in range(most := int(assigned.max()) + 1):
+        own = drawn.permutation(np.flatnonzero(assigned == category))
+        chosen[own[poses.fitted_images // most :]] = False  # also a rare one has its share
     count = int(chosen.sum())
     values = np.empty((count, *file["maps"].shape[1:]), np.float32)
     valid = np.empty((count, *file["valid"].shape[1:]), bool)

@@ -805,7 +805,7 @@ class Configuration(Settings):
     shards: int = Field(
         1,
         ge=1,
-        le=10_000,
+        le=1000,
         description="Number of jobs into which features and generated images are split; the "
         "results are the same. Set it before the first run: a change makes outputs stale.",
     )

@@ -3,8 +3,8 @@
 Writes ``model.safetensors`` (the EMA weights), ``config.json`` and ``loss.png`` into the output
 folder. Files that must survive a failed job are in ``--checkpoints``: the newest two checkpoints,
 ``metrics.jsonl`` with losses and scores of views, its plot ``loss.png``, and sample grids. An
-interrupted run resumes from there with the same result, bit for bit; changed settings or data
-restart it. A lock with a heartbeat keeps a second training out of the folder.
+interrupted run resumes from there with the same result, on the CPU bit for bit; changed settings or
+data restart it. A lock with a heartbeat keeps a second training out of the folder.
 
 With ``--processes`` several processes train together, one per GPU; torchrun starts them. The batch
 is divided among them.
@@ -315,11 +315,15 @@ def _within_hours(
 ) -> settings.Training:
     """The settings with the iterations that ``training.hours`` allows.
 
-    Measured when the training first starts and kept in ``budget.json``: the learning rate follows
-    from their number, so a resumed run must have the same on any machine.
+    Measured when a training with these settings first starts and kept in ``budget.json``: the
+    learning rate follows from their number, so a resumed run must have the same on any machine.
     """
     hours, path, iterations = float(training.hours), checkpoints / BUDGET, 0
-    if processes.first and (kept := read_json(path)).get("hours") == hours:
+    measured_with = training.model_dump(
+        mode="json", exclude={"hours", "iterations", *training.untracked}
+    )
+    about: dict[str, object] = {"hours": hours, "poses": config.poses, "settings": measured_with}
+    if processes.first and about.items() <= (kept := read_json(path)).items():
         iterations = kept.get("iterations", 0)
     iterations = processes.largest(iterations)
     if not iterations:
@@ -328,8 +332,8 @@ def _within_hours(
         microseconds = processes.largest(round(1e6 * seconds_per_step(trial, batches)))
         iterations = max(1, int(_TRAINING * hours * 3600e6 / microseconds))
         if processes.first:
-            about = {"hours": hours, "iterations": iterations, "step_seconds": microseconds / 1e6}
-            write_json(path, about)
+            found = {"iterations": iterations, "step_seconds": microseconds / 1e6}
+            write_json(path, about | found)
     if processes.first:
         log.info("training.hours %g: %d steps, kept in %s", hours, iterations, path)
     return training.model_copy(update={"iterations": iterations})

@@ -1,4 +1,5 @@
 # The validated configuration, and what the rules share: how a step's command is derived.
+import contextlib
 import functools
 import inspect
 import os
@@ -19,7 +20,7 @@ from mirage_steps.files.labels import read_edits
 from mirage_steps.files.names import encoded, output_names
 from mirage_steps.files.photos import photos_of
 from mirage_steps.files.project import PROJECT, project_path
-from mirage_steps.files.provenance import NETWORK_KEYS
+from mirage_steps.files.provenance import NETWORK_KEYS, files_of_network
 from mirage_steps.files.step_code import code_hash, signature, version
 from mirage_steps.networks.fetching import PACKAGES, is_complete, is_local, require_known
 from mirage_steps.settings import (
@@ -77,6 +78,7 @@ SETS = {
     for name, one in configuration.dataset(key).sets.items()
 }
 # Hashes of networks and verdicts on photos, which need not be made at every start.
+NAMED = 100  # files that a command names: the words of a command must not be longer than 128 KiB
 FILES = FileCache(Path(configuration.results, CACHE))
 # Photos that were asked for and cannot be shown, with the reason.
 UNUSABLE = {}
@@ -384,17 +386,25 @@ def shard(wildcards):
 def local_files(network):
     """Files of a network that is given by a path; none of one that is fetched."""
     path = project_path(network)
-    found = sorted(path.rglob("*.safetensors")) if os.path.isdir(path) else [path]
-    return [str(file) for file in found if os.path.isfile(file)]
+    return [str(file) for file in files_of_network(path) if os.path.isfile(file)]
 
 
 @functools.cache
 def content(file):
     """The hash of a file, computed once as long as the file does not change."""
     try:
-        return FILES.get(Path(file), "sha256", sha256_of)
+        found = FILES.get(Path(file), "sha256", sha256_of)
     except OSError as error:
         refuse(f"{file}: {error.strerror}")
+    remember_files()
+    return found
+
+
+def remember_files():
+    """Keep what was computed of files; a folder that cannot be written is told by the first job."""
+    if workflow.is_main_process:
+        with contextlib.suppress(OSError):
+            FILES.save()
 
 
 def network(path):
@@ -455,8 +465,8 @@ def photos(name):
         found, unusable, passed_over = photos_of(folder, limit, FILES)
     except UserError as error:
         refuse(f"datasets.{name}.{error}")
+    remember_files()
     if workflow.is_main_process:
-        FILES.save()  # jobs read it
         if (root := project_path(folder)) != folder:
             logger.info(f"datasets.{name}.photos: {folder} is the project's own, {root}")
         UNUSABLE.update(dict(unusable))
@@ -504,8 +514,17 @@ def photo_strips(wildcards):
 
 
 def photos_left_out(wildcards):
-    """The photos that cannot be shown, each with its reason."""
-    return [f"{photo}: {reason}" for photo, reason in photos(wildcards.dataset)[1]]
+    """The photos that cannot be shown, each with its reason; of many the first, with their number."""
+    unusable = photos(wildcards.dataset)[1]
+    lines = [f"{photo}: {reason}" for photo, reason in unusable[:NAMED]]
+    return [*lines, f"and {more} more"] if (more := len(unusable) - NAMED) > 0 else lines
+
+
+def strips_listed(wildcards, input):
+    """The strips of photos as the overview lists them: where there are many, their folder."""
+    count = len(input.photos)
+    folder = f"{configuration.results}/{wildcards.dataset}/novel_views"
+    return input.photos if count <= NAMED else [f"{folder}/ ({count} photos)"]
 
 
 def own_sampling(wildcards):

@@ -138,11 +138,12 @@ rule overview:
         "../envs/mirage.yaml"
     params:
         left_out=photos_left_out,
+        strips=strips_listed,
     message:
         "{wildcards.dataset}: overview, the table and the list of pictures"
     shell:
         "(cat {input.table:q}; echo; cat {input.evidence:q}; echo; cat {input.ablation:q}; echo;"
         " cat {input.screening:q}; echo; echo Report: {input.report:q}; echo;"
-        " echo Pictures:; printf '  %s\\n' {input.pictures:q} {input.photos:q};"
+        " echo Pictures:; printf '  %s\\n' {input.pictures:q} {params.strips:q};"
         ' for line in {params.left_out:q}; do printf "  left out: %s\\n" "$line"; done)'
         " > {output.overview:q} 2> {log:q}"

@@ -143,6 +143,7 @@ def test_a_photo_becomes_a_mesh(photo, coarse):
         ("cameras", "cameras.json: not there; a run makes it by snakemake --cores 2 "),
         ("foreign", "box.obj: exists already; give another --out"),
         ("mask", "pose_05.mask.png: cannot be read"),
+        ("size", "pose_05.png: has another size than pose_00.png; make the views again"),
         ("empty", "box.json: masks of 2 of 12 views"),
         ("two", "box.json: masks of 2 of 2 views"),
     ],
@@ -159,6 +160,8 @@ def test_what_makes_no_mesh_is_one_line(photo, change, message):
         (photo / "out/box.obj").write_text("mine")
     if change == "mask":
         (photo / "box.views/pose_05.mask.png").unlink()
+    if change == "size":
+        Image.new("RGB", (16, 16)).save(photo / "box.views/pose_05.png")
     if change == "empty":
         for pose in range(2, 12):
             Image.new("L", (32, 32)).save(photo / f"box.views/pose_{pose:02d}.mask.png")

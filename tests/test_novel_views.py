@@ -481,7 +481,7 @@ def test_arguments_that_cannot_be_meant_are_refused(finished, tmp_path, monkeypa
         ((), {}, "no photos"),
         (two, {"box": (0, 0, 9, 9)}, "--box: is for a single photo, 2 are given"),
         (two, {"name": "x"}, "--name: is for a single photo"),
-        ((GREEN, other), {}, f"^{other}: its outputs .* as those of {GREEN}; give the two in"),
+        ((GREEN, other), {}, f"^{other}: its outputs .* as those of {GREEN}; process the two in"),
         ((GREEN,), {"name": "a/b"}, "'a/b': not a name for outputs"),
         ((GREEN,), {"box": (500, 0, 600, 9)}, "empty or outside the photo"),
         ((GREEN,), {"views": settings.Views(steps=1)}, r"^views\.steps 1: too few to judge"),

@@ -101,6 +101,21 @@ def test_second_run_does_nothing(finished):
     assert "Nothing to be done" in finished.run("--", *TARGETS)
 
 
+def test_a_start_remembers_hashes_and_names_only_some_of_many_unusable_photos(tmp_path):
+    """All in one command would be longer than a system allows."""
+    project = Project(tmp_path / "project")
+    for number in range(250):
+        (project.folder / f"my photos/{number:03d} of many notes.txt").write_text("no photo")
+    shutil.rmtree(project.folder / "my photos/below")
+    output = project.run("--dry-run", "--printshellcmds", "--", *TARGETS)
+    assert output.count("099 of many notes.txt: ") == 2  # for the report and the overview
+    assert output.count("and 150 more") == 2 and "100 of many notes.txt: " not in output
+    kept = json.loads((project.folder / "results/.files.json").read_text())
+    weights = [key for key in kept if key.startswith("sha256 ")]
+    assert any(key.endswith("stand-in-dinov2-cars/model.safetensors") for key in weights)
+    assert any(key.endswith("stand-in-dinov2-cars/config.json") for key in weights)
+
+
 def test_gamma_reruns_only_what_depends_on_it(changed):
     changed.settings(guidance={"gamma": 2.0})
     assert changed.planned(*TARGETS) == {

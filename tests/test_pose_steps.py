@@ -37,12 +37,12 @@ from mirage_steps import (
 )
 from mirage_steps.errors import UserError
 from mirage_steps.files import plots
-from mirage_steps.files.atomic import read_csv
+from mirage_steps.files.atomic import read_csv, write_csv
 from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimator
 from mirage_steps.files.h5 import read_names, write_names
 from mirage_steps.files.images import read_rgb
 from mirage_steps.files.manifest import Entry, read_manifest
-from mirage_steps.files.tables import read_poses
+from mirage_steps.files.tables import read_poses, read_windows
 from mirage_steps.files.tokens import Tokens, open_tokens
 from mirage_steps.method.boxes import content_box, crop, letterbox, padded_share, square_window
 from mirage_steps.method.foreground import ForegroundModel, TokenBatch, token_moments
@@ -434,6 +434,49 @@ def test_a_foreground_in_few_images_is_warned_of_with_its_share(done, tmp_path, 
     assert told in warning and told in caplog.text
     sound = json.loads((done.root / "found/foreground.json").read_text())
     assert not any("found in only" in warning for warning in sound["warnings"])
+
+
+def test_a_box_that_is_not_searched_is_not_judged(done, tmp_path):
+    """Of a run on cropped photos, also where a new one shows no foreground at all."""
+    estimator = load_estimator(done.root / "found" / ESTIMATOR)
+    for threshold in (estimator.foreground.threshold, 1e6):
+        model = replace(estimator.foreground, threshold=threshold)
+        stored = tmp_path / "stored.safetensors"
+        save_estimator(stored, replace(estimator, foreground=model, whole=True))
+        tokens = done.root / "whole/tokens.h5"
+        foreground.main(manifest=done.manifest, tokens=tokens, out=tmp_path, stored=stored)
+        about = json.loads((tmp_path / "foreground.json").read_text())
+        assert about["images_filled_by_their_box"] == about["images_without_object"] == 0
+        for row in read_csv(tmp_path / "foreground.csv"):
+            assert (row["found"], row["separation"], row["x0"]) == ("1", "", "0.000")
+
+
+@pytest.mark.parametrize("value", [None, "1.0"])
+def test_a_table_of_windows_that_was_edited_badly_is_one_line(done, tmp_path, value):
+    rows = read_csv(done.root / "found/foreground.csv")
+    for row in rows:
+        row["found"] = value
+    columns = [name for name in rows[0] if value or name != "found"]
+    table = [[row[name] for name in columns] for row in rows]
+    write_csv(tmp_path / "foreground.csv", columns, table)
+    with pytest.raises(UserError, match=r"foreground\.csv, image .*00\.png: damaged .*found"):
+        read_windows(tmp_path / "foreground.csv", read_manifest(done.manifest))
+
+
+def test_a_rare_category_has_its_share_of_the_images_fitted_on(done, tmp_path):
+    estimator = load_estimator(done.root / "space" / ESTIMATOR, "pcas")
+    save_estimator(tmp_path / ESTIMATOR, replace(estimator, pcas=estimator.pcas * 2))
+    with h5py.File(done.root / "space/maps.h5") as file:
+        rows = [(name, int(number >= COUNT - 3), 1) for number, name in enumerate(read_names(file))]
+    write_csv(tmp_path / "categories.csv", ("image", "category", "probability"), rows)
+    poses.main(
+        maps=done.root / "space/maps.h5",
+        estimator=tmp_path / ESTIMATOR,
+        out=tmp_path / "out",
+        categories=tmp_path / "categories.csv",
+        poses=settings.Poses(k=3, starts=1, fitted_images=10),
+    )
+    assert json.loads((tmp_path / "out/poses.json").read_text())["images"][3:] == [1, 1, 1]
 
 
 def _detection(entry: Entry) -> Detection:

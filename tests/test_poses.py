@@ -322,7 +322,7 @@ def test_parts_of_the_graph_are_told_and_become_poses(caplog):
     )
     maps = apart.reshape(120, 4, 3).astype(np.float32)
     poses, _ = _nearest(_spectral(maps, 3), maps)
-    assert "in 3 parts" in caplog.text
+    assert "3 components" in caplog.text
     assert [len(set(poses[start : start + 40])) for start in (0, 40, 80)] == [1, 1, 1]
     assert set(poses) == {0, 1, 2}
 

@@ -11,7 +11,7 @@ import pytest
 from workflow import ROOT
 
 from mirage_steps.files.atomic import write_csv
-from mirage_steps.files.provenance import changed_since, write_provenance
+from mirage_steps.files.provenance import changed_since, files_of_network, write_provenance
 
 
 @pytest.fixture
@@ -59,3 +59,13 @@ def test_the_commit_is_that_of_this_project_alone(tmp_path: Path, place, known):
 def test_a_file_without_a_record_is_taken_as_it_is(tmp_path: Path):
     write_csv(tmp_path / "labels.csv", ("image",), [("a.png",)])
     assert not changed_since(tmp_path / "labels.csv")
+
+
+def test_what_a_local_network_depends_on_is_tracked(tmp_path):
+    names = ("config.json", "pytorch_model.bin", "part/model.safetensors", "README.md")
+    (tmp_path / "part").mkdir()
+    for name in names:
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in files_of_network(tmp_path)]
+    assert sorted(found) == sorted(names[:3])
+    assert files_of_network(tmp_path / names[3]) == [tmp_path / names[3]]

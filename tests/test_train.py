@@ -121,6 +121,10 @@ def test_hours_become_steps_once(data, tmp_path, monkeypatch):
     expected = run(data, tmp_path / "steps", as_steps)
     for key, value in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(value, expected[key])
+    # A batch of another size takes another time.
+    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 2.0)
+    run(data, tmp_path, hours.model_copy(update={"batch_size": hours.batch_size + 1}))
+    assert json.loads(plan.read_text())["iterations"] == 4
 
 
 def test_the_time_of_a_step_is_measured(data, tmp_path):

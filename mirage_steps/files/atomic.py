@@ -19,7 +19,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.names import not_a
 from mirage_steps.files.process import died_here, machine
 
-_HASH_LIMIT = 64 * 2**20
+_HASH_LIMIT = 256 * 2**20
 # Files that this process wrote, for its record.
 WRITTEN: list[Path] = []
 _PARTIAL = ".partial"

@@ -23,6 +23,7 @@ from mirage_steps.method.reconstruction import Reconstruction, reconstruct
 from mirage_steps.method.texture import TexturedMesh, rendered
 
 _WHITE = (255, 255, 255, 255)
+_AGAIN = "make the views again: python -m mirage_steps.novel_views"
 
 
 class PhotoMesh(Reconstruction):
@@ -107,7 +108,7 @@ def read_masks(folder: Path, poses: Sequence[int]) -> np.ndarray:
     Raises:
         UserError: one is missing or no image.
     """
-    return np.stack([_read(folder / f"pose_{pose:02d}.mask.png", "L") for pose in poses]) / 255
+    return _stack([folder / f"pose_{pose:02d}.mask.png" for pose in poses], "L") / 255
 
 
 def read_views(folder: Path, poses: Sequence[int]) -> np.ndarray:
@@ -116,7 +117,7 @@ def read_views(folder: Path, poses: Sequence[int]) -> np.ndarray:
     Raises:
         UserError: one is missing or no image.
     """
-    return np.stack([_read(folder / f"pose_{pose:02d}.png", "RGB") for pose in poses])
+    return _stack([folder / f"pose_{pose:02d}.png" for pose in poses], "RGB")
 
 
 def read_object(path: Path, number: int) -> tuple[list[int], np.ndarray]:
@@ -132,12 +133,18 @@ def read_object(path: Path, number: int) -> tuple[list[int], np.ndarray]:
         return file["pose"][number].tolist(), file["images"][number]
 
 
+def _stack(paths: Sequence[Path], mode: str) -> np.ndarray:
+    """Images of one size in one array."""
+    images = [_read(path, mode) for path in paths]
+    for path, image in zip(paths, images, strict=True):
+        if image.shape != images[0].shape:
+            raise UserError(f"{path}: has another size than {paths[0].name}; {_AGAIN}")
+    return np.stack(images)
+
+
 def _read(path: Path, mode: str) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert(mode))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); make the views again: python -m "
-            "mirage_steps.novel_views"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({error}); {_AGAIN}") from None

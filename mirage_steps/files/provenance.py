@@ -110,6 +110,17 @@ def _outputs(out: Path) -> dict[str, object]:
     }
 
 
+def files_of_network(path: Path) -> list[Path]:
+    """The files that a local network's results depend on: its weights and how they are used.
+
+    Args:
+        path: of a file, or of a folder as transformers writes it.
+    """
+    if not path.is_dir():
+        return [path]
+    return sorted(one for one in path.rglob("*") if one.suffix in (".safetensors", ".bin", ".json"))
+
+
 def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
     """Identities of a step's networks: markers of downloads, or local files."""
     found: dict[str, object] = {}
@@ -119,8 +130,7 @@ def _networks(settings: dict[str, Any], weights: Path) -> dict[str, object]:
         # Written by networks/fetching.py.
         marker = weights / f"{'inception' if value == 'auto' else value}.json"
         if path.exists():
-            files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-            found[key] = [identity(file) for file in files]
+            found[key] = [identity(file) for file in files_of_network(path)]
         elif marker.is_file():
             found[key] = read_json(marker)
     return found

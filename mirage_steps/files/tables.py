@@ -46,10 +46,13 @@ def read_windows(
     for entry, row in zip_longest(entries, csv_rows(path)):
         if entry is None or row is None or row.get("image") != entry.image:
             raise UserError(f"{path}: lists other images than the manifest; {rerun('foreground')}")
-        if row["found"] == "1":
-            with parsing(f"{path}, image {entry.image}", "damaged", "foreground"):
-                box, window = _box(row, BOX), _box(row, WINDOW)
-            found.append((entry, centered(window, box) if centered_on_box else window))
+        with parsing(f"{path}, image {entry.image}", "damaged", "foreground"):
+            if row["found"] not in ("0", "1"):
+                raise ValueError(f"found is {row['found']}")
+            if row["found"] == "0":
+                continue
+            box, window = _box(row, BOX), _box(row, WINDOW)
+        found.append((entry, centered(window, box) if centered_on_box else window))
     if not found:
         raise UserError(
             f"{path}: no object was found in any image; look at foreground.png and try "

@@ -56,7 +56,8 @@ def launch(count: int, device: str) -> int:
             if code < 0:
                 name = signal.Signals(-code).name
                 raise UserError(f"process {rank} of the training: killed by {name}") from None
-        return max(codes.values())
+        # Those that torchrun ends, or a signal, have codes above 128: the others tell more.
+        return min(codes.values())
     return 0
 
 

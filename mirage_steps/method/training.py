@@ -2,7 +2,7 @@
 
 A step is the same in one process, with gradient accumulation, or in several processes: each draws
 the random numbers of the whole batch and takes its share. All randomness depends on seed and step
-only, so a resumed run equals an uninterrupted one bit for bit without generator states.
+only, so a resumed run equals an uninterrupted one without generator states, on the CPU bit for bit.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ class Trainer:
             (2,), on the device: loss per value, summed over the processes that of the whole batch;
             norm of the gradient, the same in all.
         """
-        images, poses = images.to(self.device), poses.to(self.device)
+        images, poses = _to(self.device, images), _to(self.device, poses)
         times, noise = self._draw(images)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -161,7 +161,7 @@ class Trainer:
         """This process's share of the timesteps (b,) and the noise (b, 3, S, S) of a batch."""
         size, seed = self.training.batch_size, self.training.seed
         torch.manual_seed(_step_seed(seed, self.done))
-        times = diffusion.antithetic_timesteps(size)[self.share].to(self.device)
+        times = _to(self.device, diffusion.antithetic_timesteps(size)[self.share])
         # Drawn in the order of the images' memory, which is channels last.
         whole = images.new_empty(size, *images.shape[2:], images.shape[1]).permute(0, 3, 1, 2)
         noise = torch.randn_like(whole)[self.share]
@@ -247,7 +247,7 @@ class Batches:
         places = range(step * size, (step + 1) * size)[share]
         chosen = [int(self._order(place // count)[place % count]) for place in places]
         if self.copied is not None:
-            pixels = self.copied[torch.tensor(chosen, device=self.copied.device)]
+            pixels = self.copied[_to(self.copied.device, torch.tensor(chosen))]
         else:
             # One chunk an image; HDF5's fancy indexing would be slower and wants sorted rows.
             pixels = np.stack([self.images[index] for index in chosen])
@@ -255,6 +255,13 @@ class Batches:
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.training.seed, epoch]).permutation(len(self.labels))
+
+
+def _to(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor on a device; a CUDA device does not make the CPU wait for its work."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def copy_images(images: Any, device: torch.device) -> Tensor | None:
