@@ -63,7 +63,7 @@ def test_cameras_are_exported_where_the_run_has_them(tmp_path):
     assert read_cameras(tmp_path / "one" / CAMERAS, range(12)) == read_cameras(
         run / CAMERAS, range(12)
     )
-    assert "median error of their azimuths 3.5 degrees" in (tmp_path / "one/README.md").read_text()
+    assert "median error of their azimuths 2.0 degrees" in (tmp_path / "one/README.md").read_text()
     shutil.rmtree(run / "cameras")
     export.main(trained=run, out=tmp_path / "two")
     assert not (tmp_path / "two/cameras").exists()
