@@ -3,11 +3,14 @@
     python benchmarks/mesh.py [--objects 5] [--views 12] [--size 64] [--cameras perspective]
     python benchmarks/mesh.py --kind mugs [--objects 5] [--cameras true]
     python benchmarks/mesh.py --run weights/showcase-cars --generated [--objects 5]
+    python benchmarks/mesh.py --run results/showcase --cameras run [--true-masks] [--objects 5]
 
 The first makes meshes from true views, evenly spaced. `--cameras true` has the renderer's elevation
 and distance too; `perspective` and `orthographic` fit what silhouettes give when azimuths are
 known; `found` fits the azimuths as well, starting at the truth. With `--run` masks are those of the
-run's foreground model, not the true ones. `--generated` takes a photo of each car, seen from
+run's foreground model, not the true ones, unless `--true-masks`. `--cameras run` shows each object
+from the mean azimuth of every pose of the run (or of `--pose-eval`), with the cameras that it
+found. `--generated` takes a photo of each car, seen from
 anywhere, and lets the run make the views, the masks and the mesh, with the cameras it found.
 `--own-shape 1 2` and `--own-texture 1 4` let the photo itself count as several views; `--mixed`
 takes every view of another car, of which the warnings of a mesh should tell.
@@ -21,9 +24,11 @@ hollow.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import trimesh
@@ -134,13 +139,21 @@ def volume_iou(mesh: trimesh.Trimesh, parts: list[trimesh.Trimesh]) -> float:
 def true_views(words: argparse.Namespace, index: int, truth: tuple) -> Iterator[tuple]:
     """Mesh and seconds from views of the renderer."""
     azimuths = np.arange(words.views) * 360 / words.views
-    first = index * words.views
-    indices = range(first, first + words.views) if words.mixed else [index] * words.views
+    if words.cameras == "run":
+        path = words.pose_eval or words.loaded.folder / "poses/pose_eval.json"
+        poses = json.loads(path.read_text())["poses"]
+        azimuths = np.array([pose["mean_azimuth_deg"] for pose in poses])
+    count = len(azimuths)
+    first = index * count
+    indices = range(first, first + count) if words.mixed else [index] * count
     images, masks = crops(words.kind, indices, azimuths, words.size)
-    if words.run:
+    if words.run and not words.true_masks:
         masks = words.loaded.masks(images) / 255
     started = time.process_time()
-    cameras = _cameras(words, masks, azimuths, truth)
+    if words.cameras == "run":
+        cameras = read_cameras(words.loaded.folder / CAMERAS, range(count))
+    else:
+        cameras = _cameras(words, masks, azimuths, truth)
     yield "", reconstruct(images, masks, cameras), time.process_time() - started
 
 
@@ -224,10 +237,12 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=5)
     parser.add_argument("--views", type=int, default=12)
     parser.add_argument("--size", type=int, default=64)
-    choices = ["true", "perspective", "orthographic", "found"]
+    choices = ["true", "perspective", "orthographic", "found", "run"]
     parser.add_argument("--cameras", choices=choices, default="perspective")
     parser.add_argument("--run")
     parser.add_argument("--generated", action="store_true")
+    parser.add_argument("--true-masks", action="store_true")
+    parser.add_argument("--pose-eval", type=Path)
     parser.add_argument("--kind", choices=list(RENDERERS), default="cars")
     parser.add_argument("--mixed", action="store_true")
     parser.add_argument("--own-shape", type=int, nargs="+", default=[1])
