@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,11 @@ class Project:
 
     def run(self, *words: str, ok: bool = True, env: dict | None = None) -> str:
         process = self.start(*words, env=env)
-        output, _ = process.communicate(timeout=1200)
+        try:
+            output, _ = process.communicate(timeout=1200)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # it would go on beside the other tests
+            raise
         assert (process.returncode == 0) == ok, output[-6000:]
         return output
 
