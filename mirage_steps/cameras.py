@@ -111,16 +111,15 @@ def _means(
     """
     patches, components = file["maps"].shape[1:]
     sums = np.zeros((2, count, patches, components + 1))
-    images, seen, background = np.zeros((2, count)), np.zeros(count, int), False
+    images, background = np.zeros((2, count), int), False
     for rows in slices(len(assigned), _BATCH):
         values, valid = file["maps"][rows], file["valid"][rows]
         shown = (values != 0).any(-1)
         background |= not (shown | ~valid).all()  # padding is zero in any case
         for pose, *one in zip(assigned[rows], values, shown, strict=True):
-            half = seen[pose] % 2
+            half = images[:, pose].sum() % 2
             sums[half, pose] += np.column_stack(one)
             images[half, pose] += 1
-            seen[pose] += 1
     if not background:
         raise UserError(
             f"{maps}: cameras need maps that are zero off the object; set pose_space."

@@ -83,11 +83,7 @@ def main(
         network.name, network.resolution, len(images), *shape, human_size(size),
     )  # fmt: skip
     require_disk(out, size, "tokens.h5")
-
-    def square(image: Image.Image, window: Box | None) -> Image.Image:
-        if window is None:
-            return letterbox(image, network.resolution, network.fill)
-        return crop(image, window, network.resolution)
+    square = partial(_square, network=network)
 
     advice = memory_advice("backbone.batch_size", backbone.batch_size)
     with create_h5(out / f"{part.name('tokens')}.h5") as file, advice:
@@ -106,6 +102,13 @@ def main(
         if masked:
             _write_masks(file, images, network.grid)
     return [part.name("features")]
+
+
+def _square(image: Image.Image, window: Box | None, network: Backbone) -> Image.Image:
+    """What the network sees: the window of a photo, or all of it, letterboxed."""
+    if window is None:
+        return letterbox(image, network.resolution, network.fill)
+    return crop(image, window, network.resolution)
 
 
 def _write_masks(file: h5py.File, images: Sequence[Windowed], grid: int) -> None:

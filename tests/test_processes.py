@@ -223,3 +223,23 @@ def test_sigterm_to_all_processes_saves_once_and_leaves(data, tmp_path):
     assert saved == [f"step-{last:07d}.pt"], output
     assert not (tmp_path / "checkpoints/lock.json").exists()
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(("codes", "expected"), [((143, 75), 75), ((143, 143), 143), ((1, 143), 1)])
+def test_the_reason_of_one_process_counts_before_the_signal_that_ends_the_others(
+    monkeypatch, codes, expected
+):
+    """So the time limit, code 75, is told even if another process had not yet reached it."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import errors
+
+    failures = {
+        rank: errors.ProcessFailure(local_rank=rank, pid=1, exitcode=code, error_file="")
+        for rank, code in enumerate(codes)
+    }
+
+    def failed(_: object) -> None:
+        raise errors.ChildFailedError("training", failures)
+
+    monkeypatch.setattr(run, "run", failed)
+    assert launch(2, "cpu") == expected
