@@ -58,7 +58,10 @@ def test_neither_the_run_nor_a_page_is_overwritten(finished, tmp_path):
 def test_cameras_are_exported_where_the_run_has_them(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(SHOWCASE, run)
-    (run / "poses/poses.csv").write_text("image,pose,distance\na.png,0,0\n")
+    poses = run / "poses/poses.csv"
+    poses.write_text("image,pose,distance\na.png,0,0\n")
+    cameras = json.loads((run / CAMERAS).read_text())
+    (run / CAMERAS).write_text(json.dumps(cameras | {"found_in": sha256_of(poses)}))
     export.main(trained=run, out=tmp_path / "one")
     assert read_cameras(tmp_path / "one" / CAMERAS, range(12)) == read_cameras(
         run / CAMERAS, range(12)

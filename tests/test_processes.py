@@ -242,4 +242,5 @@ def test_the_reason_of_one_process_counts_before_the_signal_that_ends_the_others
         raise errors.ChildFailedError("training", failures)
 
     monkeypatch.setattr(run, "run", failed)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     assert launch(2, "cpu") == expected
