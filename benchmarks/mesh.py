@@ -10,7 +10,8 @@ and distance too; `perspective` and `orthographic` fit what silhouettes give whe
 known; `found` fits the azimuths as well, starting at the truth. With `--run` masks are those of the
 run's foreground model, not the true ones, unless `--true-masks`. `--cameras run` shows each object
 from the mean azimuth of every pose of the run (or of `--pose-eval`), with the cameras that it
-found. `--generated` takes a photo of each car, seen from
+found, adapted to the object as the mesh command does; with `--shared` as they are.
+`--generated` takes a photo of each car, seen from
 anywhere, and lets the run make the views, the masks and the mesh, with the cameras it found.
 `--own-shape 1 2` and `--own-texture 1 4` let the photo itself count as several views; `--mixed`
 takes every view of another car, of which the warnings of a mesh should tell.
@@ -39,7 +40,7 @@ from scipy.optimize import minimize
 from mirage_steps.demo.renderer import car_shapes, cars, mug_shapes, mugs
 from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.method.boxes import crop, square_window
-from mirage_steps.method.camera_fit import PERSPECTIVE, fit, start
+from mirage_steps.method.camera_fit import PERSPECTIVE, adapted, fit, start
 from mirage_steps.method.cameras import Camera
 from mirage_steps.method.reconstruction import Reconstruction, reconstruct
 from mirage_steps.method.texture import rendered, smoothed, textured
@@ -151,7 +152,7 @@ def true_views(words: argparse.Namespace, index: int, truth: tuple) -> Iterator[
         masks = words.loaded.masks(images) / 255
     started = time.process_time()
     if words.cameras == "run":
-        cameras = read_cameras(words.loaded.folder / CAMERAS, range(count))
+        cameras = _found(words, masks, range(count))
     else:
         cameras = _cameras(words, masks, azimuths, truth)
     yield "", reconstruct(images, masks, cameras), time.process_time() - started
@@ -162,7 +163,7 @@ def generated_views(words: argparse.Namespace, index: int) -> Iterator[tuple]:
     azimuth = float(np.random.default_rng([3, index]).uniform(0, 360))
     photo = cars.render(SEED, index, cars.DEMO_FAMILIES, 2 * words.size, azimuth=azimuth)
     views = words.loaded.novel_views(photo.image)
-    cameras = read_cameras(words.loaded.folder / CAMERAS, views.poses)
+    cameras = _found(words, views.masks / 255, views.poses)
     for shape in words.own_shape:
         for texture in words.own_texture:
             started = time.process_time()
@@ -214,6 +215,11 @@ def scores(words: argparse.Namespace, index: int, truths: list, made: Reconstruc
     return [*ious, *map(np.mean, (errors, true_errors, overlaps)), made.mesh.seen, handles]
 
 
+def _found(words: argparse.Namespace, masks: np.ndarray, poses: Sequence[int]) -> list[Camera]:
+    cameras = read_cameras(words.loaded.folder / CAMERAS, poses)
+    return cameras if words.shared else adapted(masks, cameras)
+
+
 def _cameras(
     words: argparse.Namespace, masks: np.ndarray, azimuths: np.ndarray, truth: tuple
 ) -> list[Camera]:
@@ -242,6 +248,7 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--generated", action="store_true")
     parser.add_argument("--true-masks", action="store_true")
+    parser.add_argument("--shared", action="store_true")
     parser.add_argument("--pose-eval", type=Path)
     parser.add_argument("--kind", choices=list(RENDERERS), default="cars")
     parser.add_argument("--mixed", action="store_true")

@@ -1,6 +1,7 @@
 """Cameras of poses and meshes of photos, as steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -353,6 +354,48 @@ def test_a_pose_seen_from_the_left_settles_the_sense_of_turning(run, monkeypatch
     caplog.clear()
     cameras.main(**run, cameras=settings.Cameras(front=3))
     assert "--front 3: is 90 degrees from the object's plane" in caplog.text
+
+
+def test_an_object_has_cameras_of_its_own_near_those_of_its_poses():
+    rng = np.random.default_rng(0)
+    true = [Camera(30.0 * view, 15.0, 0.8, perspective=0.3) for view in range(12)]
+    masks = silhouettes(trimesh.creation.box((0.9, 0.4, 0.3)), true, 64)
+    shared = [
+        replace(
+            one,
+            scale=one.scale * np.exp(0.06 * rng.normal()),
+            offset=tuple(0.02 * rng.normal(size=2)),
+        )
+        for one in true
+    ]
+    masks[5] = 0
+    own = camera_fit.adapted(masks, shared)
+    assert own[5] == shared[5]
+    seen = [view for view in range(12) if view != 5]
+
+    def errors(cameras):
+        scale = np.log([cameras[view].scale / true[view].scale for view in seen])
+        offset = np.array([cameras[view].offset for view in seen])
+        # The whole may be larger, or higher: an object has no size of its own.
+        return scale.std(), (offset - offset.mean(0)).std()
+
+    assert np.all(np.less(errors(own), 0.6 * np.array(errors(shared)))), errors(own)
+    assert camera_fit.adapted(np.zeros_like(masks), shared) == shared
+
+
+def test_cameras_stay_where_silhouettes_contradict_each_other():
+    true = [Camera(30.0 * view, 15.0, 0.8, perspective=0.3) for view in range(12)]
+    masks = silhouettes(trimesh.creation.box((0.9, 0.4, 0.3)), true, 64)
+    masks = np.random.default_rng(0).permutation(masks)
+    near = camera_fit.adapted(masks, true)
+    far = camera_fit.fit(masks, true, perspective=False, steps=100).cameras
+
+    def moved(cameras):
+        return np.abs(
+            [one.azimuth_deg - a.azimuth_deg for one, a in zip(cameras, true, strict=True)]
+        )
+
+    assert moved(near).mean() < 0.7 * moved(far).mean()
 
 
 def test_cameras_that_look_up_are_fitted_as_such():

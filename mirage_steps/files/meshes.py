@@ -18,6 +18,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.names import MESH_ENDS
 from mirage_steps.files.ners import write_ners
 from mirage_steps.files.photo_views import require_no_other_mesh
+from mirage_steps.method.camera_fit import adapted
 from mirage_steps.method.cameras import Camera
 from mirage_steps.method.reconstruction import Reconstruction, reconstruct
 from mirage_steps.method.texture import TexturedMesh, rendered
@@ -33,8 +34,8 @@ class PhotoMesh(Reconstruction):
     def of(
         cls, views: np.ndarray, masks: np.ndarray, cameras: Sequence[Camera], **options: Any
     ) -> "PhotoMesh":
-        """Make one, as :func:`.reconstruct` does."""
-        made = reconstruct(views, masks, cameras, **options)
+        """Make one by cameras of poses, adapted to the object, as :func:`.reconstruct` does."""
+        made = reconstruct(views, masks, adapted(masks, cameras), **options)
         return cls(**vars(made))
 
     def __repr__(self) -> str:

@@ -19,6 +19,12 @@ _MAPS = 0.2  # standard deviation of features beside silhouettes in [0, 1]
 PERSPECTIVE = 0.3
 """Of photos whose distance is unknown: 3.3 lengths of the object."""
 
+# How far the camera of one object's view may be from that of its pose: standard deviations in the
+# units of the fit, radians where it has angles. Without them, meshes of generated views, which
+# differ in shape, were worse than by the poses' own cameras (docs/mesh.md).
+_SPREAD = {"azimuth": 0.05, "elevation": 0.09, "log_scale": 0.05, "offset": 0.02}
+_NEAR = 1e-3  # weight of a squared deviation beside the mean squared difference of silhouettes
+
 _TURN = 30  # degrees between starts
 _CANDIDATES = 3  # starts that are fitted on: a wrong plane of symmetry may look best at first
 _SMALL = 14  # voxels of a side, to compare starts
@@ -65,6 +71,7 @@ def fit(
     elevation: bool = True,
     perspective: bool = True,
     maps: np.ndarray | None = None,
+    near: bool = False,
     steps: int = 150,
     size: int = 24,
 ) -> Fit:
@@ -78,6 +85,7 @@ def fit(
         perspective: whether it is fitted, too; it is the same for all views.
         maps: (k, S, S, c) features of the surface, zero off the object; the surface has the same
             from all sides.
+        near: whether deviations from the given cameras are penalized.
         steps: of Adam.
         size: side of the silhouettes in pixels, and of the volume in voxels.
     """
@@ -93,6 +101,7 @@ def fit(
         {"params": [features], "lr": 0.1},
     ]
     groups += [{"params": [values[name].requires_grad_()], "lr": r} for name, r in rates.items()]
+    given = {name: values[name].detach().clone() for name in rates}
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=0.15
@@ -103,8 +112,9 @@ def fit(
         shape = 0.5 * (logits + logits.flip(2))
         made = _rendered(torch.cat([torch.sigmoid(shape), features]), values)
         loss = (made - target).square().mean((0, 2, 3)).sum()
+        away = [((values[n] - given[n]) / _SPREAD[n]).square().mean() for n in rates if near]
         optimizer.zero_grad()
-        loss.backward()
+        (loss + _NEAR * sum(away)).backward()
         if 3 * step < steps:
             # There is no shape yet that could tell them.
             values["azimuth"].grad = None
@@ -224,6 +234,25 @@ def find(masks: np.ndarray, maps: np.ndarray) -> tuple[Fit, dict[int, float]]:
 def refit(masks: np.ndarray, maps: np.ndarray, cameras: Sequence[Camera]) -> Fit:
     """Cameras fitted on from those that :func:`find` found, to other images of the same poses."""
     return fit(masks, cameras, maps=maps, steps=60, size=_SMALL, perspective=False)
+
+
+def adapted(masks: np.ndarray, cameras: Sequence[Camera]) -> list[Camera]:
+    """Cameras of one object's views, near those of their poses, which all objects share.
+
+    Objects differ in size and shape, so their crops differ in scale and offset.
+
+    Args:
+        masks: (k, S, S) in [0, 1] of the object's views; the cameras of empty ones are kept.
+        cameras: of the views' poses, azimuth 0 in the object's plane of symmetry.
+    """
+    shown = [index for index, mask in enumerate(masks) if (mask > 0.5).any()]
+    if not shown:
+        return list(cameras)
+    own = fit(
+        masks[shown], [cameras[index] for index in shown], perspective=False, near=True, steps=100
+    )
+    found = dict(zip(shown, own.cameras, strict=True))
+    return [found.get(index, camera) for index, camera in enumerate(cameras)]
 
 
 def reversed_depth(cameras: Sequence[Camera]) -> list[Camera]:
