@@ -5,16 +5,15 @@
     python benchmarks/mesh.py --run weights/showcase-cars --generated [--objects 5]
     python benchmarks/mesh.py --run results/showcase --cameras run [--true-masks] [--objects 5]
 
-The first makes meshes from true views, evenly spaced. `--cameras true` has the renderer's elevation
-and distance too; `perspective` and `orthographic` fit what silhouettes give when azimuths are
-known; `found` fits the azimuths as well, starting at the truth. With `--run` masks are those of the
-run's foreground model, not the true ones, unless `--true-masks`. `--cameras run` shows each object
-from the mean azimuth of every pose of the run (or of `--pose-eval`), with the cameras that it
-found, adapted to the object as the mesh command does; with `--shared` as they are.
-`--generated` takes a photo of each car, seen from
-anywhere, and lets the run make the views, the masks and the mesh, with the cameras it found.
-`--own-shape 1 2` and `--own-texture 1 4` let the photo itself count as several views; `--mixed`
-takes every view of another car, of which the warnings of a mesh should tell.
+The first makes meshes from true views, evenly spaced, or with `--pose-eval FILE` from the mean
+azimuth of every pose of a run. `--cameras true` has the renderer's elevation and distance too;
+`perspective` and `orthographic` fit what silhouettes give when azimuths are known; `found` fits the
+azimuths as well, starting at the truth. `--cameras run` shows each object from the mean azimuths of
+the poses, with the cameras that the run found, refined to the object as the mesh command does; with
+`--shared` as they are. With `--run` masks are those of the run's foreground model, not the true
+ones, unless `--true-masks`. `--generated` takes a photo of each car, seen from anywhere, and lets
+the run make the views, the masks and the mesh, with the cameras it found. `--mixed` takes every
+view of another car, of which the warnings of a mesh should tell.
 
 Prints a row for each object: volumetric IoU after alignment (shift, scale, turn around z; front and
 rear may be exchanged), the same to the next object, color error of the rendered mesh where both
@@ -27,7 +26,7 @@ hollow.
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,11 +39,10 @@ from scipy.optimize import minimize
 from mirage_steps.demo.renderer import car_shapes, cars, mug_shapes, mugs
 from mirage_steps.files.cameras import CAMERAS, read_cameras
 from mirage_steps.method.boxes import crop, square_window
-from mirage_steps.method.camera_fit import PERSPECTIVE, adapted, fit, start
+from mirage_steps.method.camera_fit import PERSPECTIVE, fit, refined, start
 from mirage_steps.method.cameras import Camera
 from mirage_steps.method.reconstruction import Reconstruction, reconstruct
-from mirage_steps.method.texture import rendered, smoothed, textured
-from mirage_steps.method.visual_hull import carve, surface
+from mirage_steps.method.texture import rendered
 from mirage_steps.run import Run
 
 RENDERERS = {"cars": cars, "mugs": mugs}
@@ -137,10 +135,10 @@ def volume_iou(mesh: trimesh.Trimesh, parts: list[trimesh.Trimesh]) -> float:
     return best
 
 
-def true_views(words: argparse.Namespace, index: int, truth: tuple) -> Iterator[tuple]:
+def true_views(words: argparse.Namespace, index: int, truth: tuple) -> tuple[Reconstruction, float]:
     """Mesh and seconds from views of the renderer."""
     azimuths = np.arange(words.views) * 360 / words.views
-    if words.cameras == "run":
+    if words.pose_eval or words.cameras == "run":
         path = words.pose_eval or words.loaded.folder / "poses/pose_eval.json"
         poses = json.loads(path.read_text())["poses"]
         azimuths = np.array([pose["mean_azimuth_deg"] for pose in poses])
@@ -155,43 +153,18 @@ def true_views(words: argparse.Namespace, index: int, truth: tuple) -> Iterator[
         cameras = _found(words, masks, range(count))
     else:
         cameras = _cameras(words, masks, azimuths, truth)
-    yield "", reconstruct(images, masks, cameras), time.process_time() - started
+    return reconstruct(images, masks, cameras), time.process_time() - started
 
 
-def generated_views(words: argparse.Namespace, index: int) -> Iterator[tuple]:
-    """Meshes and seconds from views that the run makes of a photo, which counts as several."""
+def generated_views(words: argparse.Namespace, index: int) -> tuple[Reconstruction, float]:
+    """Mesh and seconds from views that the run makes of a photo."""
     azimuth = float(np.random.default_rng([3, index]).uniform(0, 360))
     photo = cars.render(SEED, index, cars.DEMO_FAMILIES, 2 * words.size, azimuth=azimuth)
     views = words.loaded.novel_views(photo.image)
+    started = time.process_time()
     cameras = _found(words, views.masks / 255, views.poses)
-    for shape in words.own_shape:
-        for texture in words.own_texture:
-            started = time.process_time()
-            weights = [
-                np.where(np.array(views.poses) == views.pose, one, 1) for one in (shape, texture)
-            ]
-            made = _weighted(views.views, views.masks / 255, cameras, *weights)
-            yield f"own view {shape}, {texture}", made, time.process_time() - started
-
-
-def _weighted(
-    images: np.ndarray,
-    masks: np.ndarray,
-    cameras: Sequence[Camera],
-    shape: np.ndarray,
-    texture: np.ndarray,
-) -> Reconstruction:
-    """As :func:`reconstruct`, with views that count as several in shape and texture."""
-
-    def repeated(weights: np.ndarray) -> tuple:
-        rows = np.repeat(np.arange(len(images)), weights)
-        return images[rows], masks[rows], [cameras[row] for row in rows]
-
-    vertices, faces = smoothed(*surface(carve(*repeated(shape)[1:])))
-    mesh = textured(vertices, faces, *repeated(texture))
-    shown = (masks > 0.5).any((1, 2))
-    kept = tuple(camera for camera, one in zip(cameras, shown, strict=True) if one)
-    return Reconstruction(mesh, images[shown], masks[shown], kept, np.nan)
+    made = reconstruct(views.views, views.masks / 255, cameras)
+    return made, time.process_time() - started
 
 
 def scores(words: argparse.Namespace, index: int, truths: list, made: Reconstruction) -> list:
@@ -217,7 +190,7 @@ def scores(words: argparse.Namespace, index: int, truths: list, made: Reconstruc
 
 def _found(words: argparse.Namespace, masks: np.ndarray, poses: Sequence[int]) -> list[Camera]:
     cameras = read_cameras(words.loaded.folder / CAMERAS, poses)
-    return cameras if words.shared else adapted(masks, cameras)
+    return cameras if words.shared else refined(masks, cameras)
 
 
 def _cameras(
@@ -252,22 +225,21 @@ def main() -> None:
     parser.add_argument("--pose-eval", type=Path)
     parser.add_argument("--kind", choices=list(RENDERERS), default="cars")
     parser.add_argument("--mixed", action="store_true")
-    parser.add_argument("--own-shape", type=int, nargs="+", default=[1])
-    parser.add_argument("--own-texture", type=int, nargs="+", default=[1])
     words = parser.parse_args()
+    if not words.run and (words.generated or words.cameras == "run"):
+        parser.error("--generated and --cameras run need --run")
     words.loaded = Run.load(words.run, device="cpu") if words.run else None
     truths = [true_mesh(words.kind, index) for index in range(words.objects + 1)]
-    rows: dict[str, list] = {}
+    rows = []
     for index in range(words.objects):
-        made_of = generated_views(words, index) if words.generated else true_views(
-            words, index, truths[index]
-        )  # fmt: skip
-        for name, made, seconds in made_of:
-            rows.setdefault(name, []).append([*scores(words, index, truths, made), seconds])
-            values = (f"{value:.3f}" for value in rows[name][-1])
-            print(index, name, *values, *made.warnings, flush=True)
-    for name, values in rows.items():
-        print("mean", name, *(f"{value:.3f}" for value in np.mean(values, 0)))
+        made, seconds = (
+            generated_views(words, index)
+            if words.generated
+            else true_views(words, index, truths[index])
+        )
+        rows.append([*scores(words, index, truths, made), seconds])
+        print(index, *(f"{value:.3f}" for value in rows[-1]), *made.warnings, flush=True)
+    print("mean", *(f"{value:.3f}" for value in np.mean(rows, 0)))
 
 
 if __name__ == "__main__":

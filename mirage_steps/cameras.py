@@ -2,7 +2,7 @@
 
 A pose's camera is shared by all its images, so it follows from their mean mask and mean map: one
 volume, symmetric in shape, must explain them from all sides. Writes ``cameras.json``: azimuth,
-elevation, scale, offset and perspective of each pose, as :class:`.visual_hull.Camera` defines them,
+elevation, scale, offset and perspective of each pose, as :class:`.Camera` defines them,
 and half the difference of the azimuths that the two halves of the images give.
 
 What the images do not tell is a convention: front and rear are alike (``front`` settles it), and

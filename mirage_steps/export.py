@@ -109,8 +109,8 @@ def _about_cameras(cameras: dict) -> str:
     text = "- Cameras of the poses, for meshes (`--mesh`), are in `cameras/cameras.json`"
     errors = [one["median_error_deg"] for one in cameras["categories"] if "median_error_deg" in one]
     if errors:
-        text += f";\n  median error of their azimuths {max(errors):.1f} degrees, after the best"
-        text += "\n  start and sense"
+        text += f";\n  median error of their azimuths {max(errors):.1f} degrees, after alignment"
+        text += "\n  by the best offset and direction of rotation"
     return f"{text}.\n"
 
 

@@ -45,7 +45,8 @@ def main(
         out: Folder for the meshes.
         run: Folder of the run that made the views, or its file of export --pack; by default the
             embedded model.
-        cameras: cameras.json, if not that of the run.
+        cameras: cameras.json, if not that of the run; its cameras are used as they are, those of
+            the run are refined on the masks.
         objects: Numbers of the objects of objects.h5, the rows of the contact sheet from 0.
         share: Share of the views that must see a voxel as object, above 0.5 to 1.
         voxels: Along the object's longest side, 16 to 256.
@@ -73,7 +74,7 @@ def main(
         poses, views, masks = _shown(record, number, run, by_run=cameras is None)
         seen = read_cameras(cameras or run_folder(run) / CAMERAS, poses)
         with errors_at(f"{encoded(record)}: "):
-            made = PhotoMesh.of(views, masks, seen, size=voxels, share=share)
+            made = PhotoMesh.of(views, masks, seen, cameras is None, size=voxels, share=share)
         log.info("%s: %r", made.save(out, stem), made)
         for warning in made.warnings:
             log.warning("%s: %s", encoded(record), warning)

@@ -341,7 +341,9 @@ class Run:
         )
 
     def mesh(self, views: PhotoViews | GeneratedObjects, number: int = 0) -> "PhotoMesh":
-        """A textured mesh of a photo's or a generated object, by the cameras that the run found.
+        """A textured mesh of a photo's or a generated object, by cameras of the run.
+
+        The cameras are refined on the object's masks.
 
         Args:
             views: by this run.

@@ -255,7 +255,7 @@ class Backbone(Settings):
 
 
 class Foreground(Settings):
-    """Foreground by PCA 1, and the crop around the object."""
+    """Foreground by PCA 1, the PCA of all patch tokens, and the crop around the object."""
 
     rule: Literal["first-component", "border-contrast"] = stated(
         "border-contrast",

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
 from test_visual_hull import CIRCLE, silhouettes
@@ -356,46 +357,65 @@ def test_a_pose_seen_from_the_left_settles_the_sense_of_turning(run, monkeypatch
     assert "--front 3: is 90 degrees from the object's plane" in caplog.text
 
 
-def test_an_object_has_cameras_of_its_own_near_those_of_its_poses():
+BOX = trimesh.creation.box((0.9, 0.4, 0.3))
+TRUE = [Camera(30.0 * view, 15.0, 0.8, perspective=0.3) for view in range(12)]
+
+
+def shared_cameras() -> list[Camera]:
+    """Those of poses, from which an object's own cameras differ."""
     rng = np.random.default_rng(0)
-    true = [Camera(30.0 * view, 15.0, 0.8, perspective=0.3) for view in range(12)]
-    masks = silhouettes(trimesh.creation.box((0.9, 0.4, 0.3)), true, 64)
-    shared = [
+    return [
         replace(
             one,
+            elevation_deg=22.0,
             scale=one.scale * np.exp(0.06 * rng.normal()),
             offset=tuple(0.02 * rng.normal(size=2)),
         )
-        for one in true
+        for one in TRUE
     ]
+
+
+def test_an_object_has_cameras_of_its_own_near_those_of_its_poses():
+    masks, shared = silhouettes(BOX, TRUE, 64), shared_cameras()
     masks[5] = 0
-    own = camera_fit.adapted(masks, shared)
+    own = camera_fit.refined(masks, shared)
     assert own[5] == shared[5]
     seen = [view for view in range(12) if view != 5]
 
-    def errors(cameras):
-        scale = np.log([cameras[view].scale / true[view].scale for view in seen])
+    def wrong(cameras):
+        scale = np.log([cameras[view].scale / TRUE[view].scale for view in seen])
         offset = np.array([cameras[view].offset for view in seen])
         # The whole may be larger, or higher: an object has no size of its own.
-        return scale.std(), (offset - offset.mean(0)).std()
+        return scale.std(), (offset - offset.mean(0)).std(), abs(cameras[0].elevation_deg - 15)
 
-    assert np.all(np.less(errors(own), 0.6 * np.array(errors(shared)))), errors(own)
-    assert camera_fit.adapted(np.zeros_like(masks), shared) == shared
+    assert np.all(np.less(wrong(own), 0.6 * np.array(wrong(shared)))), wrong(own)
+    for one, before in zip(own, shared, strict=True):
+        assert one.azimuth_deg == pytest.approx(before.azimuth_deg, abs=1e-3)
+        assert one.perspective == pytest.approx(before.perspective)
+    assert camera_fit.refined(np.zeros_like(masks), shared) == shared
 
 
 def test_cameras_stay_where_silhouettes_contradict_each_other():
-    true = [Camera(30.0 * view, 15.0, 0.8, perspective=0.3) for view in range(12)]
-    masks = silhouettes(trimesh.creation.box((0.9, 0.4, 0.3)), true, 64)
-    masks = np.random.default_rng(0).permutation(masks)
-    near = camera_fit.adapted(masks, true)
-    far = camera_fit.fit(masks, true, perspective=False, steps=100).cameras
+    masks = np.random.default_rng(0).permutation(silhouettes(BOX, TRUE, 64))
+    near = camera_fit.refined(masks, TRUE)
+    free = {"azimuth": False, "perspective": False}
+    far = camera_fit.fit(masks, TRUE, steps=100, **free).cameras
 
     def moved(cameras):
-        return np.abs(
-            [one.azimuth_deg - a.azimuth_deg for one, a in zip(cameras, true, strict=True)]
-        )
+        return np.mean([abs(np.log(camera.scale / 0.8)) for camera in cameras])
 
-    assert moved(near).mean() < 0.7 * moved(far).mean()
+    assert moved(near) < 0.7 * moved(far)
+
+
+def test_a_mesh_refines_the_cameras_of_poses_only_and_without_gradients_too(coarse):
+    masks, shared = silhouettes(BOX, TRUE, 64), shared_cameras()
+    images = np.repeat(np.uint8(255 * masks)[..., None], 3, -1)
+    kept = PhotoMesh.of(images, masks, shared, shared=False, size=32)
+    assert kept.cameras == tuple(shared)
+    with torch.inference_mode():
+        own = PhotoMesh.of(images, masks, shared, size=32)
+    assert abs(own.cameras[0].elevation_deg - 15) < 4
+    assert own.silhouette_iou > kept.silhouette_iou + 0.03
 
 
 def test_cameras_that_look_up_are_fitted_as_such():

@@ -160,17 +160,17 @@ def test_texture_shows_in_each_view_what_the_view_showed():
         assert np.abs(np.median(inner, 0) - images[view, 0, 0]).max() < 20
 
 
-def test_agreement_is_low_where_the_views_differ(coarse):
+def test_silhouette_iou_is_low_where_the_views_differ(coarse):
     box = trimesh.creation.box((0.9, 0.4, 0.3))
     masks = silhouettes(box, CIRCLE, 32)
     masks[4] = 0
     images = np.repeat(np.uint8(255 * masks)[..., None], 3, -1)
     made = reconstruct(images, masks, CIRCLE, size=32)
     assert len(made.views) == len(made.cameras) == 11 and CIRCLE[4] not in made.cameras
-    assert made.agreement > 0.9
+    assert made.silhouette_iou > 0.9
     assert made.warnings == ("1 of 12 views show no object and are left out",)
     masks[::2] = np.roll(masks[::2], 8, 1)
-    assert reconstruct(images, masks, CIRCLE, size=32).agreement < 0.8
+    assert reconstruct(images, masks, CIRCLE, size=32).silhouette_iou < 0.8
 
 
 def test_views_of_different_objects_are_warned_of(coarse):
@@ -179,7 +179,7 @@ def test_views_of_different_objects_are_warned_of(coarse):
     masks[::2] = silhouettes(tower, CIRCLE, 32)[::2]
     gray = np.repeat(np.uint8(200 * masks)[..., None], 3, -1)
     (warning,) = reconstruct(gray, masks, CIRCLE, size=32).warnings
-    assert "may be of different objects: their masks overlap the mesh by 0" in warning
+    assert "may be of different objects: the silhouette IoU of the mesh is 0" in warning
     # Of one shape, but each of another color.
     masks = silhouettes(box, CIRCLE, 32)
     images = np.repeat(np.uint8(255 * masks)[..., None], 3, -1)

@@ -18,7 +18,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.names import MESH_ENDS
 from mirage_steps.files.ners import write_ners
 from mirage_steps.files.photo_views import require_no_other_mesh
-from mirage_steps.method.camera_fit import adapted
+from mirage_steps.method.camera_fit import refined
 from mirage_steps.method.cameras import Camera
 from mirage_steps.method.reconstruction import Reconstruction, reconstruct
 from mirage_steps.method.texture import TexturedMesh, rendered
@@ -32,16 +32,30 @@ class PhotoMesh(Reconstruction):
 
     @classmethod
     def of(
-        cls, views: np.ndarray, masks: np.ndarray, cameras: Sequence[Camera], **options: Any
+        cls,
+        views: np.ndarray,
+        masks: np.ndarray,
+        cameras: Sequence[Camera],
+        shared: bool = True,
+        **options: Any,
     ) -> "PhotoMesh":
-        """Make one by cameras of poses, adapted to the object, as :func:`.reconstruct` does."""
-        made = reconstruct(views, masks, adapted(masks, cameras), **options)
+        """Make one, as :func:`.reconstruct` does.
+
+        Args:
+            views: (k, S, S, 3) uint8.
+            masks: (k, S, S) in [0, 1].
+            cameras: (k,) of the views.
+            shared: whether they are those of poses, and are refined on the masks.
+            options: of :func:`.reconstruct`.
+        """
+        own = refined(masks, cameras) if shared else cameras
+        made = reconstruct(views, masks, own, **options)
         return cls(**vars(made))
 
     def __repr__(self) -> str:
         return (
-            f"PhotoMesh({len(self.mesh.faces)} faces by {len(self.views)} views, whose masks its "
-            f"silhouettes overlap by {self.agreement:.2f})"
+            f"PhotoMesh({len(self.mesh.faces)} faces from {len(self.views)} views, silhouette IoU "
+            f"{self.silhouette_iou:.2f})"
         )
 
     def picture(self) -> Image.Image:

@@ -4,7 +4,7 @@ The object is a small volume of densities, equal to its mirror image. Its silhou
 differentiable in volume and cameras, and all are fitted together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
@@ -14,16 +14,17 @@ import torch
 from torch.nn import functional
 
 from mirage_steps.method.cameras import Camera
+from mirage_steps.method.visual_hull import LEAST_VIEWS
 
 _MAPS = 0.2  # standard deviation of features beside silhouettes in [0, 1]
 PERSPECTIVE = 0.3
 """Of photos whose distance is unknown: 3.3 lengths of the object."""
 
-# How far the camera of one object's view may be from that of its pose: standard deviations in the
-# units of the fit, radians where it has angles. Without them, meshes of generated views, which
-# differ in shape, were worse than by the poses' own cameras (docs/mesh.md).
-_SPREAD = {"azimuth": 0.05, "elevation": 0.09, "log_scale": 0.05, "offset": 0.02}
-_NEAR = 1e-3  # weight of a squared deviation beside the mean squared difference of silhouettes
+# How far the camera of one object's view is from that of its pose: standard deviations of a normal
+# prior, the elevation's in radians. Without a prior, meshes of generated views, which differ in
+# shape, are no better than by the poses' own cameras (docs/mesh.md).
+_OF_AN_OBJECT = {"elevation": 0.09, "log_scale": 0.05, "offset": 0.02}
+_PRIOR = 1e-3  # weight of a squared deviation beside the mean squared difference of silhouettes
 
 _TURN = 30  # degrees between starts
 _CANDIDATES = 3  # starts that are fitted on: a wrong plane of symmetry may look best at first
@@ -63,6 +64,8 @@ def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
     return x[0] / side, y[0] / side, (x[-1] + 1) / side, (y[-1] + 1) / side
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     masks: np.ndarray,
     cameras: Sequence[Camera],
@@ -71,7 +74,7 @@ def fit(
     elevation: bool = True,
     perspective: bool = True,
     maps: np.ndarray | None = None,
-    near: bool = False,
+    prior: Mapping[str, float] | None = None,
     steps: int = 150,
     size: int = 24,
 ) -> Fit:
@@ -85,7 +88,9 @@ def fit(
         perspective: whether it is fitted, too; it is the same for all views.
         maps: (k, S, S, c) features of the surface, zero off the object; the surface has the same
             from all sides.
-        near: whether deviations from the given cameras are penalized.
+        prior: standard deviations of ``log_scale``, ``offset`` (in sides of the frame),
+            ``azimuth`` and ``elevation`` (in radians) from those of the given cameras; those of the
+            others are unbounded. It does not count in the loss.
         steps: of Adam.
         size: side of the silhouettes in pixels, and of the volume in voxels.
     """
@@ -101,7 +106,7 @@ def fit(
         {"params": [features], "lr": 0.1},
     ]
     groups += [{"params": [values[name].requires_grad_()], "lr": r} for name, r in rates.items()]
-    given = {name: values[name].detach().clone() for name in rates}
+    given = {name: value.detach().clone() for name, value in values.items()}
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [group["lr"] for group in groups], total_steps=steps, pct_start=0.15
@@ -112,9 +117,12 @@ def fit(
         shape = 0.5 * (logits + logits.flip(2))
         made = _rendered(torch.cat([torch.sigmoid(shape), features]), values)
         loss = (made - target).square().mean((0, 2, 3)).sum()
-        away = [((values[n] - given[n]) / _SPREAD[n]).square().mean() for n in rates if near]
+        moved = [
+            ((values[name] - given[name]) / deviation).square().mean()
+            for name, deviation in (prior or {}).items()
+        ]
         optimizer.zero_grad()
-        (loss + _NEAR * sum(away)).backward()
+        (loss + _PRIOR * sum(moved)).backward()
         if 3 * step < steps:
             # There is no shape yet that could tell them.
             values["azimuth"].grad = None
@@ -216,8 +224,9 @@ def find(masks: np.ndarray, maps: np.ndarray) -> tuple[Fit, dict[int, float]]:
         # Front and rear cannot be told apart, so half the circle is enough.
         for turn in range(0, 180, _TURN):
             cameras = _at(start(masks, turn + sense * around))
-            free = {"azimuth": False, "perspective": False}
-            tried[sense, turn] = fit(masks, cameras, maps=maps, steps=40, size=_SMALL, **free)
+            tried[sense, turn] = fit(
+                masks, cameras, azimuth=False, perspective=False, maps=maps, steps=40, size=_SMALL
+            )
 
     def fitted_on(one: Fit, steps: int, size: int) -> Fit:
         return fit(masks, one.cameras, maps=maps, steps=steps, size=size, perspective=False)
@@ -236,21 +245,23 @@ def refit(masks: np.ndarray, maps: np.ndarray, cameras: Sequence[Camera]) -> Fit
     return fit(masks, cameras, maps=maps, steps=60, size=_SMALL, perspective=False)
 
 
-def adapted(masks: np.ndarray, cameras: Sequence[Camera]) -> list[Camera]:
+def refined(masks: np.ndarray, cameras: Sequence[Camera]) -> list[Camera]:
     """Cameras of one object's views, near those of their poses, which all objects share.
 
-    Objects differ in size and shape, so their crops differ in scale and offset.
+    Images of a pose differ in elevation, and objects in size and shape, so their crops differ in
+    scale and offset. Azimuths and perspective are kept.
 
     Args:
-        masks: (k, S, S) in [0, 1] of the object's views; the cameras of empty ones are kept.
-        cameras: of the views' poses, azimuth 0 in the object's plane of symmetry.
+        masks: (k, S, S) in [0, 1] of the object's views; the cameras of empty ones are kept, and
+            all of them where too few show the object.
+        cameras: (k,) of the views' poses, of one elevation and perspective; azimuth 0 is in the
+            object's plane of symmetry.
     """
     shown = [index for index, mask in enumerate(masks) if (mask > 0.5).any()]
-    if not shown:
+    if len(shown) < LEAST_VIEWS:
         return list(cameras)
-    own = fit(
-        masks[shown], [cameras[index] for index in shown], perspective=False, near=True, steps=100
-    )
+    given = [cameras[index] for index in shown]
+    own = fit(masks[shown], given, azimuth=False, perspective=False, prior=_OF_AN_OBJECT, steps=100)
     found = dict(zip(shown, own.cameras, strict=True))
     return [found.get(index, camera) for index, camera in enumerate(cameras)]
 

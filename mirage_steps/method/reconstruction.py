@@ -11,8 +11,8 @@ from mirage_steps.method.texture import TexturedMesh, rendered, smoothed, textur
 from mirage_steps.method.visual_hull import carve, surface
 
 # Of meshes by views of one object, true or generated (docs/mesh.md).
-_AGREEMENT = 0.7
-_COLOR = 40
+_IOU = 0.8
+_COLOR = 35
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Reconstruction:
         views: (n, S, S, 3) uint8, those that show an object.
         masks: (n, S, S) in [0, 1] of these.
         cameras: (n,) of these.
-        agreement: mean IoU of the mesh's silhouettes with the masks; low where views differ.
+        silhouette_iou: mean IoU of the mesh's silhouettes with the masks; low where views differ.
         warnings: reasons not to trust the mesh.
     """
 
@@ -32,7 +32,7 @@ class Reconstruction:
     views: np.ndarray
     masks: np.ndarray
     cameras: tuple[Camera, ...]
-    agreement: float
+    silhouette_iou: float
     warnings: tuple[str, ...] = ()
 
 
@@ -63,17 +63,17 @@ def reconstruct(
     seen = [rendered(mesh, camera, masks.shape[1]) for camera in own]
     pictures, outlines = map(np.stack, zip(*seen, strict=True))
     both, any_of = outlines & (masks > 0.5), outlines | (masks > 0.5)
-    agreement = float((both.sum((1, 2)) / any_of.sum((1, 2))).mean())
+    iou = float((both.sum((1, 2)) / any_of.sum((1, 2))).mean())
     color = np.abs(pictures[both].astype(float) - images[both]).mean() if both.any() else np.inf
     warnings = []
     if lacking:
         warnings.append(f"{lacking} of {len(cameras)} views show no object and are left out")
-    if agreement < _AGREEMENT or color > _COLOR:
+    if iou < _IOU or color > _COLOR:
         warnings.append(
-            "the views may be of different objects: their masks overlap the mesh by "
-            f"{agreement:.2f} (usual: above {_AGREEMENT}), their colors differ from its own by "
+            "the views may be of different objects: the silhouette IoU of the mesh is "
+            f"{iou:.2f} (usual: above {_IOU}), their colors differ from its own by "
             f"{color:.0f} (usual: below {_COLOR}, of 255)"
         )
     if not trimesh.Trimesh(vertices, faces).is_watertight:
         warnings.append("the surface is not closed, or touches itself")
-    return Reconstruction(mesh, images, masks, tuple(own), agreement, tuple(warnings))
+    return Reconstruction(mesh, images, masks, tuple(own), iou, tuple(warnings))
