@@ -34,7 +34,7 @@ test: .venv/installed lint
 
 # Interruptions, several processes, variants of the whole workflow: twenty minutes on two cores.
 test-slow: .venv/installed
-	$(RUN) python -m pytest -m slow
+	$(RUN) python -m pytest --numprocesses $(CORES) --dist loadfile -m slow
 
 # On a CUDA device everything is as on the CPU; prints speeds.
 test-gpu: .venv/installed
