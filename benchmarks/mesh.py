@@ -9,8 +9,8 @@ The first makes meshes from true views, evenly spaced, or with `--pose-eval FILE
 azimuth of every pose of a run. `--cameras true` has the renderer's elevation and distance too;
 `perspective` and `orthographic` fit what silhouettes give when azimuths are known; `found` fits the
 azimuths as well, starting at the truth. `--cameras run` shows each object from the mean azimuths of
-the poses, with the cameras that the run found, refined to the object as the mesh command does; with
-`--shared` as they are. With `--run` masks are those of the run's foreground model, not the true
+the poses, with the cameras that the run found, refined on its masks as the mesh command does; with
+`--unrefined` as they are. With `--run` masks are those of the run's foreground model, not the true
 ones, unless `--true-masks`. `--generated` takes a photo of each car, seen from anywhere, and lets
 the run make the views, the masks and the mesh, with the cameras it found. `--mixed` takes every
 view of another car, of which the warnings of a mesh should tell.
@@ -38,8 +38,9 @@ from scipy.optimize import minimize
 
 from mirage_steps.demo.renderer import car_shapes, cars, mug_shapes, mugs
 from mirage_steps.files.cameras import CAMERAS, read_cameras
+from mirage_steps.files.meshes import PhotoMesh
 from mirage_steps.method.boxes import crop, square_window
-from mirage_steps.method.camera_fit import PERSPECTIVE, fit, refined, start
+from mirage_steps.method.camera_fit import PERSPECTIVE, fit, start
 from mirage_steps.method.cameras import Camera
 from mirage_steps.method.reconstruction import Reconstruction, reconstruct
 from mirage_steps.method.texture import rendered
@@ -150,10 +151,11 @@ def true_views(words: argparse.Namespace, index: int, truth: tuple) -> tuple[Rec
         masks = words.loaded.masks(images) / 255
     started = time.process_time()
     if words.cameras == "run":
-        cameras = _found(words, masks, range(count))
+        cameras = read_cameras(words.loaded.folder / CAMERAS, range(count))
+        made = PhotoMesh.of(images, masks, cameras, not words.unrefined)
     else:
-        cameras = _cameras(words, masks, azimuths, truth)
-    return reconstruct(images, masks, cameras), time.process_time() - started
+        made = reconstruct(images, masks, _cameras(words, masks, azimuths, truth))
+    return made, time.process_time() - started
 
 
 def generated_views(words: argparse.Namespace, index: int) -> tuple[Reconstruction, float]:
@@ -162,8 +164,8 @@ def generated_views(words: argparse.Namespace, index: int) -> tuple[Reconstructi
     photo = cars.render(SEED, index, cars.DEMO_FAMILIES, 2 * words.size, azimuth=azimuth)
     views = words.loaded.novel_views(photo.image)
     started = time.process_time()
-    cameras = _found(words, views.masks / 255, views.poses)
-    made = reconstruct(views.views, views.masks / 255, cameras)
+    cameras = read_cameras(words.loaded.folder / CAMERAS, views.poses)
+    made = PhotoMesh.of(views.views, views.masks / 255, cameras, not words.unrefined)
     return made, time.process_time() - started
 
 
@@ -186,11 +188,6 @@ def scores(words: argparse.Namespace, index: int, truths: list, made: Reconstruc
     ious = [volume_iou(solid, truths[index + step][0]) for step in (0, 1)]
     handles = solid.body_count - solid.euler_number / 2
     return [*ious, *map(np.mean, (errors, true_errors, overlaps)), made.mesh.seen, handles]
-
-
-def _found(words: argparse.Namespace, masks: np.ndarray, poses: Sequence[int]) -> list[Camera]:
-    cameras = read_cameras(words.loaded.folder / CAMERAS, poses)
-    return cameras if words.shared else refined(masks, cameras)
 
 
 def _cameras(
@@ -221,7 +218,7 @@ def main() -> None:
     parser.add_argument("--run")
     parser.add_argument("--generated", action="store_true")
     parser.add_argument("--true-masks", action="store_true")
-    parser.add_argument("--shared", action="store_true")
+    parser.add_argument("--unrefined", action="store_true")
     parser.add_argument("--pose-eval", type=Path)
     parser.add_argument("--kind", choices=list(RENDERERS), default="cars")
     parser.add_argument("--mixed", action="store_true")

@@ -358,7 +358,6 @@ def test_a_pose_seen_from_the_left_settles_the_sense_of_turning(run, monkeypatch
 
 
 BOX = trimesh.creation.box((0.9, 0.4, 0.3))
-TRUE = [Camera(30.0 * view, 15.0, 0.8, perspective=0.3) for view in range(12)]
 
 
 def shared_cameras() -> list[Camera]:
@@ -371,19 +370,19 @@ def shared_cameras() -> list[Camera]:
             scale=one.scale * np.exp(0.06 * rng.normal()),
             offset=tuple(0.02 * rng.normal(size=2)),
         )
-        for one in TRUE
+        for one in CIRCLE
     ]
 
 
 def test_an_object_has_cameras_of_its_own_near_those_of_its_poses():
-    masks, shared = silhouettes(BOX, TRUE, 64), shared_cameras()
+    masks, shared = silhouettes(BOX, CIRCLE, 64), shared_cameras()
     masks[5] = 0
     own = camera_fit.refined(masks, shared)
     assert own[5] == shared[5]
     seen = [view for view in range(12) if view != 5]
 
     def wrong(cameras):
-        scale = np.log([cameras[view].scale / TRUE[view].scale for view in seen])
+        scale = np.log([cameras[view].scale / CIRCLE[view].scale for view in seen])
         offset = np.array([cameras[view].offset for view in seen])
         # The whole may be larger, or higher: an object has no size of its own.
         return scale.std(), (offset - offset.mean(0)).std(), abs(cameras[0].elevation_deg - 15)
@@ -396,10 +395,10 @@ def test_an_object_has_cameras_of_its_own_near_those_of_its_poses():
 
 
 def test_cameras_stay_where_silhouettes_contradict_each_other():
-    masks = np.random.default_rng(0).permutation(silhouettes(BOX, TRUE, 64))
-    near = camera_fit.refined(masks, TRUE)
+    masks = np.random.default_rng(0).permutation(silhouettes(BOX, CIRCLE, 64))
+    near = camera_fit.refined(masks, CIRCLE)
     free = {"azimuth": False, "perspective": False}
-    far = camera_fit.fit(masks, TRUE, steps=100, **free).cameras
+    far = camera_fit.fit(masks, CIRCLE, steps=100, **free).cameras
 
     def moved(cameras):
         return np.mean([abs(np.log(camera.scale / 0.8)) for camera in cameras])
@@ -408,9 +407,9 @@ def test_cameras_stay_where_silhouettes_contradict_each_other():
 
 
 def test_a_mesh_refines_the_cameras_of_poses_only_and_without_gradients_too(coarse):
-    masks, shared = silhouettes(BOX, TRUE, 64), shared_cameras()
+    masks, shared = silhouettes(BOX, CIRCLE, 64), shared_cameras()
     images = np.repeat(np.uint8(255 * masks)[..., None], 3, -1)
-    kept = PhotoMesh.of(images, masks, shared, shared=False, size=32)
+    kept = PhotoMesh.of(images, masks, shared, refine=False, size=32)
     assert kept.cameras == tuple(shared)
     with torch.inference_mode():
         own = PhotoMesh.of(images, masks, shared, size=32)

@@ -36,7 +36,7 @@ class PhotoMesh(Reconstruction):
         views: np.ndarray,
         masks: np.ndarray,
         cameras: Sequence[Camera],
-        shared: bool = True,
+        refine: bool = True,
         **options: Any,
     ) -> "PhotoMesh":
         """Make one, as :func:`.reconstruct` does.
@@ -45,10 +45,10 @@ class PhotoMesh(Reconstruction):
             views: (k, S, S, 3) uint8.
             masks: (k, S, S) in [0, 1].
             cameras: (k,) of the views.
-            shared: whether they are those of poses, and are refined on the masks.
+            refine: whether the cameras, then those of poses, are refined on the masks.
             options: of :func:`.reconstruct`.
         """
-        own = refined(masks, cameras) if shared else cameras
+        own = refined(masks, cameras) if refine else cameras
         made = reconstruct(views, masks, own, **options)
         return cls(**vars(made))
 

@@ -23,8 +23,10 @@ PERSPECTIVE = 0.3
 # How far the camera of one object's view is from that of its pose: standard deviations of a normal
 # prior, the elevation's in radians. Without a prior, meshes of generated views, which differ in
 # shape, are no better than by the poses' own cameras (docs/mesh.md).
-_OF_AN_OBJECT = {"elevation": 0.09, "log_scale": 0.05, "offset": 0.02}
-_PRIOR = 1e-3  # weight of a squared deviation beside the mean squared difference of silhouettes
+_OBJECT_PRIOR = {"elevation": 0.09, "log_scale": 0.05, "offset": 0.02}
+_PRIOR_WEIGHT = (
+    1e-3  # weight of a squared deviation beside the mean squared difference of silhouettes
+)
 
 _TURN = 30  # degrees between starts
 _CANDIDATES = 3  # starts that are fitted on: a wrong plane of symmetry may look best at first
@@ -122,7 +124,7 @@ def fit(
             for name, deviation in (prior or {}).items()
         ]
         optimizer.zero_grad()
-        (loss + _PRIOR * sum(moved)).backward()
+        (loss + _PRIOR_WEIGHT * sum(moved)).backward()
         if 3 * step < steps:
             # There is no shape yet that could tell them.
             values["azimuth"].grad = None
@@ -261,7 +263,7 @@ def refined(masks: np.ndarray, cameras: Sequence[Camera]) -> list[Camera]:
     if len(shown) < LEAST_VIEWS:
         return list(cameras)
     given = [cameras[index] for index in shown]
-    own = fit(masks[shown], given, azimuth=False, perspective=False, prior=_OF_AN_OBJECT, steps=100)
+    own = fit(masks[shown], given, azimuth=False, perspective=False, prior=_OBJECT_PRIOR, steps=100)
     found = dict(zip(shown, own.cameras, strict=True))
     return [found.get(index, camera) for index, camera in enumerate(cameras)]
 
