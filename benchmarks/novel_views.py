@@ -26,18 +26,22 @@ from mirage_steps.demo.renderer import cars, chairs
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.masks import segment
 from mirage_steps.method.circle import circular_distance, circular_mean
-from mirage_steps.method.diffusion import ddim_timesteps, from_pixels, to_pixels
+from mirage_steps.method.diffusion import SOLVERS, from_pixels, to_pixels
 from mirage_steps.method.foreground import find_objects
 from mirage_steps.method.inversion import invert, reconstruct
 from mirage_steps.method.metrics import psnr
 from mirage_steps.networks.sam import load_sam
 from mirage_steps.run import Run
-from mirage_steps.settings import Masks, NovelViews, Views
+from mirage_steps.settings import Masks, NovelViews
 
 _SEED = 77
 _SIZE = 96
-_STEPS = 50
 _BATCH = 16
+# Solver, steps, iterations.
+_INVERSIONS = [
+    ("ddim", 50, 1), ("ddim", 50, 2), ("ddim", 50, 3),
+    ("dpm-solver++", 10, 1), ("dpm-solver++", 15, 1), ("dpm-solver++", 25, 1),
+]  # fmt: skip
 
 
 def main() -> None:
@@ -59,10 +63,8 @@ def main() -> None:
     inversion(run, located)
     warnings(run, located, made)
     paint = Paint(run, words.sam, [one.crop for one in located])
-    default = NovelViews()
-    every = NovelViews(stride=1)
-    paper = NovelViews(phase_cutoff="none", stride=1)
-    for count, chosen in ((words.views, default), (words.views, every), (words.paper, paper)):
+    paper = NovelViews(phase_cutoff="none")
+    for count, chosen in ((words.views, NovelViews()), (words.paper, paper)):
         novel_views(run, made[:count], paint, chosen)
     command(words.run, made[0].image)
 
@@ -86,18 +88,17 @@ def poses(run: Run, located: list, azimuths: np.ndarray) -> None:
 
 def inversion(run: Run, located: list) -> None:
     """Reconstruction by plain and refined inversion, in float32."""
-    timesteps = ddim_timesteps(_STEPS)
-    for iterations in (1, 2, 3):
-        ratios = []
+    for solver, steps, iterations in _INVERSIONS:
+        timesteps, ratios = SOLVERS[solver].timesteps(steps), []
         for start in range(0, len(located), _BATCH):
             part = located[start : start + _BATCH]
             crops = np.stack([one.crop for one in part])
             own = torch.tensor([one.pose for one in part])
-            trajectory = invert(run.model, from_pixels(crops), own, timesteps, iterations)
-            back = to_pixels(reconstruct(run.model, trajectory, own, timesteps))
+            found = invert(run.model, from_pixels(crops), own, timesteps, iterations, solver)
+            back = to_pixels(reconstruct(run.model, found, own, timesteps, solver))
             ratios += [min(psnr(*pair), 99.0) for pair in zip(crops, back, strict=True)]
-        name = "plain" if iterations == 1 else f"refined, {iterations} iterations"
-        print(f"{name}: {_STEPS * iterations} evaluations, reconstruction {np.median(ratios):.1f} "
+        name = solver if iterations == 1 else f"{solver} refined, {iterations} iterations"
+        print(f"{name}: {steps * iterations} evaluations, reconstruction {np.median(ratios):.1f} "
               f"dB in the median, {np.mean(ratios):.1f} mean, {min(ratios):.1f} min")  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def novel_views(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
     """Paint and pose of the views of photos."""
     gaps, right, count, warned, seconds = [], 0, 0, 0, 0.0
     for number, one in enumerate(tqdm(made, unit="photo", mininterval=5.0)):
-        result = run.novel_views(one.image, views=Views(steps=_STEPS), novel_views=chosen)
+        result = run.novel_views(one.image, novel_views=chosen)
         warned += any("another color" in warning.reason for warning in result.warnings)
         seconds += result.seconds["sample"]
         k = len(result.poses)
@@ -161,7 +162,7 @@ def novel_views(run: Run, made: list, paint: Paint, chosen: NovelViews) -> None:
     name = f"random phases above {cutoff} cycles"
     name = "the paper's noise" if cutoff == "none" else name
     print(
-        f"{name}, stride {chosen.stride}: {count} views of {len(made)} photos; mean color differs "
+        f"{name}: {count} views of {len(made)} photos; mean color differs "
         f"from the photo's by {np.mean(gaps):.1f}, between unrelated cars by "
         f"{paint.unrelated:.1f}: ratio {np.mean(gaps) / paint.unrelated:.2f}; "
         f"{right / count:.1%} in the requested or an adjacent pose; "

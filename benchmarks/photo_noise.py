@@ -1,22 +1,26 @@
 """Which noise for the other poses of a photo? Judged against the same objects rendered from there.
 
-    python benchmarks/photo_noise.py --run results/demo [--photos 16] [--inversion-steps 25]
+    python benchmarks/photo_noise.py --run results/demo [--photos 16]
 
 Needs the run's turntables and crops. Each row differs in the latents whose keys and values the
 other poses read (the trajectory) and in the noise that they start from:
 
-- DDIM inversion (paper), also refined by fixed-point iteration, gives both; its noise keeps the
-  photo's outlines. They are removed by random phases above a cutoff, or by white noise there.
+- Inversion by DPM-Solver++ or by DDIM (paper), also refined by fixed-point iteration, gives both;
+  its noise keeps the photo's outlines. They are removed by random phases above a cutoff, or by
+  white noise there.
 - The noised photo: at every timestep the photo with the same white noise, from which the other
   poses start as well; also with the low frequencies of the inverted noise. No network evaluation.
 - Edit-friendly (Huberman-Spiegelglas et al. 2024): with independent noise at every timestep.
 
-Prints means over photos with 95 % intervals, and paired differences from the first row.
+Views are sampled by the solver of the inversion at its timesteps, where there is none by
+DPM-Solver++. Prints means over photos with 95 % intervals, and paired differences from the first
+row.
 """
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +41,7 @@ from mirage_steps.method.diffusion import (
 from mirage_steps.method.evidence import iou, masked_psnr, mean_interval, paired_difference
 from mirage_steps.method.inversion import invert, randomize_phases
 from mirage_steps.method.multiview import sample_all_poses
-from mirage_steps.run import Run, inversion_timesteps
+from mirage_steps.run import Run
 from mirage_steps.settings import WEIGHTS, Evidence
 
 _CUTOFF, _SEED = 6, 17
@@ -47,8 +51,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("results/demo"))
     parser.add_argument("--photos", type=int, default=16, help="at least 2")
-    parser.add_argument("--inversion-steps", type=int, help="by default the run's")
-    parser.add_argument("--stride", type=int, help="by default the run's")
     parser.add_argument("--rows", type=int, default=99, help="only the first so many")
     parser.add_argument("--weights", type=Path, default=Path(WEIGHTS))
     words = parser.parse_args()
@@ -59,81 +61,86 @@ def main() -> None:
     turned = folder / "turntables/turntables.h5"
     judge, truth, _ = calibrated_judge(run, evidence, *files, turned, words.weights)
     images = from_pixels(truth.photos).to(run.backbone.device)
-    given = {"inversion_steps": words.inversion_steps, "stride": words.stride}
-    given = {key: value for key, value in given.items() if value}
-    chosen = run.sampling.novel_views.model_copy(update=given)
-    timesteps, stride = inversion_timesteps(run.sampling.views, chosen), chosen.stride
-    trajectories = {
-        refined: [
-            invert(run.model, image[None], own, timesteps, refined)
-            for image, own in zip(tqdm(images, desc=f"inversion {refined}"),
-                                  torch.tensor(truth.poses)[:, None], strict=True)
-        ]
-        for refined in (1, 3)
-    }  # fmt: skip
     rows = {}
-    for name, noised in tqdm(list(variants(timesteps).items())[: words.rows], desc="rows"):
-        pairs = [noised(images[n][None], {key: one[n] for key, one in trajectories.items()}, n)
-                 for n in range(len(images))]  # fmt: skip
-        rows[name] = judged(judge, truth, views(run, truth, pairs, timesteps, stride))
+    for name, row in tqdm(list(ROWS.items())[: words.rows], desc="rows"):
+        pairs = [
+            row.start(run, image[None], own, n)
+            for n, (image, own) in enumerate(
+                zip(images, torch.tensor(truth.poses)[:, None], strict=True)
+            )
+        ]
+        rows[name] = judged(judge, truth, views(run, truth, pairs, row))
     print("\n".join(compared("photos", rows)))
 
 
-# From a photo (1, 3, S, S), its inversions by the number of iterations and its number to the
-# trajectory (timesteps, 1, 3, S, S) at those of the inversion, and the noise of the other poses.
-Variant = Callable[[Tensor, dict[int, Tensor], int], tuple[Tensor, Tensor]]
+class Row(NamedTuple):
+    """A trajectory, and the noise of the other poses.
+
+    ``noise`` makes it of the trajectory's own noise and a white one, each (1, 3, S, S). ``noised``
+    is None where the trajectory is the inversion's, else whether one noise is that of all
+    timesteps.
+    """
+
+    solver: str
+    steps: int
+    noise: Callable[[Tensor, Tensor], Tensor]
+    iterations: int = 1
+    noised: bool | None = None
+
+    @property
+    def timesteps(self) -> list[int]:
+        """From noise to image."""
+        return SOLVERS[self.solver].timesteps(self.steps)
+
+    def start(self, run: Run, image: Tensor, pose: Tensor, number: int) -> tuple[Tensor, Tensor]:
+        """Trajectory (steps, 1, 3, S, S) and noise of the ``number``-th photo, (1, 3, S, S)."""
+        trajectory = invert(run.model, image, pose, self.timesteps, self.iterations, self.solver)
+        count = self.steps if self.noised is False else 1
+        white = keyed_noise(_SEED, [number], (count, *image.shape[1:]))[0].to(image.device)
+        noise = self.noise(trajectory[0], white[:1])
+        if self.noised is None:
+            return trajectory, noise
+        alphas = cumulative_alphas()[self.timesteps].to(image.device)
+        white = noise if self.noised else white
+        whole = image.expand(self.steps, -1, -1, -1)
+        return add_noise(whole, white.expand_as(whole), alphas)[:, None], noise
 
 
-def variants(timesteps: list[int]) -> dict[str, Variant]:
-    """The rows by name."""
-    alphas = cumulative_alphas()[timesteps]
+def own(noise: Tensor, _: Tensor) -> Tensor:
+    """That of the trajectory (paper)."""
+    return noise
 
-    def white(image: Tensor, number: int, times: int = 1) -> Tensor:
-        return keyed_noise(_SEED, [number], (times, *image.shape[1:]))[0].to(image.device)
 
-    def scrambled(own: Tensor, _: Tensor) -> Tensor:
-        return randomize_phases(own, _CUTOFF, _SEED)
+def scrambled(noise: Tensor, _: Tensor) -> Tensor:
+    """That of the trajectory with random phases."""
+    return randomize_phases(noise, _CUTOFF, _SEED)
 
-    def noised(image: Tensor, noise: Tensor) -> Tensor:
-        whole = image.expand(len(alphas), -1, -1, -1)
-        return add_noise(whole, noise.expand_as(whole), alphas.to(image.device))[:, None]
 
-    def inverted(start: Callable[[Tensor, Tensor], Tensor], refined: int = 1) -> Variant:
-        """The trajectory of the inversion, and a noise that follows from its own and from white."""
-        return lambda image, found, n: (
-            found[refined],
-            start(found[refined][0], white(image, n)),
-        )
+def white(_: Tensor, other: Tensor) -> Tensor:
+    """White noise."""
+    return other
 
-    def straight(start: Callable[[Tensor, Tensor], Tensor]) -> Variant:
-        """The photo with one noise at all timesteps."""
 
-        def made(image: Tensor, found: dict[int, Tensor], n: int) -> tuple[Tensor, Tensor]:
-            noise = start(found[1][0], white(image, n))
-            return noised(image, noise), noise
+def mixed_above(cutoff: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """That of the trajectory up to a frequency, white noise above it."""
+    return lambda noise, other: mixed(noise, other, cutoff)
 
-        return made
 
-    def independent(image: Tensor, found: dict[int, Tensor], n: int) -> tuple[Tensor, Tensor]:
-        noise = white(image, n, len(alphas))
-        return noised(image, noise), noise[:1]
-
-    return {
-        f"random phases above {_CUTOFF}": inverted(
-            lambda own, _: randomize_phases(own, _CUTOFF, _SEED)
-        ),
-        "paper": inverted(lambda own, _: own),
-        "refined, paper's noise": inverted(lambda own, _: own, 3),
-        "refined, random phases": inverted(scrambled, 3),
-        f"white above {_CUTOFF}": inverted(lambda own, other: mixed(own, other, _CUTOFF)),
-        "white above 2": inverted(lambda own, other: mixed(own, other, 2)),
-        "white": inverted(lambda _, other: other),
-        "noised photo": straight(lambda _, other: other),
-        f"noised photo, low of inversion to {_CUTOFF}": straight(
-            lambda own, other: mixed(own, other, _CUTOFF)
-        ),
-        "edit-friendly": independent,
-    }
+_OURS, _DDIM = ("dpm-solver++", 15), ("ddim", 50)
+ROWS = {
+    f"DPM-Solver++, random phases above {_CUTOFF}": Row(*_OURS, scrambled),
+    "DPM-Solver++, its own noise": Row(*_OURS, own),
+    f"DPM-Solver++, white above {_CUTOFF}": Row(*_OURS, mixed_above(_CUTOFF)),
+    "DPM-Solver++, white above 2": Row(*_OURS, mixed_above(2)),
+    "DPM-Solver++, white": Row(*_OURS, white),
+    "noised photo": Row(*_OURS, white, noised=True),
+    f"noised photo, low of inversion to {_CUTOFF}": Row(*_OURS, mixed_above(_CUTOFF), noised=True),
+    "edit-friendly": Row(*_OURS, white, noised=False),
+    f"DDIM, random phases above {_CUTOFF}": Row(*_DDIM, scrambled),
+    "DDIM, its own noise (paper)": Row(*_DDIM, own),
+    "refined DDIM, its own noise": Row(*_DDIM, own, 3),
+    "refined DDIM, random phases": Row(*_DDIM, scrambled, 3),
+}
 
 
 def mixed(low: Tensor, high: Tensor, cutoff: int) -> Tensor:
@@ -145,23 +152,15 @@ def mixed(low: Tensor, high: Tensor, cutoff: int) -> Tensor:
     return torch.fft.ifft2(torch.where(kept, one, other)).real.to(low.dtype)
 
 
-def views(
-    run: Run,
-    truth: Turntables,
-    pairs: list[tuple[Tensor, Tensor]],
-    timesteps: list[int],
-    stride: int,
-) -> Views:
+def views(run: Run, truth: Turntables, pairs: list[tuple[Tensor, Tensor]], row: Row) -> Views:
     """The photos in all poses, from trajectories and noises."""
     sampling = run.sampling
-    taken = SOLVERS[sampling.views.solver].subsample(timesteps, stride)
     found, poses, given = [], [], []
     for photo, own, (trajectory, noise) in zip(truth.photos, truth.poses, pairs, strict=True):
-        steps = trajectory[[timesteps.index(t) for t in taken]]
         with autocast(run.backbone.device, sampling.views.precision):
             made = sample_all_poses(
-                run.model, noise, int(own), taken, sampling.guidance, sampling.views.batch_size,
-                steps, sampling.views.solver,
+                run.model, noise, int(own), row.timesteps, sampling.guidance,
+                sampling.views.batch_size, trajectory, row.solver,
             )  # fmt: skip
         siblings = run.model.config.siblings(int(own))
         pixels = to_pixels(made)

@@ -28,7 +28,7 @@ from mirage_steps.files.h5 import open_h5
 from mirage_steps.files.tables import read_labels
 from mirage_steps.judge import Judge
 from mirage_steps.method.device import autocast
-from mirage_steps.method.diffusion import SOLVERS, keyed_noise, to_pixels
+from mirage_steps.method.diffusion import SOLVERS, keyed_noise, sampling_timesteps, to_pixels
 from mirage_steps.method.evidence import mean_interval
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.multiview import sample_all_poses, single_denoiser
@@ -125,7 +125,7 @@ def variation(
     """
     model, device, sampling = judge.run.model, judge.run.backbone.device, judge.run.sampling
     solver, shape = SOLVERS[sampling.views.solver], (3, *[model.config.image_size] * 2)
-    timesteps = solver.timesteps(sampling.views.steps)
+    timesteps = sampling_timesteps(sampling.views)
     siblings = model.config.siblings(pose)
     others = [one for one in siblings if one != pose]
     denoise = single_denoiser(model, torch.tensor([pose], device=device), timesteps)

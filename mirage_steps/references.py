@@ -16,7 +16,7 @@ from mirage_steps.errors import UserError
 from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.h5 import slices
 from mirage_steps.method.device import autocast
-from mirage_steps.method.diffusion import SOLVERS, keyed_noise, to_pixels
+from mirage_steps.method.diffusion import keyed_noise, sampling_timesteps, to_pixels
 from mirage_steps.method.evidence import reference_scores
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.multiview import sample_single
@@ -99,7 +99,7 @@ class References:
                     self.model,
                     noise,
                     torch.from_numpy(asked).to(device),
-                    SOLVERS[self.views.solver].timesteps(self.views.steps),
+                    sampling_timesteps(self.views),
                     self.views.solver,
                 )
             tokens = self.backbone.half_tokens(to_pixels(images))

@@ -36,11 +36,10 @@ from mirage_steps.method import inversion
 from mirage_steps.method.boxes import Box, as_box, clipped, content_box, crop, letterbox
 from mirage_steps.method.device import autocast, choose_device, memory_advice, one_thread
 from mirage_steps.method.diffusion import (
-    SOLVERS,
-    ddim_timesteps,
     frame_noise,
     from_pixels,
     keyed_noise,
+    sampling_timesteps,
     to_pixels,
 )
 from mirage_steps.method.evidence import in_pose
@@ -457,15 +456,17 @@ def crop_views(
     """
     siblings = model.config.siblings(pose)
     poses = tuple(siblings if places is None else [siblings[place] for place in places])
-    timesteps = inversion_timesteps(views, novel_views)
+    require_invertible(views, novel_views)
+    timesteps = sampling_timesteps(views)
     iterations = novel_views.inversion_iterations
     device = next(model.parameters()).device
     image, own = from_pixels(pixels[None]).to(device), torch.tensor([pose], device=device)
     started = time.perf_counter()
     little = model.config.image_size // model.config.stem <= _LITTLE
     with one_thread() if little else contextlib.nullcontext():
-        trajectory = inversion.invert(model, image, own, timesteps, iterations)
-        back = to_pixels(inversion.reconstruct(model, trajectory, own, timesteps))[0]
+        trajectory = inversion.invert(model, image, own, timesteps, iterations, views.solver)
+        back = inversion.reconstruct(model, trajectory, own, timesteps, views.solver)
+        back = to_pixels(back)[0]
     inverted = time.perf_counter()
     # A single image gains nothing from lower precision, so only the views are sampled in it.
     with autocast(device, views.precision):
@@ -475,7 +476,6 @@ def crop_views(
             pose,
             trajectory,
             timesteps,
-            stride=novel_views.stride,
             cutoff=None if novel_views.phase_cutoff == "none" else novel_views.phase_cutoff,
             guidance=guidance,
             batch_size=views.batch_size,
@@ -495,21 +495,23 @@ def crop_views(
     )
 
 
-def inversion_timesteps(views: Views, novel_views: NovelViews) -> list[int]:
-    """Timesteps at which photos are inverted.
+def require_invertible(views: Views, novel_views: NovelViews) -> None:
+    """Photos can be inverted with these settings.
 
     Raises:
-        UserError: only one, whose inversion is undone whatever the model is.
+        UserError: only one timestep, whose inversion is undone whatever the model is, or the solver
+            has no refined inversion.
     """
-    steps = novel_views.inversion_steps
-    if steps == "auto":  # DDIM needs as many, whatever solver the views have
-        steps = views.steps if views.solver == "ddim" else 50
-    if steps < 2:
+    if views.steps < 2:
         raise UserError(
-            f"views.steps {steps}: too few to judge the reconstruction of a photo; use at least 2, "
-            "better 50"
+            f"views.steps {views.steps}: too few to judge the reconstruction of a photo; use at "
+            "least 2, better 50 with ddim and 10 with dpm-solver++"
         )
-    return ddim_timesteps(steps)
+    if novel_views.inversion_iterations > 1 and views.solver != "ddim":
+        raise UserError(
+            f"novel_views.inversion_iterations {novel_views.inversion_iterations}: only DDIM "
+            f"inversion is refined; set views.solver to ddim in place of {views.solver}"
+        )
 
 
 def reference_pose(config: UNetConfig, number: int, seed: int) -> int:
@@ -560,7 +562,7 @@ def generated_object(
             model,
             noise.to(device),
             siblings[chosen],
-            SOLVERS[views.solver].timesteps(views.steps),
+            sampling_timesteps(views),
             guidance,
             views.batch_size,
             solver=views.solver,

@@ -27,7 +27,7 @@ from mirage_steps.files.shards import Shard
 from mirage_steps.files.tables import read_poses, require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
-from mirage_steps.method.diffusion import SOLVERS, frame_noise, keyed_noise, to_pixels
+from mirage_steps.method.diffusion import frame_noise, keyed_noise, sampling_timesteps, to_pixels
 from mirage_steps.method.multiview import sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet
 from mirage_steps.networks.diffusion_model import load_model
@@ -137,7 +137,7 @@ def _single(
                 network,
                 _noise(network, views.seed, numbers, device),
                 torch.from_numpy(poses).to(device),
-                SOLVERS[views.solver].timesteps(views.steps),
+                sampling_timesteps(views),
                 views.solver,
             )
         yield to_pixels(images), poses, np.array(numbers)
@@ -167,7 +167,7 @@ def _multi_view(
                 network,
                 noise.to(device),
                 torch.from_numpy(poses).to(device),
-                SOLVERS[views.solver].timesteps(views.steps),
+                sampling_timesteps(views),
                 guidance,
                 solver=views.solver,
             )

@@ -31,8 +31,7 @@ FAST = settings.Views(steps=2, batch_size=8, precision="float32", seed=3)
 def run() -> Run:
     """The embedded model, with few steps."""
     loaded = Run.load(device="cpu")
-    inversion = settings.NovelViews(inversion_steps=4, stride=2)
-    stored = settings.Sampling(views=FAST, guidance=loaded.sampling.guidance, novel_views=inversion)
+    stored = loaded.sampling.model_copy(update={"views": FAST})
     return replace(loaded, sampling=stored)
 
 
@@ -265,8 +264,8 @@ def test_a_packed_run_does_what_its_folder_does(run, pack, tmp_path):
 
 def test_the_commands_take_a_packed_run(pack, tmp_path, coarse):
     out = tmp_path / "out"
-    once = settings.NovelViews(inversion_steps=10, stride=2)
-    novel_views.main((GREEN,), run=pack, out=out, mesh=True, novel_views=once, device="cpu")
+    once = settings.Views(steps=5, solver="dpm-solver++")
+    novel_views.main((GREEN,), run=pack, out=out, mesh=True, views=once, device="cpu")
     assert (out / "green.glb").is_file()
     mesh.main((out / "green.json",), run=pack, out=tmp_path / "meshes")
     assert mesh.main((out / "green.json",), out=tmp_path / "other") == ["green.mesh"]

@@ -454,7 +454,6 @@ def test_the_photo_command_makes_a_mesh(tmp_path, coarse):
         out=tmp_path,
         mesh=True,
         views=settings.Views(steps=3, batch_size=16),
-        novel_views=settings.NovelViews(inversion_steps=3, stride=1),
         device="cpu",
     )
     assert done == ["green"]

@@ -55,18 +55,6 @@ def test_timesteps_fall_to_0_for_any_count(count):
     assert all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
 
 
-@pytest.mark.parametrize(
-    ("count", "stride", "expected"),
-    [(4, 1, [750, 500, 250, 0]), (4, 2, [500, 0]), (5, 2, [800, 400, 0]), (5, 3, [600, 0]),
-     (3, 9, [0])],
-)  # fmt: skip
-def test_subsampled_timesteps_keep_t_0(count, stride, expected):
-    timesteps = diffusion.ddim_timesteps(count)
-    assert diffusion.subsample(timesteps, stride) == expected
-    aligned = torch.tensor(timesteps)[:, None].expand(-1, 2)
-    assert diffusion.subsample(aligned, stride)[:, 1].tolist() == expected
-
-
 def test_the_sampler_ends_at_the_clean_image():
     """At the last timestep alpha of the next is 1: the image is what the noise leaves of x."""
     asked = []
@@ -101,14 +89,26 @@ def test_timesteps_are_even_in_logsnr_but_for_rounding():
         assert abs(t - nearest) <= 1
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3, 4, 7])
-def test_every_solver_subsamples_given_timesteps(stride):
-    given = diffusion.ddim_timesteps(50)
-    for solver in diffusion.SOLVERS.values():
-        taken = solver.subsample(given, stride)
-        assert len(taken) == -(-50 // stride) and taken[-1] == 0 and {*taken} <= {*given}
-        assert all(a > b for a, b in itertools.pairwise(taken))
-    assert taken == given or taken[0] == 980 and 20 in taken, "dense where little noise is left"
+@pytest.mark.parametrize("solver", diffusion.SOLVERS)
+@pytest.mark.parametrize(("count", "last"), [(1, 0), (2, 100), (10, 100), (50, 0), (300, 900)])
+def test_timesteps_fall_to_the_given_last_one(solver, count, last):
+    views = Views(solver=solver, steps=count, last_timestep=last)
+    timesteps = diffusion.sampling_timesteps(views)
+    assert len(timesteps) == count and timesteps[0] <= 999
+    assert all(a > b for a, b in itertools.pairwise(timesteps))
+    # As many as 300 have no place above 900; a single one of the log SNR is the noisiest.
+    lowest = {(300, 900): 700, (1, 0): 0 if solver == "ddim" else 999}.get((count, last), last)
+    assert timesteps[-1] == lowest
+
+
+def test_timesteps_are_those_of_the_solver_unless_the_last_is_given():
+    for solver, expected in (("ddim", 0), ("dpm-solver++", 5)):
+        timesteps = diffusion.sampling_timesteps(Views(solver=solver, steps=20))
+        assert timesteps == diffusion.SOLVERS[solver].timesteps(20) and timesteps[-1] == expected
+        same = Views(solver=solver, steps=20, last_timestep=expected)
+        assert diffusion.sampling_timesteps(same) == timesteps
+    spaced = diffusion.sampling_timesteps(Views(steps=9, last_timestep=100))
+    assert np.diff(spaced).tolist() == [-100] * 8
 
 
 def _literal_dpm_solver(denoise, x, timesteps):

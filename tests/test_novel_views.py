@@ -112,7 +112,6 @@ def test_own_pose_is_the_photo_and_the_rest_follows_the_settings(run, green):
         {"guidance": settings.Guidance(gamma=1.0)},
         {"novel_views": settings.NovelViews(phase_cutoff="none")},
         {"novel_views": settings.NovelViews(inversion_iterations=2)},
-        {"novel_views": settings.NovelViews(stride=1)},
     ):
         other = run.novel_views(GREEN, views=FAST, **change)
         np.testing.assert_array_equal(other.views[own], green.views[own])
@@ -123,7 +122,7 @@ def test_own_pose_is_the_photo_and_the_rest_follows_the_settings(run, green):
 STORED = settings.Sampling(
     views=settings.Views(steps=3, precision="float32"),
     guidance=settings.Guidance(gamma=2.5),
-    novel_views=settings.NovelViews(stride=1, phase_cutoff="none"),
+    novel_views=settings.NovelViews(phase_cutoff="none"),
 )
 
 
@@ -136,11 +135,11 @@ def stored(bare) -> Path:
 
 def _used(path: Path) -> dict:
     about = json.loads(path.read_text())["settings"]
-    return {key: about[key] for key in ("steps", "gamma", "stride", "phase_cutoff")}
+    return {key: about[key] for key in ("steps", "gamma", "phase_cutoff")}
 
 
 def test_settings_that_are_not_given_are_those_of_the_run(stored, tmp_path):
-    own = {"steps": 3, "gamma": 2.5, "stride": 1, "phase_cutoff": "none"}
+    own = {"steps": 3, "gamma": 2.5, "phase_cutoff": "none"}
     run = Run.load(stored, device="cpu")
     assert run.sampling == STORED
     given = run.sampling.views.model_copy(update={"steps": 4})
@@ -162,7 +161,7 @@ def test_a_flag_wins_over_the_setting_of_the_run(
     command = [str(GREEN), "--run", str(stored), f"--out={tmp_path / 'out'}", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["novel_views", *command, *words])
     run_step(novel_views.main, novel_views.of_the_run)
-    used = {"steps": steps, "gamma": gamma, "stride": 1, "phase_cutoff": "none"}
+    used = {"steps": steps, "gamma": gamma, "phase_cutoff": "none"}
     assert _used(tmp_path / "out/green.json") == used
     record = json.loads((tmp_path / "out/green.run.json").read_text())
     assert record["settings"]["gamma"] == gamma
@@ -287,11 +286,12 @@ def test_a_small_network_inverts_a_photo_by_one_thread_whatever_their_number():
     model.conv_in.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     views = settings.Views(steps=2, solver="ddim", precision="float32")
-    once = settings.NovelViews(stride=1)
     try:
         for count in (2, 1):
             torch.set_num_threads(count)
-            made.append(crop_views(model, pixels, 1, views, settings.Guidance(), once))
+            made.append(
+                crop_views(model, pixels, 1, views, settings.Guidance(), settings.NovelViews())
+            )
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(before)

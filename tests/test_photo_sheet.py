@@ -20,7 +20,7 @@ from mirage_steps.run import crop_views
 
 CONFIG = UNetConfig(16, 6, (32, 64), blocks=1, attention_below=8, head_dim=8, heads=2, stem=2)
 VIEWS = settings.Views(steps=3, batch_size=4, precision="float32")
-PAPER = settings.NovelViews(inversion_iterations=1, phase_cutoff="none", stride=1)
+PAPER = settings.NovelViews(inversion_iterations=1, phase_cutoff="none")
 POSES = [3, 0, 5, 3, 1, 2]
 PHOTOS = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
 
@@ -116,27 +116,29 @@ def test_views_of_a_crop_stand_around_it_and_follow_the_settings(model):
             model, PHOTOS[0], 4, VIEWS, settings.Guidance(), settings.NovelViews(**changed)
         ).views
 
-    base = views(phase_cutoff=1, stride=1)
+    base, other = views(phase_cutoff=1), views(phase_cutoff="none")
     assert base.shape == (6, 16, 16, 3) and base.dtype == np.uint8
-    for changed in ({"phase_cutoff": "none", "stride": 1}, {"phase_cutoff": 1, "stride": 2}):
-        other = views(**changed)
-        np.testing.assert_array_equal(base[4], PHOTOS[0])
-        np.testing.assert_array_equal(other[4], PHOTOS[0])
-        assert all((base[pose] != other[pose]).any() for pose in range(6) if pose != 4)
+    np.testing.assert_array_equal(base[4], PHOTOS[0])
+    np.testing.assert_array_equal(other[4], PHOTOS[0])
+    assert all((base[pose] != other[pose]).any() for pose in range(6) if pose != 4)
 
 
-def test_views_of_a_crop_follow_the_solver_and_its_inversion_does_not(model):
-    def made(solver="ddim", steps=3, **changed):
+def test_a_crop_is_inverted_and_shown_by_the_solver_of_the_views(model):
+    def made(solver, steps=3, iterations=1):
         views = VIEWS.model_copy(update={"solver": solver, "steps": steps})
-        novel = settings.NovelViews(stride=1, phase_cutoff=1, **changed)
+        novel = settings.NovelViews(phase_cutoff=1, inversion_iterations=iterations)
         return crop_views(model, PHOTOS[0], 4, views, settings.Guidance(), novel)
 
-    base, other = made(), made("dpm-solver++", inversion_steps=3)
-    np.testing.assert_array_equal(base.reconstruction, other.reconstruction)
-    np.testing.assert_array_equal(other.views[4], PHOTOS[0])
-    assert all((base.views[pose] != other.views[pose]).any() for pose in range(6) if pose != 4)
-    # Other steps than those of the views: the same as if these had them.
-    longer = made(steps=2, inversion_steps=3)
-    np.testing.assert_array_equal(longer.views, base.views)
-    assert longer.inversion_evaluations == 3
-    assert made("dpm-solver++", steps=2).inversion_evaluations == 50  # DDIM needs them
+    base, other, longer = made("ddim"), made("dpm-solver++"), made("dpm-solver++", 4)
+    for one in (other, longer):
+        np.testing.assert_array_equal(one.views[4], PHOTOS[0])
+        assert (one.reconstruction != base.reconstruction).any()
+        assert all((base.views[pose] != one.views[pose]).any() for pose in range(6) if pose != 4)
+    counts = [one.inversion_evaluations for one in (base, other, longer, made("ddim", 3, 2))]
+    assert counts == [3, 3, 4, 6]
+    with pytest.raises(
+        UserError, match="inversion_iterations 2: only DDIM .* views.solver to ddim"
+    ):
+        made("dpm-solver++", 3, 2)
+    with pytest.raises(UserError, match="views.steps 1: too few .* at least 2"):
+        made("dpm-solver++", 1)

@@ -290,7 +290,7 @@ def _other(value: object, field) -> object:
     choices |= {"token_precision": "bfloat16", "sam_precision": "bfloat16"}
     choices |= {"optimizer": "muon", "levels": (16,), "attention": "all", "reference": "guided"}
     choices |= {"gammas": (7.0,), "references": ("3", "45.5deg")}
-    choices |= {"front": (7, 19), "left": (0,), "solver": "dpm-solver++", "inversion_steps": 20}
+    choices |= {"front": (7, 19), "left": (0,), "solver": "dpm-solver++", "last_timestep": 60}
     choices |= {"token": "mean-patch", "background": "kept", "method": "spectral"}
     if field in choices:
         return choices[field]

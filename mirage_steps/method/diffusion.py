@@ -1,18 +1,21 @@
 """The diffusion process: schedule, training objective, deterministic samplers (section 3.2)."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mirage_steps.errors import UserError
+from mirage_steps.settings import Views
 
 T = 1000
-# Where evenly spaced log signal-to-noise ratios end: noise of 3 % (benchmarks/solvers.py).
-_LAST = 5
+# Last timesteps by default: DDIM's, and for evenly spaced log signal-to-noise ratios the one with
+# noise of 3 % (benchmarks/solvers.py).
+_DDIM_LAST, _LOGSNR_LAST = 0, 5
 
 # From images (n, ...), a timestep and its alpha to predicted noise of the images' shape.
 Denoiser = Callable[[Tensor, int, float], Tensor]
@@ -65,29 +68,28 @@ def noise_from_output(output: Tensor, x: Tensor, alpha: float, prediction: str) 
     return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
 
 
-def ddim_timesteps(count: int) -> list[int]:
-    """Evenly spaced timesteps from noise to image: 980, 960, ..., 0 for 50 (DDIM's "uniform")."""
-    return [number * T // count for number in reversed(range(count))]
+def ddim_timesteps(count: int, last: int = _DDIM_LAST) -> list[int]:
+    """Evenly spaced timesteps from noise to image: 980, 960, ..., 0 for 50 (DDIM's "uniform").
 
-
-def logsnr_timesteps(count: int, among: Sequence[int] | None = None) -> list[int]:
-    """Timesteps from noise to image, as evenly spaced in the log signal-to-noise ratio as can be.
-
-    The first and last of ``among``, falling timesteps, and the nearest between; by default of all
-    from 999 to 5. Many are consecutive at the end, where these are too coarse.
+    ``last`` is lowered where there is no place for so many.
     """
-    among = among or range(T - 1, min(_LAST, T - count) - 1, -1)
+    last = min(last, T - count)
+    return [last + number * (T - last) // count for number in reversed(range(count))]
+
+
+def logsnr_timesteps(count: int, last: int = _LOGSNR_LAST) -> list[int]:
+    """Timesteps from 999, as evenly spaced in the log signal-to-noise ratio as can be.
+
+    Many are consecutive at the end, where whole timesteps are too coarse. ``last`` as in
+    :func:`ddim_timesteps`.
+    """
+    among = range(T - 1, min(last, T - count) - 1, -1)
     logsnr = cumulative_alphas().logit()[list(among)].numpy()
     found = [-1]
     for number, even in enumerate(np.linspace(logsnr[0], logsnr[-1], count)):
         left = len(among) - (count - number)  # so many must follow
         found.append(min(left, max(int(np.abs(logsnr - even).argmin()), found[-1] + 1)))
     return [among[place] for place in found[1:]]
-
-
-def subsample(sequence: Any, stride: int) -> Any:
-    """Subsample timesteps, or a sequence aligned with them, by ``stride``; t = 0 is kept."""
-    return sequence[(len(sequence) - 1) % stride :: stride]
 
 
 def ddim_step(x: Tensor, noise: Tensor, alpha: float, alpha_next: float) -> Tensor:
@@ -115,46 +117,47 @@ def dpm_solver_sample(denoise: Denoiser, noise: Tensor, timesteps: list[int]) ->
     lambda, half the log signal-to-noise ratio. The first step and the one to the clean image, where
     lambda is infinite, are DDIM's.
     """
-    x, before, h_before = noise, None, 0.0
+    x, image = noise, _Extrapolated()
     for t, alpha, alpha_next in _steps(timesteps):
-        x0 = (x - (1 - alpha) ** 0.5 * denoise(x, t, alpha).to(x.dtype)) / alpha**0.5
-        extrapolated, h = x0, 0.0
-        if alpha_next < 1:
-            h = (_logit(alpha_next) - _logit(alpha)) / 2
-            if before is not None:
-                extrapolated = x0 + h / h_before / 2 * (x0 - before)
-        kept = ((1 - alpha_next) / (1 - alpha)) ** 0.5  # of what is not the image
-        x = alpha_next**0.5 * extrapolated + kept * (x - alpha**0.5 * extrapolated)
-        before, h_before = x0, h
+        x0 = _clean(x, denoise(x, t, alpha), alpha)
+        x = _move(x, image.towards(x0, alpha, alpha_next), alpha, alpha_next)
     return x
+
+
+def _clean(x: Tensor, noise: Tensor, alpha: float) -> Tensor:
+    """The image that x_t and the predicted noise imply, of the type of ``x``."""
+    return (x - (1 - alpha) ** 0.5 * noise.to(x.dtype)) / alpha**0.5
+
+
+def _move(x: Tensor, image: Tensor, alpha: float, alpha_next: float) -> Tensor:
+    """x_t to another timestep, were ``image`` what all of the step's predictions are."""
+    kept = ((1 - alpha_next) / (1 - alpha)) ** 0.5  # of what is not the image
+    return alpha_next**0.5 * image + kept * (x - alpha**0.5 * image)
+
+
+class _Extrapolated:
+    """Predicted images of a trajectory, extrapolated to the middle of a step in lambda.
+
+    The first step and one to the clean image, where lambda is infinite, take the prediction itself.
+    """
+
+    def __init__(self) -> None:
+        self._before: Tensor | None = None
+        self._h = 0.0
+
+    def towards(self, x0: Tensor, alpha: float, alpha_next: float) -> Tensor:
+        """``x0``, predicted at alpha, for the step from there to alpha_next."""
+        before, h_before = self._before, self._h
+        self._before, self._h = x0, 0.0
+        if alpha_next == 1:
+            return x0
+        self._h = (_logit(alpha_next) - _logit(alpha)) / 2
+        return x0 if before is None else x0 + self._h / h_before / 2 * (x0 - before)
 
 
 def _logit(alpha: float) -> float:
     """The log signal-to-noise ratio, twice the lambda of DPM-Solver."""
     return math.log(alpha / (1 - alpha))
-
-
-class Solver(NamedTuple):
-    """How images follow from noise, and at which timesteps the network is evaluated.
-
-    ``timesteps(count)`` are those for a number of evaluations, ``subsample(timesteps, stride)`` the
-    given ones divided by a stride.
-    """
-
-    sample: Callable[[Denoiser, Tensor, list[int]], Tensor]
-    timesteps: Callable[[int], list[int]]
-    subsample: Callable[[list[int], int], list[int]]
-
-
-# By ``views.solver``. From the same noise all tend to the same image with more timesteps.
-SOLVERS = {
-    "ddim": Solver(ddim_sample, ddim_timesteps, subsample),
-    "dpm-solver++": Solver(
-        dpm_solver_sample,
-        logsnr_timesteps,
-        lambda timesteps, stride: logsnr_timesteps(-(-len(timesteps) // stride), timesteps),
-    ),
-}
 
 
 def ddim_invert(
@@ -193,6 +196,61 @@ def ddim_invert(
         x = noisier
         trajectory.append(x)
     return torch.stack(trajectory[::-1])
+
+
+def dpm_solver_invert(denoise: Denoiser, images: Tensor, timesteps: list[int]) -> Tensor:
+    """Noise from which :func:`dpm_solver_sample` gives about the images: 2M in the other direction.
+
+    The same differential equation is solved towards the noise, of the same order, with one network
+    evaluation at each of the timesteps. From the image to the last timestep the step is that of
+    :func:`ddim_invert`. (The paper inverts by DDIM, whose error is of first order.)
+
+    Args:
+        denoise, images, timesteps: as in :func:`ddim_invert`. The network is evaluated at the last
+            timestep twice, at the image and at the latent, and not at the first.
+
+    Returns:
+        The trajectory, as in :func:`ddim_invert`.
+    """
+    backwards = [(t, alpha) for t, alpha, _ in reversed(_steps(timesteps))]
+    t, alpha = backwards[0]
+    x = ddim_step(images, denoise(images, t, alpha).to(images.dtype), 1.0, alpha)
+    trajectory, image = [x], _Extrapolated()
+    for (t, alpha), (_, alpha_next) in pairwise(backwards):
+        x0 = _clean(x, denoise(x, t, alpha), alpha)
+        x = _move(x, image.towards(x0, alpha, alpha_next), alpha, alpha_next)
+        trajectory.append(x)
+    return torch.stack(trajectory[::-1])
+
+
+class Solver(NamedTuple):
+    """How images follow from noise and back, and at which timesteps the network is evaluated.
+
+    ``timesteps`` are those for a number of evaluations, the last one by default or given.
+    """
+
+    sample: Callable[[Denoiser, Tensor, list[int]], Tensor]
+    invert: Callable[[Denoiser, Tensor, list[int]], Tensor]
+    timesteps: Callable[..., list[int]]
+
+
+# By ``views.solver``. From the same noise all tend to the same image with more timesteps.
+SOLVERS = {
+    "ddim": Solver(ddim_sample, ddim_invert, ddim_timesteps),
+    "dpm-solver++": Solver(dpm_solver_sample, dpm_solver_invert, logsnr_timesteps),
+}
+
+
+def sampling_timesteps(views: Views) -> list[int]:
+    """Timesteps of a sampler, from noise to image.
+
+    At the last of them the predicted image is the result. Where little noise is left, a small
+    network predicts the noise hardly better than zero, so steps there leave grain.
+    """
+    timesteps = SOLVERS[views.solver].timesteps
+    if views.last_timestep == "auto":
+        return timesteps(views.steps)
+    return timesteps(views.steps, views.last_timestep)
 
 
 def _steps(timesteps: list[int]) -> list[tuple[int, float, float]]:

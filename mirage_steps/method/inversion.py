@@ -1,10 +1,10 @@
 """Novel views of a given image, by inversion (paper, section 3.3 and Figure 4).
 
-DDIM inversion maps the image to noise in its own pose and stores the trajectory, the latent that
-:func:`ddim_invert` reaches at each timestep. All other poses read, at timestep t and every layer,
-the keys and values of the trajectory's latent at t: those of a generated reference, which the
-sampler would lead through the same latents. (Inversion itself gave the network that latent with the
-next, noisier timestep; see :func:`ddim_invert`.)
+The image is inverted to noise in its own pose by the solver of the views, DDIM as in the paper or
+DPM-Solver++, and the trajectory is stored, the latent at each timestep. All other poses read, at
+timestep t and every layer, the keys and values of the trajectory's latent at t: those of a
+generated reference, which the sampler would lead through the same latents. (DDIM inversion itself
+gave the network that latent with the next, noisier timestep; see :func:`ddim_invert`.)
 
 The views start from the trajectory's noise, as generated views share theirs. But noise from
 inversion is not white: it shows the image's outlines, and a small network would reproduce them in
@@ -25,27 +25,38 @@ from mirage_steps.settings import Guidance
 
 @torch.inference_mode()
 def invert(
-    model: UNet, images: Tensor, poses: Tensor, timesteps: list[int], iterations: int = 1
+    model: UNet,
+    images: Tensor,
+    poses: Tensor,
+    timesteps: list[int],
+    iterations: int = 1,
+    solver: str = "ddim",
 ) -> Tensor:
-    """The trajectory of images to noise, by DDIM inversion with plain self-attention.
+    """The trajectory of images to noise, by the inverse of a solver with plain self-attention.
 
     Args:
         model: the network, in evaluation mode; runs ``len(timesteps) * iterations`` times.
         images: (n, 3, S, S) in [-1, 1].
         poses: (n,) int, of the images.
         timesteps: from noise to image.
-        iterations: of the fixed point at every timestep, 1 for plain DDIM inversion (paper).
+        iterations: of the fixed point at every timestep, 1 for plain inversion (paper). More need
+            ``ddim``.
+        solver: of :data:`SOLVERS`.
 
     Returns:
         (len(timesteps), n, 3, S, S), the latent at each of the timesteps, the noise first.
     """
     denoise = single_denoiser(model, poses, timesteps)
-    return ddim_invert(denoise, images, timesteps, iterations)
+    if iterations > 1:
+        return ddim_invert(denoise, images, timesteps, iterations)
+    return SOLVERS[solver].invert(denoise, images, timesteps)
 
 
-def reconstruct(model: UNet, trajectory: Tensor, poses: Tensor, timesteps: list[int]) -> Tensor:
+def reconstruct(
+    model: UNet, trajectory: Tensor, poses: Tensor, timesteps: list[int], solver: str = "ddim"
+) -> Tensor:
     """Images sampled from the inverted noise, (n, 3, S, S), not clamped; cf. :func:`invert`."""
-    return sample_single(model, trajectory[0], poses, timesteps)
+    return sample_single(model, trajectory[0], poses, timesteps, solver)
 
 
 @torch.inference_mode()
@@ -56,7 +67,6 @@ def novel_views(
     trajectory: Tensor,
     timesteps: list[int],
     *,
-    stride: int,
     cutoff: int | None,
     guidance: Guidance,
     batch_size: int,
@@ -71,22 +81,18 @@ def novel_views(
         image: (1, 3, S, S) in [-1, 1], returned in its own pose.
         pose: of the image.
         trajectory: (len(timesteps), 1, 3, S, S) of :func:`invert`.
-        timesteps: that the image was inverted at.
-        stride: the solver of the views subsamples these timesteps by it; t = 0 is kept.
+        timesteps: that the image was inverted at; the views are sampled at the same.
         cutoff: as in :func:`randomize_phases`; None leaves the noise as it is (paper).
         guidance: where the views read the trajectory, and how they are guided.
         batch_size: images denoised at once.
         seed: of the phases.
-        solver: of the views; the inversion is DDIM's.
+        solver: of the views.
         poses: distinct ones of the category, to make only these, in this order.
     """
-    taken = SOLVERS[solver].subsample(timesteps, stride)
-    trajectory = trajectory[[timesteps.index(t) for t in taken]]
-    # The views start at their first timestep, with the trajectory's noise at it.
     noise = trajectory[0] if cutoff is None else randomize_phases(trajectory[0], cutoff, seed)
     wanted = model.config.siblings(pose) if poses is None else poses
     views = sample_all_poses(
-        model, noise, pose, taken, guidance, batch_size, trajectory, solver, wanted
+        model, noise, pose, timesteps, guidance, batch_size, trajectory, solver, wanted
     )
     if pose in wanted:
         views[wanted.index(pose)] = image[0]
