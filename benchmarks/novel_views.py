@@ -22,11 +22,12 @@ from PIL import Image
 from scipy import ndimage
 from tqdm import tqdm
 
+from mirage_steps import settings
 from mirage_steps.demo.renderer import cars, chairs
 from mirage_steps.files.atomic import read_csv
 from mirage_steps.masks import segment
 from mirage_steps.method.circle import circular_distance, circular_mean
-from mirage_steps.method.diffusion import SOLVERS, from_pixels, to_pixels
+from mirage_steps.method.diffusion import from_pixels, sampling_timesteps, to_pixels
 from mirage_steps.method.foreground import find_objects
 from mirage_steps.method.inversion import invert, reconstruct
 from mirage_steps.method.metrics import psnr
@@ -37,11 +38,10 @@ from mirage_steps.settings import Masks, NovelViews
 _SEED = 77
 _SIZE = 96
 _BATCH = 16
-# Solver, steps, iterations.
-_INVERSIONS = [
-    ("ddim", 50, 1), ("ddim", 50, 2), ("ddim", 50, 3),
-    ("dpm-solver++", 10, 1), ("dpm-solver++", 15, 1), ("dpm-solver++", 25, 1),
-]  # fmt: skip
+_DDIM = settings.Views(solver="ddim", steps=50, last_timestep=0)
+_DPM = settings.Views(solver="dpm-solver++", steps=15)
+# Sampler, None for the run's, and iterations.
+_INVERSIONS = [(_DDIM, 1), (_DDIM, 2), (_DDIM, 3), (_DPM, 1), (None, 1)]
 
 
 def main() -> None:
@@ -88,8 +88,9 @@ def poses(run: Run, located: list, azimuths: np.ndarray) -> None:
 
 def inversion(run: Run, located: list) -> None:
     """Reconstruction by plain and refined inversion, in float32."""
-    for solver, steps, iterations in _INVERSIONS:
-        timesteps, ratios = SOLVERS[solver].timesteps(steps), []
+    for given, iterations in _INVERSIONS:
+        views = given or run.sampling.views
+        timesteps, solver, ratios = sampling_timesteps(views), views.solver, []
         for start in range(0, len(located), _BATCH):
             part = located[start : start + _BATCH]
             crops = np.stack([one.crop for one in part])
@@ -97,9 +98,10 @@ def inversion(run: Run, located: list) -> None:
             found = invert(run.model, from_pixels(crops), own, timesteps, iterations, solver)
             back = to_pixels(reconstruct(run.model, found, own, timesteps, solver))
             ratios += [min(psnr(*pair), 99.0) for pair in zip(crops, back, strict=True)]
-        name = solver if iterations == 1 else f"{solver} refined, {iterations} iterations"
-        print(f"{name}: {steps * iterations} evaluations, reconstruction {np.median(ratios):.1f} "
-              f"dB in the median, {np.mean(ratios):.1f} mean, {min(ratios):.1f} min")  # fmt: skip
+        name = f"{solver} from {timesteps[0]} to {timesteps[-1]}, {iterations} iterations"
+        print(f"{name}: {len(timesteps) * iterations} evaluations, reconstruction "
+              f"{np.median(ratios):.1f} dB in the median, {np.mean(ratios):.1f} mean, "
+              f"{min(ratios):.1f} min")  # fmt: skip
 
 
 def warnings(run: Run, located: list, made: list) -> None:

@@ -5,16 +5,14 @@
 Needs the run's turntables and crops. Each row differs in the latents whose keys and values the
 other poses read (the trajectory) and in the noise that they start from:
 
-- Inversion by DPM-Solver++ or by DDIM (paper), also refined by fixed-point iteration, gives both;
-  its noise keeps the photo's outlines. They are removed by random phases above a cutoff, or by
-  white noise there.
+- Inversion by the run's solver, or by DDIM (paper), gives both; its noise keeps the photo's
+  outlines. They are removed by random phases above a cutoff, or by white noise there.
 - The noised photo: at every timestep the photo with the same white noise, from which the other
   poses start as well; also with the low frequencies of the inverted noise. No network evaluation.
 - Edit-friendly (Huberman-Spiegelglas et al. 2024): with independent noise at every timestep.
 
-Views are sampled by the solver of the inversion at its timesteps, where there is none by
-DPM-Solver++. Prints means over photos with 95 % intervals, and paired differences from the first
-row.
+Views are sampled by the solver of the inversion at its timesteps. Prints means over photos with
+95 % intervals, and paired differences from the first row.
 """
 
 import argparse
@@ -27,22 +25,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mirage_steps import settings
 from mirage_steps.files.text_table import aligned
 from mirage_steps.judge import Judge, Turntables, Views, calibrated_judge
 from mirage_steps.method.device import autocast
 from mirage_steps.method.diffusion import (
-    SOLVERS,
     add_noise,
     cumulative_alphas,
     from_pixels,
     keyed_noise,
+    sampling_timesteps,
     to_pixels,
 )
 from mirage_steps.method.evidence import iou, masked_psnr, mean_interval, paired_difference
 from mirage_steps.method.inversion import invert, randomize_phases
 from mirage_steps.method.multiview import sample_all_poses
 from mirage_steps.run import Run
-from mirage_steps.settings import WEIGHTS, Evidence
 
 _CUTOFF, _SEED = 6, 17
 
@@ -52,11 +50,11 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("results/demo"))
     parser.add_argument("--photos", type=int, default=16, help="at least 2")
     parser.add_argument("--rows", type=int, default=99, help="only the first so many")
-    parser.add_argument("--weights", type=Path, default=Path(WEIGHTS))
+    parser.add_argument("--weights", type=Path, default=Path(settings.WEIGHTS))
     words = parser.parse_args()
 
     run, folder = Run.load(words.run), words.run
-    evidence = Evidence(judged_objects=words.photos)
+    evidence = settings.Evidence(judged_objects=words.photos)
     files = (folder / name for name in ("crops/crops.h5", "poses/poses.csv"))
     turned = folder / "turntables/turntables.h5"
     judge, truth, _ = calibrated_judge(run, evidence, *files, turned, words.weights)
@@ -78,31 +76,26 @@ class Row(NamedTuple):
 
     ``noise`` makes it of the trajectory's own noise and a white one, each (1, 3, S, S). ``noised``
     is None where the trajectory is the inversion's, else whether one noise is that of all
-    timesteps.
+    timesteps. ``views`` is the sampler, the run's by default.
     """
 
-    solver: str
-    steps: int
     noise: Callable[[Tensor, Tensor], Tensor]
-    iterations: int = 1
     noised: bool | None = None
-
-    @property
-    def timesteps(self) -> list[int]:
-        """From noise to image."""
-        return SOLVERS[self.solver].timesteps(self.steps)
+    views: settings.Views | None = None
 
     def start(self, run: Run, image: Tensor, pose: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Trajectory (steps, 1, 3, S, S) and noise of the ``number``-th photo, (1, 3, S, S)."""
-        trajectory = invert(run.model, image, pose, self.timesteps, self.iterations, self.solver)
-        count = self.steps if self.noised is False else 1
+        views = self.views or run.sampling.views
+        timesteps = sampling_timesteps(views)
+        trajectory = invert(run.model, image, pose, timesteps, solver=views.solver)
+        count = len(timesteps) if self.noised is False else 1
         white = keyed_noise(_SEED, [number], (count, *image.shape[1:]))[0].to(image.device)
         noise = self.noise(trajectory[0], white[:1])
         if self.noised is None:
             return trajectory, noise
-        alphas = cumulative_alphas()[self.timesteps].to(image.device)
+        alphas = cumulative_alphas()[timesteps].to(image.device)
         white = noise if self.noised else white
-        whole = image.expand(self.steps, -1, -1, -1)
+        whole = image.expand(len(timesteps), -1, -1, -1)
         return add_noise(whole, white.expand_as(whole), alphas)[:, None], noise
 
 
@@ -126,20 +119,18 @@ def mixed_above(cutoff: int) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda noise, other: mixed(noise, other, cutoff)
 
 
-_OURS, _DDIM = ("dpm-solver++", 15), ("ddim", 50)
+_DDIM = settings.Views(solver="ddim", steps=50, last_timestep=0)
 ROWS = {
-    f"DPM-Solver++, random phases above {_CUTOFF}": Row(*_OURS, scrambled),
-    "DPM-Solver++, its own noise": Row(*_OURS, own),
-    f"DPM-Solver++, white above {_CUTOFF}": Row(*_OURS, mixed_above(_CUTOFF)),
-    "DPM-Solver++, white above 2": Row(*_OURS, mixed_above(2)),
-    "DPM-Solver++, white": Row(*_OURS, white),
-    "noised photo": Row(*_OURS, white, noised=True),
-    f"noised photo, low of inversion to {_CUTOFF}": Row(*_OURS, mixed_above(_CUTOFF), noised=True),
-    "edit-friendly": Row(*_OURS, white, noised=False),
-    f"DDIM, random phases above {_CUTOFF}": Row(*_DDIM, scrambled),
-    "DDIM, its own noise (paper)": Row(*_DDIM, own),
-    "refined DDIM, its own noise": Row(*_DDIM, own, 3),
-    "refined DDIM, random phases": Row(*_DDIM, scrambled, 3),
+    f"random phases above {_CUTOFF}": Row(scrambled),
+    "its own noise (paper)": Row(own),
+    f"white above {_CUTOFF}": Row(mixed_above(_CUTOFF)),
+    "white above 2": Row(mixed_above(2)),
+    "white": Row(white),
+    "noised photo": Row(white, noised=True),
+    f"noised photo, low of inversion to {_CUTOFF}": Row(mixed_above(_CUTOFF), noised=True),
+    "edit-friendly": Row(white, noised=False),
+    f"50 steps of DDIM, random phases above {_CUTOFF}": Row(scrambled, views=_DDIM),
+    "50 steps of DDIM, its own noise (paper)": Row(own, views=_DDIM),
 }
 
 
@@ -154,13 +145,13 @@ def mixed(low: Tensor, high: Tensor, cutoff: int) -> Tensor:
 
 def views(run: Run, truth: Turntables, pairs: list[tuple[Tensor, Tensor]], row: Row) -> Views:
     """The photos in all poses, from trajectories and noises."""
-    sampling = run.sampling
-    found, poses, given = [], [], []
+    sampler, guidance = row.views or run.sampling.views, run.sampling.guidance
+    timesteps, found, poses, given = sampling_timesteps(sampler), [], [], []
     for photo, own, (trajectory, noise) in zip(truth.photos, truth.poses, pairs, strict=True):
-        with autocast(run.backbone.device, sampling.views.precision):
+        with autocast(run.backbone.device, sampler.precision):
             made = sample_all_poses(
-                run.model, noise, int(own), row.timesteps, sampling.guidance,
-                sampling.views.batch_size, trajectory, row.solver,
+                run.model, noise, int(own), timesteps, guidance, sampler.batch_size, trajectory,
+                sampler.solver,
             )  # fmt: skip
         siblings = run.model.config.siblings(int(own))
         pixels = to_pixels(made)

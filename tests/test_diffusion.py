@@ -8,6 +8,7 @@ import torch
 
 from mirage_steps.errors import UserError
 from mirage_steps.method import diffusion
+from mirage_steps.settings import Views
 
 
 def test_alphas_are_the_cumulative_product():

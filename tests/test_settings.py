@@ -61,7 +61,7 @@ def _refusal(config) -> str:
             {"datasets": {"photos": {"source": {"kind": "procedural"}, "poses": {"start": 3}}}},
             "datasets.photos.poses.start is not a key; did you mean 'starts'?",
         ),
-        (_config(views={"xyz": 3}), "views.xyz is not a key; known here: solver, steps, batch"),
+        (_config(views={"xyz": 3}), "views.xyz is not a key; known here: solver, steps, last"),
         (
             {"datasets": {"a": {"source": {"kind": "folder", "path": "x", "max_pixel": 1}}}},
             "datasets.a.source.max_pixel is not a key; did you mean 'max_pixels'?",
