@@ -120,6 +120,7 @@ def mixed_above(cutoff: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 _DDIM = settings.Views(solver="ddim", steps=50, last_timestep=0)
+_LATE = settings.Views(solver="dpm-solver++", steps=15, last_timestep=5)
 ROWS = {
     f"random phases above {_CUTOFF}": Row(scrambled),
     "its own noise (paper)": Row(own),
@@ -129,6 +130,9 @@ ROWS = {
     "noised photo": Row(white, noised=True),
     f"noised photo, low of inversion to {_CUTOFF}": Row(mixed_above(_CUTOFF), noised=True),
     "edit-friendly": Row(white, noised=False),
+    f"15 steps of DPM-Solver++ to timestep 5, random phases above {_CUTOFF}": Row(
+        scrambled, views=_LATE
+    ),
     f"50 steps of DDIM, random phases above {_CUTOFF}": Row(scrambled, views=_DDIM),
     "50 steps of DDIM, its own noise (paper)": Row(own, views=_DDIM),
 }

