@@ -438,11 +438,13 @@ class Views(Settings):
     steps: int = stated(
         50, 50, "Steps of the solver, each with one network evaluation.", ge=1, le=1000
     )
-    last_timestep: Annotated[int, Field(ge=0, le=900)] | Literal["auto"] = stated(
-        "auto",
+    last_timestep: int = stated(
         0,
-        "Timestep of the last evaluation, whose predicted image is the result. auto: 0 with ddim, "
-        "5 with dpm-solver++. The preset small leaves grain below about 100.",
+        0,
+        "Timestep of the last evaluation, whose predicted image is the result; dpm-solver++ ends "
+        "at 5 at the latest. The preset small leaves grain below about 100.",
+        ge=0,
+        le=900,
     )
     batch_size: int = Field(
         64, ge=1, description="Images per batch, views and references together."

@@ -13,9 +13,9 @@ from mirage_steps.errors import UserError
 from mirage_steps.settings import Views
 
 T = 1000
-# Last timesteps by default: DDIM's, and for evenly spaced log signal-to-noise ratios the one with
-# noise of 3 % (benchmarks/solvers.py).
-_DDIM_LAST, _LOGSNR_LAST = 0, 5
+# Where evenly spaced log signal-to-noise ratios end at the latest: noise of 3 %
+# (benchmarks/solvers.py).
+_LAST = 5
 
 # From images (n, ...), a timestep and its alpha to predicted noise of the images' shape.
 Denoiser = Callable[[Tensor, int, float], Tensor]
@@ -68,7 +68,7 @@ def noise_from_output(output: Tensor, x: Tensor, alpha: float, prediction: str) 
     return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
 
 
-def ddim_timesteps(count: int, last: int = _DDIM_LAST) -> list[int]:
+def ddim_timesteps(count: int, last: int = 0) -> list[int]:
     """Evenly spaced timesteps from noise to image: 980, 960, ..., 0 for 50 (DDIM's "uniform").
 
     ``last`` is lowered where there is no place for so many.
@@ -77,13 +77,13 @@ def ddim_timesteps(count: int, last: int = _DDIM_LAST) -> list[int]:
     return [last + number * (T - last) // count for number in reversed(range(count))]
 
 
-def logsnr_timesteps(count: int, last: int = _LOGSNR_LAST) -> list[int]:
+def logsnr_timesteps(count: int, last: int = _LAST) -> list[int]:
     """Timesteps from 999, as evenly spaced in the log signal-to-noise ratio as can be.
 
-    Many are consecutive at the end, where whole timesteps are too coarse. ``last`` as in
-    :func:`ddim_timesteps`.
+    Many are consecutive at the end, where whole timesteps are too coarse. ``last`` is at least 5,
+    and lowered where there is no place for so many.
     """
-    among = range(T - 1, min(last, T - count) - 1, -1)
+    among = range(T - 1, min(max(last, _LAST), T - count) - 1, -1)
     logsnr = cumulative_alphas().logit()[list(among)].numpy()
     found = [-1]
     for number, even in enumerate(np.linspace(logsnr[0], logsnr[-1], count)):
@@ -226,7 +226,7 @@ def dpm_solver_invert(denoise: Denoiser, images: Tensor, timesteps: list[int]) -
 class Solver(NamedTuple):
     """How images follow from noise and back, and at which timesteps the network is evaluated.
 
-    ``timesteps`` are those for a number of evaluations, the last one by default or given.
+    ``timesteps`` are those for a number of evaluations, and for the last of them if given.
     """
 
     sample: Callable[[Denoiser, Tensor, list[int]], Tensor]
@@ -247,10 +247,7 @@ def sampling_timesteps(views: Views) -> list[int]:
     At the last of them the predicted image is the result. Where little noise is left, a small
     network predicts the noise hardly better than zero, so steps there leave grain.
     """
-    timesteps = SOLVERS[views.solver].timesteps
-    if views.last_timestep == "auto":
-        return timesteps(views.steps)
-    return timesteps(views.steps, views.last_timestep)
+    return SOLVERS[views.solver].timesteps(views.steps, views.last_timestep)
 
 
 def _steps(timesteps: list[int]) -> list[tuple[int, float, float]]:
