@@ -206,8 +206,10 @@ def dpm_solver_invert(denoise: Denoiser, images: Tensor, timesteps: list[int]) -
     :func:`ddim_invert`. (The paper inverts by DDIM, whose error is of first order.)
 
     Args:
-        denoise, images, timesteps: as in :func:`ddim_invert`. The network is evaluated at the last
-            timestep twice, at the image and at the latent, and not at the first.
+        denoise: predicts the noise; called at the last timestep twice, with the image and with the
+            latent, and never at the first.
+        images: (n, ...) in [-1, 1].
+        timesteps: of the sampler, from noise to image.
 
     Returns:
         The trajectory, as in :func:`ddim_invert`.
