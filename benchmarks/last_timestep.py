@@ -73,7 +73,7 @@ def measures(judge: Backbone, real: np.ndarray, images: np.ndarray) -> list[str]
 def features(judge: Backbone, images: np.ndarray) -> np.ndarray:
     """(n, D) of images (n, S, S, 3) uint8."""
     parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([judge.tokens(part)[0].mean(1).cpu().numpy() for part in parts])
+    return np.concatenate([judge.feature(part, "mean-patch") for part in parts])
 
 
 def grain(images: np.ndarray) -> np.ndarray:

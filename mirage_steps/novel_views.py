@@ -28,7 +28,7 @@ from mirage_steps.files.page import ABOUT_PHOTOS, Page
 from mirage_steps.files.photo_views import PAGE, PhotoViews, require_free, require_no_other_mesh
 from mirage_steps.files.photos import open_photo
 from mirage_steps.files.terminal import progress
-from mirage_steps.run import SHOWCASE, Run, on_photo, require_invertible, stored_sampling
+from mirage_steps.run import SHOWCASE, Run, on_photo, stored_sampling
 
 if TYPE_CHECKING:
     from mirage_steps.files.meshes import PhotoMesh
@@ -77,7 +77,7 @@ def main(
     stored = stored_sampling(run)
     views, guidance = views or stored.views, guidance or stored.guidance
     novel_views = novel_views or stored.novel_views
-    require_invertible(views, novel_views)
+    settings.require_invertible(views, novel_views)
     if mesh:
         from mirage_steps.files.cameras import CAMERAS, read_cameras  # as in Run.mesh
 

@@ -52,7 +52,7 @@ from mirage_steps.method.unet import UNet, UNetConfig
 from mirage_steps.networks.backbone import Backbone, load_backbone
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.references import References
-from mirage_steps.settings import Guidance, NovelViews, Sampling, Views
+from mirage_steps.settings import Guidance, NovelViews, Sampling, Views, require_invertible
 
 if TYPE_CHECKING:
     from mirage_steps.files.meshes import PhotoMesh
@@ -493,25 +493,6 @@ def crop_views(
         inversion_evaluations=len(timesteps) * iterations,
         seconds={"invert": round(inverted - started, 3), "sample": round(sampled - inverted, 3)},
     )
-
-
-def require_invertible(views: Views, novel_views: NovelViews) -> None:
-    """Photos can be inverted with these settings.
-
-    Raises:
-        UserError: only one timestep, whose inversion is undone whatever the model is, or the solver
-            has no refined inversion.
-    """
-    if views.steps < 2:
-        raise UserError(
-            f"views.steps {views.steps}: too few to judge the reconstruction of a photo; use at "
-            "least 2, better 50 with ddim and 10 with dpm-solver++"
-        )
-    if novel_views.inversion_iterations > 1 and views.solver != "ddim":
-        raise UserError(
-            f"novel_views.inversion_iterations {novel_views.inversion_iterations}: only DDIM "
-            f"inversion is refined; set views.solver to ddim in place of {views.solver}"
-        )
 
 
 def reference_pose(config: UNetConfig, number: int, seed: int) -> int:

@@ -509,6 +509,35 @@ class NovelViews(Settings):
     max_pixels: int = _MAX_PIXELS
 
 
+def require_refinable(views: Views, novel_views: NovelViews) -> None:
+    """The sampler's inversion has as many iterations as asked for.
+
+    Raises:
+        UserError: it has only one.
+    """
+    iterations = novel_views.inversion_iterations
+    if iterations > 1 and views.solver != "ddim":
+        raise UserError(
+            f"novel_views.inversion_iterations {iterations}: only DDIM inversion is refined; set "
+            f"views.solver to ddim in place of {views.solver}"
+        )
+
+
+def require_invertible(views: Views, novel_views: NovelViews) -> None:
+    """Photos can be inverted with these settings, and the inversion judged.
+
+    Raises:
+        UserError: there is one timestep only, which says nothing about the model, or as in
+            :func:`require_refinable`.
+    """
+    if views.steps < 2:
+        raise UserError(
+            f"views.steps {views.steps}: too few to judge the reconstruction of a photo; use at "
+            "least 2, better 50 with ddim and 10 with dpm-solver++"
+        )
+    require_refinable(views, novel_views)
+
+
 class Sampling(Settings):
     """Sections for novel views of photos; a run stores them with its model."""
 
@@ -971,12 +1000,14 @@ def load(config: Mapping) -> Configuration:
 
 _MOST_PROBLEMS = 10  # told at once
 
-# Keys of former versions, and their present names.
-_RENAMED = {
-    "pose_space.background": "mask_background (zero: true, kept: false)",
-    "pose_space.length": "normalize (one: true, kept: false)",
-    "training.record_every": "log_every",
-    "novel_views.kept_frequencies": "phase_cutoff (all: none)",
+# Keys of former versions, and what became of them.
+_FORMER = {
+    "pose_space.background": "is now called mask_background (zero: true, kept: false)",
+    "pose_space.length": "is now called normalize (one: true, kept: false)",
+    "training.record_every": "is now called log_every",
+    "novel_views.kept_frequencies": "is now called phase_cutoff (all: none)",
+    "novel_views.inversion_steps": "is gone: photos are inverted by the sampler of views.steps",
+    "novel_views.stride": "is gone: with views.solver dpm-solver++ fewer views.steps suffice",
 }
 
 _KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Source)[0])}
@@ -998,8 +1029,8 @@ def _explain(problem: Mapping, names: list[str]) -> str:
         key, shown = problem["ctx"]["key"], problem["ctx"]["given"]
         return f"config: {'.'.join([*path, key])}: {problem['msg']} (got {shown})"
     if problem["type"] == "extra_forbidden":
-        if renamed := _RENAMED.get(".".join(path[-2:])):
-            return f"{where} is now called {renamed}"
+        if former := _FORMER.get(".".join(path[-2:])):
+            return f"{where} {former}"
         known = _known_keys(path[:-1], kind)
         meant = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean {meant[0]!r}?" if meant else f"known here: {', '.join(known)}"

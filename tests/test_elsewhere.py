@@ -84,6 +84,13 @@ def test_a_file_of_the_current_folder_goes_before_the_project_s(tmp_path, monkey
     assert project.project_path(STAND_IN) == Path(STAND_IN)
 
 
+def test_an_inversion_that_cannot_be_refined_is_refused_before_the_run(tmp_path):
+    demo = read_dataset(read_configuration([]), "demo")
+    refined = demo.novel_views.model_copy(update={"inversion_iterations": 3})
+    with pytest.raises(UserError, match="inversion_iterations 3: only DDIM inversion is refined"):
+        check_dataset(demo.model_copy(update={"novel_views": refined}), tmp_path / "results/demo")
+
+
 def test_the_demo_is_complete_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     demo = read_dataset(read_configuration([]), "demo")

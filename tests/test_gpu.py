@@ -55,7 +55,7 @@ def test_tokens(runs):
 
 
 def test_a_photo_from_all_sides(runs):
-    """Fifty steps of inversion and the views amplify rounding; an eye sees no difference."""
+    """Inversion and views amplify rounding; an eye sees no difference."""
     photo = ROOT / "examples/cars/green.png"
     views = settings.Views(steps=15, solver="dpm-solver++", precision="float32")
     expected, found = (run.novel_views(photo, views=views) for run in runs)

@@ -305,6 +305,27 @@ def test_a_solver_inverts_the_plain_network_of_every_image_by_itself(network, so
         torch.testing.assert_close(found[:, index], expected, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("last", [5, 100])
+def test_only_the_end_of_dpm_inversion_changes_the_image_if_steps_are_many(last):
+    """With normally distributed images of deviation 0.5: what the end leaves of them is known."""
+
+    def denoise(x, t, alpha):
+        return (1 - alpha) ** 0.5 / (0.25 * alpha + 1 - alpha) * x
+
+    images, alpha, timesteps = _images(2), _alpha(last), logsnr_timesteps(300, last)
+    assert timesteps[-1] == last
+    noise = dpm_solver_invert(denoise, images, timesteps)[0]
+    restored = dpm_solver_sample(denoise, noise, timesteps)
+    noised = alpha**0.5 * images + (1 - alpha) ** 0.5 * denoise(images, last, alpha)
+    expected = _literal_move(noised, denoise(noised, last, alpha), alpha, 1.0)
+    torch.testing.assert_close(restored, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_only_ddim_is_refined(network):
+    with pytest.raises(ValueError, match="only the inversion by ddim"):
+        invert(network, _images(1), torch.tensor([0]), FIVE, 2, "dpm-solver++")
+
+
 # Noise without the image's outlines
 
 

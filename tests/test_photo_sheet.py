@@ -136,6 +136,12 @@ def test_a_crop_is_inverted_and_shown_by_the_solver_of_the_views(model):
         assert all((base.views[pose] != one.views[pose]).any() for pose in range(6) if pose != 4)
     counts = [one.inversion_evaluations for one in (base, other, longer, made("ddim", 3, 2))]
     assert counts == [3, 3, 4, 6]
+    early = crop_views(
+        model, PHOTOS[0], 4, VIEWS.model_copy(update={"steps": 3, "last_timestep": 300}),
+        settings.Guidance(), settings.NovelViews(phase_cutoff=1),
+    )  # fmt: skip
+    assert (early.reconstruction != base.reconstruction).any()
+    assert all((early.views[pose] != base.views[pose]).any() for pose in range(6) if pose != 4)
     with pytest.raises(
         UserError, match="inversion_iterations 2: only DDIM .* views.solver to ddim"
     ):

@@ -62,6 +62,8 @@ def _refusal(config) -> str:
             "datasets.photos.poses.start is not a key; did you mean 'starts'?",
         ),
         (_config(views={"xyz": 3}), "views.xyz is not a key; known here: solver, steps, last"),
+        (_config(novel_views={"stride": 4}), "novel_views.stride is gone: with views.solver dpm"),
+        (_config(novel_views={"inversion_steps": 50}), "inversion_steps is gone: photos are inv"),
         (
             {"datasets": {"a": {"source": {"kind": "folder", "path": "x", "max_pixel": 1}}}},
             "datasets.a.source.max_pixel is not a key; did you mean 'max_pixels'?",

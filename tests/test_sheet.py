@@ -108,11 +108,14 @@ def test_references_are_given_alone_or_in_a_list():
     assert "datasets.demo.sheet.references 12: there are 12 poses, 0 to 11" in told
 
 
-def test_sheets_and_sets_follow_the_solver(model):
+@pytest.mark.parametrize(
+    "changes", [[{"solver": solver} for solver in SOLVERS], [{}, {"last_timestep": 300}]]
+)
+def test_sheets_and_sets_follow_the_solver_and_its_last_timestep(model, changes):
     """All that a data set shows is sampled alike."""
     images, even, cpu = [], np.full(K, 1 / K), torch.device("cpu")
-    for solver in SOLVERS:
-        chosen = VIEWS.model_copy(update={"solver": solver, "steps": 3})
+    for change in changes:
+        chosen = VIEWS.model_copy(update={"steps": 3, **change})
         single = next(views._single(model, even, range(2), chosen, cpu))
         several = next(views._multi_view(model, even, [0], 1, chosen, settings.Guidance(), cpu))
         sheet_row = generated_object(model, 0, 0, chosen, settings.Guidance())

@@ -1,7 +1,8 @@
 """The diffusion process: schedule, training objective, deterministic samplers (section 3.2)."""
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -117,42 +118,31 @@ def dpm_solver_sample(denoise: Denoiser, noise: Tensor, timesteps: list[int]) ->
     lambda, half the log signal-to-noise ratio. The first step and the one to the clean image, where
     lambda is infinite, are DDIM's.
     """
-    x, image = noise, _Extrapolated()
-    for t, alpha, alpha_next in _steps(timesteps):
-        x0 = _clean(x, denoise(x, t, alpha), alpha)
-        x = _move(x, image.towards(x0, alpha, alpha_next), alpha, alpha_next)
-    return x
+    return deque(_second_order(denoise, noise, _steps(timesteps)), maxlen=1).pop()
 
 
-def _clean(x: Tensor, noise: Tensor, alpha: float) -> Tensor:
-    """The image that x_t and the predicted noise imply, of the type of ``x``."""
-    return (x - (1 - alpha) ** 0.5 * noise.to(x.dtype)) / alpha**0.5
+def _second_order(
+    denoise: Denoiser, x: Tensor, steps: list[tuple[int, float, float]]
+) -> Iterator[Tensor]:
+    """x after each of the steps of DPM-Solver++(2M), towards the image or towards the noise.
 
-
-def _move(x: Tensor, image: Tensor, alpha: float, alpha_next: float) -> Tensor:
-    """x_t to another timestep, were ``image`` what all of the step's predictions are."""
-    kept = ((1 - alpha_next) / (1 - alpha)) ** 0.5  # of what is not the image
-    return alpha_next**0.5 * image + kept * (x - alpha**0.5 * image)
-
-
-class _Extrapolated:
-    """Predicted images of a trajectory, extrapolated to the middle of a step in lambda.
-
-    The first step and one to the clean image, where lambda is infinite, take the prediction itself.
+    Args:
+        denoise: evaluated once a step, at its start.
+        x: at the start of the first step.
+        steps: (t, alpha at t, alpha after the step).
     """
-
-    def __init__(self) -> None:
-        self._before: Tensor | None = None
-        self._h = 0.0
-
-    def towards(self, x0: Tensor, alpha: float, alpha_next: float) -> Tensor:
-        """``x0``, predicted at alpha, for the step from there to alpha_next."""
-        before, h_before = self._before, self._h
-        self._before, self._h = x0, 0.0
-        if alpha_next == 1:
-            return x0
-        self._h = (_logit(alpha_next) - _logit(alpha)) / 2
-        return x0 if before is None else x0 + self._h / h_before / 2 * (x0 - before)
+    before, h_before = None, 0.0
+    for t, alpha, alpha_next in steps:
+        x0 = (x - (1 - alpha) ** 0.5 * denoise(x, t, alpha).to(x.dtype)) / alpha**0.5
+        extrapolated, h = x0, 0.0
+        if alpha_next < 1:
+            h = (_logit(alpha_next) - _logit(alpha)) / 2
+            if before is not None:
+                extrapolated = x0 + h / h_before / 2 * (x0 - before)
+        kept = ((1 - alpha_next) / (1 - alpha)) ** 0.5  # of what is not the image
+        x = alpha_next**0.5 * extrapolated + kept * (x - alpha**0.5 * extrapolated)
+        before, h_before = x0, h
+        yield x
 
 
 def _logit(alpha: float) -> float:
@@ -199,11 +189,11 @@ def ddim_invert(
 
 
 def dpm_solver_invert(denoise: Denoiser, images: Tensor, timesteps: list[int]) -> Tensor:
-    """Noise from which :func:`dpm_solver_sample` gives about the images: 2M in the other direction.
+    """Noise from which :func:`dpm_solver_sample` nearly restores the images: 2M towards the noise.
 
-    The same differential equation is solved towards the noise, of the same order, with one network
-    evaluation at each of the timesteps. From the image to the last timestep the step is that of
-    :func:`ddim_invert`. (The paper inverts by DDIM, whose error is of first order.)
+    The sampler's differential equation, solved towards the noise by the method of the same order.
+    From the image to the last timestep the step is that of :func:`ddim_invert`. As many network
+    evaluations as timesteps. (The paper inverts by DDIM, whose error is of first order.)
 
     Args:
         denoise: predicts the noise; called at the last timestep twice, with the image and with the
@@ -214,14 +204,11 @@ def dpm_solver_invert(denoise: Denoiser, images: Tensor, timesteps: list[int]) -
     Returns:
         The trajectory, as in :func:`ddim_invert`.
     """
-    backwards = [(t, alpha) for t, alpha, _ in reversed(_steps(timesteps))]
-    t, alpha = backwards[0]
+    steps = _steps(timesteps)[::-1]
+    t, alpha, _ = steps[0]
     x = ddim_step(images, denoise(images, t, alpha).to(images.dtype), 1.0, alpha)
-    trajectory, image = [x], _Extrapolated()
-    for (t, alpha), (_, alpha_next) in pairwise(backwards):
-        x0 = _clean(x, denoise(x, t, alpha), alpha)
-        x = _move(x, image.towards(x0, alpha, alpha_next), alpha, alpha_next)
-        trajectory.append(x)
+    towards_noise = [(t, alpha, noisier) for (t, alpha, _), (_, noisier, _) in pairwise(steps)]
+    trajectory = [x, *_second_order(denoise, x, towards_noise)]
     return torch.stack(trajectory[::-1])
 
 

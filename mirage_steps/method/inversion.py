@@ -39,16 +39,20 @@ def invert(
         images: (n, 3, S, S) in [-1, 1].
         poses: (n,) int, of the images.
         timesteps: from noise to image.
-        iterations: of the fixed point at every timestep, 1 for plain inversion (paper). More need
-            ``ddim``.
+        iterations: of the fixed point at every timestep, 1 for plain inversion (paper).
         solver: of :data:`SOLVERS`.
 
     Returns:
         (len(timesteps), n, 3, S, S), the latent at each of the timesteps, the noise first.
+
+    Raises:
+        ValueError: more iterations than one, of another solver than ``ddim``.
     """
     denoise = single_denoiser(model, poses, timesteps)
-    if iterations > 1:
+    if solver == "ddim":
         return ddim_invert(denoise, images, timesteps, iterations)
+    if iterations > 1:
+        raise ValueError(f"{solver}: only the inversion by ddim is refined")
     return SOLVERS[solver].invert(denoise, images, timesteps)
 
 

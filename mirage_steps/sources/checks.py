@@ -10,7 +10,13 @@ from mirage_steps.files.photos import photos_folder
 from mirage_steps.files.project import project_path
 from mirage_steps.files.records import read_json
 from mirage_steps.networks.fetching import PACKAGES, pretrained, require_known
-from mirage_steps.settings import Dataset, Folder, published_inception, require_poses
+from mirage_steps.settings import (
+    Dataset,
+    Folder,
+    published_inception,
+    require_poses,
+    require_refinable,
+)
 from mirage_steps.sources import check_source
 from mirage_steps.sources.folder import added_files
 
@@ -35,6 +41,7 @@ def check_dataset(dataset: Dataset, results: Path, images: bool = True) -> None:
     for key, network in networks_of(dataset).items():
         require_known(network, key)
     check_resolution(dataset)
+    require_refinable(dataset.views, dataset.novel_views)
     if dataset.photos is not None:
         photos_folder(dataset.photos)
     check_edits(dataset)
