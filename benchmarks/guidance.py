@@ -6,8 +6,9 @@
 Judges generated objects by pose control and consistency (docs/evidence.md) with the EMA weights of
 each checkpoint: unguided, and by hard-attention guidance. With ``--weak`` also by autoguidance
 (Karras et al. 2024) of the run's own model: what it predicts is extrapolated away from what that
-earlier state of the training predicts, both with cross-frame attention. Rows have equal numbers of
-network evaluations: guided ones take as many fewer steps as their steps cost more.
+earlier state of the training predicts, both with cross-frame attention. The solver and the last
+timestep are the run's. Rows have equal numbers of network evaluations: guided ones take as many
+fewer steps as their steps cost more.
 """
 
 import argparse
@@ -20,17 +21,17 @@ from photo_noise import compared
 from torch import Tensor
 from tqdm import tqdm
 
+from mirage_steps import settings
 from mirage_steps.files.checkpoints import load_checkpoint
 from mirage_steps.judge import Judge, Views, calibrated_judge
 from mirage_steps.method.device import autocast
-from mirage_steps.method.diffusion import SOLVERS, keyed_noise, to_pixels
+from mirage_steps.method.diffusion import SOLVERS, keyed_noise, sampling_timesteps, to_pixels
 from mirage_steps.method.multiview import denoise_views
 from mirage_steps.method.unet import UNet
 from mirage_steps.run import Run, reference_pose
-from mirage_steps.settings import WEIGHTS, Evidence, Guidance
 
-_SEED, _SOLVER = 23, "dpm-solver++"
-_UNGUIDED, _GUIDED = Guidance(gamma=1.0), Guidance(gamma=1.5)
+_SEED = 23
+_UNGUIDED, _GUIDED = settings.Guidance(gamma=1.0), settings.Guidance(gamma=1.5)
 
 
 def main() -> None:
@@ -40,18 +41,21 @@ def main() -> None:
     parser.add_argument("--weak", type=Path)
     parser.add_argument("--objects", type=int, default=16, help="at least 2")
     parser.add_argument("--steps", type=int, default=16, help="network evaluations of an image")
-    parser.add_argument("--weights", type=Path, default=Path(WEIGHTS))
+    parser.add_argument("--weights", type=Path, default=Path(settings.WEIGHTS))
     words = parser.parse_args()
 
     run, folder = Run.load(words.run), words.run
     turned = folder / "turntables/turntables.h5"
     judge, _, _ = calibrated_judge(
-        run, Evidence(), folder / "crops/crops.h5", folder / "poses/poses.csv",
+        run, settings.Evidence(), folder / "crops/crops.h5", folder / "poses/poses.csv",
         turned if turned.exists() else None, words.weights,
     )  # fmt: skip
 
-    def row(model: UNet, guidance: Guidance, steps: int, **auto: object) -> dict[str, np.ndarray]:
-        made = [sample(model, n, steps, guidance, **auto) for n in range(words.objects)]
+    def row(
+        model: UNet, guidance: settings.Guidance, steps: int, **auto: object
+    ) -> dict[str, np.ndarray]:
+        sampler = run.sampling.views.model_copy(update={"steps": steps})
+        made = [sample(model, n, sampler, guidance, **auto) for n in range(words.objects)]
         views = Views(*map(np.array, zip(*made, strict=True)))
         return judged(judge, views)
 
@@ -86,8 +90,8 @@ def averaged(model: UNet, checkpoint: Path) -> UNet:
 def sample(
     model: UNet,
     number: int,
-    steps: int,
-    guidance: Guidance,
+    sampler: settings.Views,
+    guidance: settings.Guidance,
     weak: UNet | None = None,
     weight: float = 1.0,
 ) -> tuple[np.ndarray, list[int], int]:
@@ -99,8 +103,8 @@ def sample(
     own = reference_pose(model.config, number, _SEED)
     poses = model.config.siblings(own)
     order = [own, *(pose for pose in poses if pose != own)]
-    asked, timesteps = torch.tensor([order]), SOLVERS[_SOLVER].timesteps(steps)
-    side = model.config.image_size
+    asked, timesteps = torch.tensor([order]), sampling_timesteps(sampler)
+    side, solve = model.config.image_size, SOLVERS[sampler.solver].sample
 
     def embedded(network: UNet, t: int) -> Tensor:
         return network.embed(torch.full((len(order),), t), asked[0])[None]
@@ -113,8 +117,8 @@ def sample(
         return noise
 
     noise = keyed_noise(_SEED, [number], (3, side, side))[:, None]
-    with autocast(torch.device("cpu"), "auto"):
-        made = SOLVERS[_SOLVER].sample(denoise, noise.expand(-1, len(order), -1, -1, -1), timesteps)
+    with autocast(torch.device("cpu"), sampler.precision):
+        made = solve(denoise, noise.expand(-1, len(order), -1, -1, -1), timesteps)
     return to_pixels(made[0])[[order.index(pose) for pose in poses]], poses, poses.index(own)
 
 
