@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from segment_anything import SamPredictor, sam_model_registry
 from sklearn.cluster import KMeans
 from sklearn.decomposition import IncrementalPCA
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -167,7 +168,8 @@ def training(_: Path) -> Iterator[Comparison]:
                 print(f"training: {name} is not installed, left out")
                 continue
             step = _other_step(network, images, precision)
-            share = operations(own) / operations(step)
+            one = operations(functools.partial(trainer.step, images[:1], poses[:1]))
+            share = one / operations(_other_step(network, images[:1], precision))
             yield Comparison(
                 f"training step, {precision}",
                 f"{name}, per operation",
@@ -219,8 +221,11 @@ def _other_step(network: torch.nn.Module, images: torch.Tensor, precision: str) 
 
 
 def operations(work: Work) -> float:
-    """Floating point operations of a call, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
+    """Floating point operations of a call, as torch counts them.
+
+    Attention as plain products, since torch does not count its fused kernels for the CPU.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return float(counter.get_total_flops())
 
