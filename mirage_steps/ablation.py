@@ -160,8 +160,9 @@ def _variants(
         _NO_ATTENTION: varied(shared_noise=True, attention="none"),
         _NEITHER: varied(shared_noise=False, attention="none"),
         _ENCODER: varied(attention="all"),
-        _GUIDED: varied(reference="guided"),
     }
+    if guidance.hard:
+        found[_GUIDED] = varied(reference="guided")
     # At least without guidance, which the claims need.
     gammas = sorted({1.0, *ablation.gammas})
     found |= {f"gamma {gamma:g}": varied(gamma=gamma) for gamma in gammas}
@@ -241,6 +242,9 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, Any]]:
     kinds = [key for key in rows[_BASE].values if key not in ("near", "nn_distance")]
     larger = [float(name.split()[1]) for name in rows if name.startswith("gamma")]
     largest = f"gamma {max(larger):g}" if max(larger, default=0) > gamma else _BASE
+    guided, alone = _BASE, "attention and guidance alone do so"
+    if gamma == 1:
+        guided, alone = f"gamma {settings.Guidance().gamma:g}", "attention alone does so"
     asked = [
         ("shared noise alone makes views more similar", _NO_ATTENTION, _NEITHER, kinds, "rises"),
         (
@@ -250,15 +254,15 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, Any]]:
             kinds,
             "rises",
         ),
-        ("attention and guidance alone do so", _OWN_NOISE, _NEITHER, kinds, "rises"),
+        (alone, _OWN_NOISE, _NEITHER, kinds, "rises"),
         ("attention in the encoder has no effect", _ENCODER, _BASE, kinds, "same"),
-        ("guidance makes views more similar", _BASE, "gamma 1", kinds, "rises"),
+        ("guidance makes views more similar", guided, "gamma 1", kinds, "rises"),
         ("too large a gamma is unrealistic", largest, _BASE, ["nn_distance"], "rises"),
     ]
     claims = []
     for claim, *names, keys, expected in asked:
         one, other = (name if name in rows else _BASE for name in names)
-        if one == other:  # nothing to compare: the first row is unguided, or has the largest gamma
+        if one == other:  # nothing to compare: no row with guidance, or with a larger gamma
             continue
         found = {
             key: paired_difference(

@@ -561,10 +561,16 @@ def test_claims_hold_fail_or_stay_open_by_their_intervals():
     rows["gamma 3"] = _row(0.5, 0.5, nn_distance=1.0)
     found = [one["verdict"] for one in ablation._claims(rows, 1.5)]
     assert found[3:] == ["does not hold", "the opposite holds", "the opposite holds"]
-    # Of an unguided first row nothing is claimed about guidance; the rest compares with it.
+    # An unguided first row takes the place of "gamma 1"; guidance is judged by the default gamma.
     del rows["gamma 1"]
     claims = [one["claim"] for one in ablation._claims(rows, 1.0)]
     assert len(claims) == 5 and "guidance makes views more similar" not in claims
+    assert "attention alone does so" in claims
+    rows["gamma 1.5"] = _row(0.4, 0.4)
+    found = {one["claim"]: one for one in ablation._claims(rows, 1.0)}
+    guidance = found["guidance makes views more similar"]
+    assert guidance["rows"] == ["gamma 1.5", "as configured"]
+    assert guidance["verdict"] == "the opposite holds"
 
 
 def test_variants_have_an_unguided_row_and_change_one_factor():
@@ -574,3 +580,7 @@ def test_variants_have_an_unguided_row_and_change_one_factor():
     assert {"gamma 1", "gamma 2"} <= found.keys() and "own noise" not in found
     shared = [found[name][0].shared_noise for name in ("no attention", "no attention, own noise")]
     assert shared == [True, False]
+    unguided = ablation._variants(
+        settings.Views(), settings.Guidance(gamma=1.0), settings.Ablation()
+    )
+    assert "gamma 1.5" in unguided and not {"gamma 1", "guided reference"} & unguided.keys()
