@@ -163,12 +163,12 @@ def training(_: Path) -> Iterator[Comparison]:
         ours = settings.Training(preset="paper", precision=precision, batch_size=8, dropout=0.0)
         trainer = Trainer(preset("paper", 64, 5, 0.0), ours, Processes(CPU))
         own = functools.partial(trainer.step, images, poses)
+        one = operations(functools.partial(trainer.step, images[:1], poses[:1]))
         for name, network in _peers():
             if network is None:
                 print(f"training: {name} is not installed, left out")
                 continue
             step = _other_step(network, images, precision)
-            one = operations(functools.partial(trainer.step, images[:1], poses[:1]))
             share = one / operations(_other_step(network, images[:1], precision))
             yield Comparison(
                 f"training step, {precision}",

@@ -7,8 +7,8 @@ Judges generated objects by pose control and consistency (docs/evidence.md) with
 each checkpoint: unguided, and by hard-attention guidance. With ``--weak`` also by autoguidance
 (Karras et al. 2024) of the run's own model: what it predicts is extrapolated away from what that
 earlier state of the training predicts, both with cross-frame attention. The solver and the last
-timestep are the run's. Rows have equal numbers of network evaluations: guided ones take as many
-fewer steps as their steps cost more.
+timestep are the run's. Guided rows are printed for as many steps, and for half of them: a guided
+step costs about twice as much.
 """
 
 import argparse
@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, nargs="*", default=[])
     parser.add_argument("--weak", type=Path)
     parser.add_argument("--objects", type=int, default=16, help="at least 2")
-    parser.add_argument("--steps", type=int, default=16, help="network evaluations of an image")
+    parser.add_argument("--steps", type=int, help="of the unguided rows; the run's by default")
     parser.add_argument("--weights", type=Path, default=Path(settings.WEIGHTS))
     words = parser.parse_args()
 
-    run, folder = Run.load(words.run), words.run
+    run, folder = Run.load(words.run, device="cpu"), words.run
     turned = folder / "turntables/turntables.h5"
     judge, _, _ = calibrated_judge(
         run, settings.Evidence(), folder / "crops/crops.h5", folder / "poses/poses.csv",
@@ -59,7 +59,8 @@ def main() -> None:
         views = Views(*map(np.array, zip(*made, strict=True)))
         return judged(judge, views)
 
-    full, half, quarter = words.steps, words.steps // 2, words.steps // 4
+    full = words.steps or run.sampling.views.steps
+    half, quarter = full // 2, full // 4
     lengths = {path.stem: averaged(run.model, path) for path in words.checkpoints}
     for name, model in tqdm({**lengths, "final": run.model}.items(), desc="training lengths"):
         rows = {

@@ -1,9 +1,10 @@
 """Which noise for the other poses of a photo? Judged against the same objects rendered from there.
 
-    python benchmarks/photo_noise.py --run results/demo [--photos 16]
+    python benchmarks/photo_noise.py --run results/demo [--photos 16] [--turntables FILE] [--rows 4]
 
-Needs the run's turntables and crops. Each row differs in the latents whose keys and values the
-other poses read (the trajectory) and in the noise that they start from:
+Needs the run's turntables, or others by ``python -m mirage_steps.turntables``, and its crops. Each
+row differs in the latents whose keys and values the other poses read (the trajectory) and in the
+noise that they start from:
 
 - Inversion by the run's solver, or by DDIM (paper), gives both; its noise keeps the photo's
   outlines. They are removed by random phases above a cutoff, or by white noise there.
@@ -49,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("results/demo"))
     parser.add_argument("--photos", type=int, default=16, help="at least 2")
+    parser.add_argument("--turntables", type=Path, help="the run's by default")
     parser.add_argument("--rows", type=int, default=99, help="only the first so many")
     parser.add_argument("--weights", type=Path, default=Path(settings.WEIGHTS))
     words = parser.parse_args()
@@ -56,7 +58,7 @@ def main() -> None:
     run, folder = Run.load(words.run), words.run
     evidence = settings.Evidence(judged_objects=words.photos)
     files = (folder / name for name in ("crops/crops.h5", "poses/poses.csv"))
-    turned = folder / "turntables/turntables.h5"
+    turned = words.turntables or folder / "turntables/turntables.h5"
     judge, truth, _ = calibrated_judge(run, evidence, *files, turned, words.weights)
     images = from_pixels(truth.photos).to(run.backbone.device)
     rows = {}
@@ -76,12 +78,13 @@ class Row(NamedTuple):
 
     ``noise`` makes it of the trajectory's own noise and a white one, each (1, 3, S, S). ``noised``
     is None where the trajectory is the inversion's, else whether one noise is that of all
-    timesteps. ``views`` is the sampler, the run's by default.
+    timesteps. ``views`` is the sampler, ``gamma`` the guidance, the run's by default.
     """
 
     noise: Callable[[Tensor, Tensor], Tensor]
     noised: bool | None = None
     views: settings.Views | None = None
+    gamma: float | None = None
 
     def start(self, run: Run, image: Tensor, pose: Tensor, number: int) -> tuple[Tensor, Tensor]:
         """Trajectory (steps, 1, 3, S, S) and noise of the ``number``-th photo, (1, 3, S, S)."""
@@ -104,9 +107,9 @@ def own(noise: Tensor, _: Tensor) -> Tensor:
     return noise
 
 
-def scrambled(noise: Tensor, _: Tensor) -> Tensor:
-    """That of the trajectory with random phases."""
-    return randomize_phases(noise, _CUTOFF, _SEED)
+def scrambled_above(cutoff: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """That of the trajectory, with random phases above a frequency."""
+    return lambda noise, _: randomize_phases(noise, cutoff, _SEED)
 
 
 def white(_: Tensor, other: Tensor) -> Tensor:
@@ -121,8 +124,12 @@ def mixed_above(cutoff: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 _DDIM = settings.Views(solver="ddim", steps=50, last_timestep=0)
 _LATE = settings.Views(solver="dpm-solver++", steps=15, last_timestep=5)
+scrambled = scrambled_above(_CUTOFF)
 ROWS = {
     f"random phases above {_CUTOFF}": Row(scrambled),
+    "the same, gamma 1.5": Row(scrambled, gamma=1.5),
+    "random phases above 3": Row(scrambled_above(3)),
+    "random phases above 10": Row(scrambled_above(10)),
     "its own noise (paper)": Row(own),
     f"white above {_CUTOFF}": Row(mixed_above(_CUTOFF)),
     "white above 2": Row(mixed_above(2)),
@@ -150,6 +157,8 @@ def mixed(low: Tensor, high: Tensor, cutoff: int) -> Tensor:
 def views(run: Run, truth: Turntables, pairs: list[tuple[Tensor, Tensor]], row: Row) -> Views:
     """The photos in all poses, from trajectories and noises."""
     sampler, guidance = row.views or run.sampling.views, run.sampling.guidance
+    if row.gamma is not None:
+        guidance = guidance.model_copy(update={"gamma": row.gamma})
     timesteps, found, poses, given = sampling_timesteps(sampler), [], [], []
     for photo, own, (trajectory, noise) in zip(truth.photos, truth.poses, pairs, strict=True):
         with autocast(run.backbone.device, sampler.precision):

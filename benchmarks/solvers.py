@@ -83,7 +83,9 @@ def cases(run: Path, objects: int, views: int, device: str) -> Iterator[tuple[st
     places = 5 * torch.arange(objects)[:, None] + 3 * torch.arange(1 + views)
     stored = stored_sampling(run).guidance
     soft = stored.model_copy(update={"gamma": 1.0})
-    chosen = {"single": None, "views, gamma 1": soft, f"views, gamma {stored.gamma}": stored}
+    chosen = {"single": None, "views, gamma 1": soft}
+    if stored.hard:
+        chosen[f"views, gamma {stored.gamma:g}"] = stored
     for name, guidance in chosen.items():
         yield name, Case(model, noise, (places % k).to(where), guidance)
 

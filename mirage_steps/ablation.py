@@ -163,8 +163,9 @@ def _variants(
     }
     if guidance.hard:
         found[_GUIDED] = varied(reference="guided")
-    # At least without guidance, which the claims need.
-    gammas = sorted({1.0, *ablation.gammas})
+    # At least without guidance and, where the first row has none, with the default: for the claims.
+    needed = {1.0} if guidance.hard else {1.0, settings.Guidance().gamma}
+    gammas = sorted(needed.union(ablation.gammas))
     found |= {f"gamma {gamma:g}": varied(gamma=gamma) for gamma in gammas}
     return {
         name: variant for name, variant in found.items() if name == _BASE or variant != found[_BASE]
@@ -292,7 +293,7 @@ def _verdict(found: list[Interval], expected: str) -> str:
 
 def _as_text(
     name: str,
-    about: Mapping[str, object],
+    about: Mapping[str, Any],
     figures: Mapping[str, dict],
     claims: list[dict[str, Any]],
 ) -> str:
@@ -305,9 +306,12 @@ def _as_text(
             change = Interval(**found["less_first_row"][key.removeprefix("consistency, ")])
             cells.append(f"{Interval(**found[key])}{'*' if change.differs else ''}")
         table.append([row, *cells, f"{found['frechet']:.1f}", f"{found['kernel']:.3f}"])
+    first = about["first_row"]
     lines = [
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
         f"{about['steps']} steps",
+        f"as configured: {first['solver']} to timestep {first['last_timestep']}, gamma "
+        f"{first['gamma']:g}",
         "near: share of views in the requested pose or a neighbor; nn_distance: 1 as far from real",
         "images as they are from each other; consistency: 0 unrelated objects, 1 real ones;",
         f"FD, KID: of {about['network']}, on the object",

@@ -76,14 +76,21 @@ EVALUATION_SETS = (
 )  # fmt: skip
 
 
-def evaluation_sets(baselines: Mapping[str, str], masked: bool = True) -> dict[str, EvaluationSet]:
+def evaluation_sets(
+    baselines: Mapping[str, str], masked: bool = True, guided: bool = True
+) -> dict[str, EvaluationSet]:
     """All sets of a data set by name, in the order of the table.
 
     Args:
         baselines: of each other method its name and the key ``background`` of its section.
         masked: whether there are sets without background; without them all backgrounds are kept.
+        guided: whether there are guided sets, which without guidance equal the unguided ones.
     """
-    sets = {one.name: one for one in EVALUATION_SETS if masked or one.source != "masked"}
+    sets: dict[str, EvaluationSet] = {}
+    for one in EVALUATION_SETS:
+        left_out = (one.source == "masked" and not masked) or (one.guided and not guided)
+        if not left_out and (one.unmasked is None or one.unmasked in sets):
+            sets[one.name] = one
     for name, background in baselines.items():
         caption = "another method's images"
         if background == "kept":

@@ -81,6 +81,9 @@ def _card(trained: Path, about: dict, backbone: str, cameras: dict) -> str:
     images = len(read_csv(trained / "poses/poses.csv"))
     evidence = read_text(trained / "evidence/evidence.txt").strip() or "not measured"
     preset, size, batch = (training.get(key, "?") for key in ("preset", "image_size", "batch_size"))
+    sampling = stored_sampling(trained)
+    views, guidance = sampling.views, sampling.guidance
+    guided = f"guidance with gamma {guidance.gamma:g}" if guidance.hard else "no guidance"
     return f"""# Diffusion model of the run {trained.name}
 
 Pose-conditioned U-Net (preset {preset}, {about["parameters"] / 1e6:.1f} M parameters,
@@ -88,6 +91,8 @@ Pose-conditioned U-Net (preset {preset}, {about["parameters"] / 1e6:.1f} M param
 
 - Trained for {about["iterations"]} steps of {batch} images on {images} crops,
   {_hours(trained)} hours on {record.get("device", "?")}.
+- Samples in {views.steps} steps of `{views.solver}` to timestep {views.last_timestep}, {guided}
+  (`training/sampling.json`).
 - Poses are found with the backbone `{backbone}`, which is not in this folder.
 {_about_cameras(cameras)}
 To show a photo from all sides, here or where this folder was copied to:

@@ -66,9 +66,13 @@ _SECTIONS = (
         ("photo_sheet/contact_sheet.png?", "Photos in rows, in all poses",
          "Photos of this data set, by the model of another."),
         ("sets/no-mv/images.png", "Generated single images", "Single images: the row no-mv."),
-        ("sets/mv-bg-hag/images.png", "Generated views", "Guided views: the row mv-bg-hag."),
+        ("sets/mv-bg-no-hag/images.png", "Generated views",
+         "Views without guidance: the row mv-bg-no-hag."),
+        ("sets/mv-bg-hag/images.png?", "Generated views", "Guided views: the row mv-bg-hag."),
+        ("sets/mv-nobg-no-hag/masks.png?", "Generated views, their masks, and the views on white",
+         "Masks of views without guidance, by {sam}."),
         ("sets/mv-nobg-hag/masks.png?", "Generated views, their masks, and the views on white",
-         "Their masks, by {sam}."))),
+         "Masks of guided views, by {sam}."))),
     ("Foreground",
      "One principal component of the patch tokens separates the object; box and crop follow.", (),
      (("foreground/foreground.png", "Images with the object's box, and the scores of patches",
@@ -110,12 +114,16 @@ def main(
     page.most = MOST // 2
     _photos(page, run, names)
     page.most = MOST
+    rows = {one["row"] for one in read_json(run / "metrics.json").get("rows", [])}
     for title, about, texts, pictures in _SECTIONS:
         page.section(title, about)
         for text in texts:
             if path := _path(page, folders, text):
                 page.text(read_text(path))
         for file, alt, caption in pictures:
+            parts = Path(file).parts
+            if rows and parts[0] == "sets" and parts[1] not in rows:
+                continue  # the home's, of guidance that this variant has turned off
             if path := _path(page, folders, file):
                 page.picture(path, alt, caption.format_map(facts))
     _images(page, folders, facts, left_out)
@@ -158,7 +166,7 @@ def _facts(folders: Sequence[Path], found: dict[str, dict]) -> defaultdict[str, 
         "ablated": ablation.get("objects"),
         "ablation_network": ablation.get("network"),
     }
-    facts["sam"] = stored("sets/mv-nobg-hag/masks.json").get("sam")
+    facts["sam"] = stored("sets/mv-nobg-no-hag/masks.json").get("sam")
     facts["backbone"] = Path(features.get("settings", {}).get("model", "?")).name
     facts["trained_in"] = _time(train["seconds"]) if "seconds" in train else None
     for key in ("version", "commit"):

@@ -792,7 +792,7 @@ class Dataset(Settings):
     def sets(self) -> dict[str, EvaluationSet]:
         """The evaluation sets by name, those of the baselines among them."""
         baselines = {name: one.background for name, one in self.baselines.items()}
-        return evaluation_sets(baselines, self.masks.sam != "none")
+        return evaluation_sets(baselines, self.masks.sam != "none", self.guidance.hard)
 
     @property
     def compared(self) -> list[str]:
@@ -870,9 +870,9 @@ class Configuration(Settings):
         A variant makes what its settings change and takes the rest from the used one.
         """
         dataset, home = self.dataset(name), self.home(name)
-        sampling = self.dataset(home).sampling
+        used = self.dataset(home)
         return {
-            key: home if dataset.sampling(one) == sampling(one) else name
+            key: home if key in used.sets and dataset.sampling(one) == used.sampling(one) else name
             for key, one in dataset.sets.items()
         }
 

@@ -561,7 +561,9 @@ def compared_sets(wildcards):
 
 def pictures(wildcards):
     """Input function: the pictures that the overview lists."""
-    masked = ["mv-nobg-hag"] if "mv-nobg-hag" in dataset(wildcards).sets else []
+    made = dataset(wildcards).sets
+    guidance = "hag" if "mv-bg-hag" in made else "no-hag"
+    views, masked = f"mv-bg-{guidance}", f"mv-nobg-{guidance}"
     home, folder = (
         f"<results>/{one}" for one in (configuration.home(wildcards.dataset), wildcards.dataset)
     )
@@ -571,8 +573,8 @@ def pictures(wildcards):
         f"{home}/poses/pose_eval.png",
         f"{home}/training/loss.png",
         of_set(wildcards, "no-mv", "images.png"),
-        of_set(wildcards, "mv-bg-hag", "images.png"),
-        *(of_set(wildcards, name, "masks.png") for name in masked),
+        of_set(wildcards, views, "images.png"),
+        *([of_set(wildcards, masked, "masks.png")] if masked in made else []),
         f"{folder}/sheet/contact_sheet.png",
         f"{folder}/sheet/turntable.gif",
         *(f"{folder}/sheet/reference-{one}.png" for one in dataset(wildcards).sheet.references),

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from workflow import ENVIRONMENT, ROOT
 
@@ -45,6 +46,13 @@ def test_the_import_takes_less_than_a_tenth_of_a_second():
     command = [sys.executable, "-c", code + "print(time.perf_counter() - start)"]
     times = [float(subprocess.check_output(command, env=ENVIRONMENT)) for _ in range(5)]
     assert min(times) < 0.1
+
+
+def test_the_embedded_model_samples_as_its_data_set_is_configured():
+    config = settings.load(yaml.safe_load((ROOT / "config/config.yaml").read_text()))
+    showcase = config.dataset("showcase")
+    found = {key: getattr(showcase, key) for key in settings.Sampling.model_fields}
+    assert stored_sampling(SHOWCASE) == settings.Sampling(**found)
 
 
 # Generated objects

@@ -500,11 +500,13 @@ def test_turns_of_another_number_of_poses_are_one_line(finished, tmp_path):
         ({}, {"gamma": 9.0, "reference": "guided"}),
     ],
 )
-def test_claims_follow_from_any_first_row(views, guidance):
+@pytest.mark.parametrize("gammas", [settings.Ablation().gammas, (1.0, 3.0)])
+def test_claims_follow_from_any_first_row(views, guidance, gammas):
     chosen = settings.Views(**views), settings.Guidance(**guidance)
-    variants = ablation._variants(*chosen, settings.Ablation())
+    variants = ablation._variants(*chosen, settings.Ablation(gammas=gammas))
     claims = ablation._claims({name: _row(0.5, 0.5) for name in variants}, chosen[1].gamma)
     assert len(claims) >= 4
+    assert "guidance makes views more similar" in [one["claim"] for one in claims]
     assert all(set(one["rows"]) <= variants.keys() for one in claims)
 
 

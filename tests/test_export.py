@@ -41,6 +41,7 @@ def test_the_weights_take_half_the_size_and_the_card_says_what_they_are(finished
     trained = json.loads(finished["training/config.json"].read_text())
     assert f"Trained for {trained['iterations']} steps of 4 images on 40 crops" in card
     assert finished["evidence/evidence.txt"].read_text().strip() in card
+    assert "Samples in 3 steps of `ddim` to timestep 0, guidance with gamma 1.5" in card
     assert "stand-in-dinov2-cars" in card and str(finished[""]) not in card
 
 

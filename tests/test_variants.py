@@ -85,6 +85,17 @@ def test_sets_are_made_where_their_settings_are():
     assert own(views={"steps": 9}) == {*multi_view, "no-mv", "untrained"}
     makers = _load(views={"steps": 9}).makers("mine")
     assert makers["real-a-nobg"] == makers["theirs-nobg"] == "demo"
+    assert own(guidance={"gamma": 1}) == set()
+
+
+def test_without_guidance_there_are_no_guided_sets():
+    mine = _load(guidance={"gamma": 1})
+    assert not any(one.guided for one in mine.dataset("mine").sets.values())
+    left_out = mine.dataset("demo").sets.keys() - mine.dataset("mine").sets.keys()
+    assert left_out == {"mv-bg-hag", "mv-nobg-hag"}
+    unguided = {**DEMO, "guidance": {"gamma": 1}}
+    both = load({"datasets": {"demo": unguided, "mine": {"use": "demo", "guidance": {"gamma": 3}}}})
+    assert set(both.own_sets("mine")) == left_out
 
 
 # The graph
@@ -107,6 +118,16 @@ def test_a_variant_trains_nothing_and_makes_what_differs(tmp_path):
     (table,) = (line for line in made if "mirage_steps.fid" in line)
     assert "results/mini/sets/no-mv/features.h5" in table
     assert "results/mine/sets/mv-bg-hag/features.h5" in table and "--dataset mine" in table
+
+
+def test_an_unguided_data_set_lists_its_unguided_views(tmp_path):
+    project = Project(tmp_path / "new")
+    config = project.folder / "mini.yaml"
+    mini = yaml.safe_load(config.read_text())["datasets"]["mini"]
+    _add(project, mini=mini | {"guidance": {"gamma": 1}})
+    output = project.run("--dry-run", "--printshellcmds", "--", "results/mini/overview.txt")
+    assert "sets/mv-bg-no-hag/images.png" in output and "mv-nobg-no-hag" in output
+    assert "mv-bg-hag" not in output and "mv-nobg-hag" not in output
 
 
 @pytest.mark.parametrize("target", ["training/model.safetensors", "turntables/turntables.h5"])
