@@ -1,11 +1,10 @@
-# The README's pictures, copied from the demo that made them: snakemake --cores 2 pictures
+# The documents' pictures of the demo, copied from it: snakemake --cores 2 pictures. Those of the embedded
+# model are made by hand.
 PICTURES = {
-    "contact_sheet.png": "sheet/contact_sheet.png",
     "turntable.gif": "sheet/turntable.gif",
     "foreground.png": "foreground/foreground.png",
     "poses.png": "poses/poses.png",
     "masks.png": "sets/mv-nobg-hag/masks.png",
-    "photo.png": "novel_views/green.png",
     "evidence.png": "evidence/evidence.png",
     "truth.png": "evidence/truth.png",
 }
