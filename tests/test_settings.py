@@ -329,6 +329,11 @@ GIVEN_SOURCES = [
 ]
 
 
+def test_every_source_has_an_example():
+    source = settings.Dataset.model_json_schema()["properties"]["source"]["anyOf"][0]
+    assert {one.kind for one in GIVEN_SOURCES} == source["discriminator"]["mapping"].keys()
+
+
 @pytest.mark.parametrize("given", GIVEN_SOURCES, ids=lambda source: source.kind)
 def test_flags_of_sources_come_back_through_their_subcommand(given, monkeypatch, tmp_path):
     taken = []

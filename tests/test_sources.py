@@ -1,4 +1,4 @@
-"""CompCars and the turntable cars of EPFL: what is read, what is refused, which boxes count."""
+"""Sources of labeled photos: what is read, what is refused, which boxes count."""
 
 import os
 import re
