@@ -20,6 +20,7 @@ from mirage_steps.files.command import log, run
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
 from mirage_steps.judge import Judge, Views, calibrated_judge
+from mirage_steps.method.diffusion import sampling_timesteps
 from mirage_steps.method.evidence import (
     Interval,
     mean_interval,
@@ -93,6 +94,7 @@ def main(
         "poses": judge.k,
         "steps": ablation.ablation_steps,
         "first_row": {**views.model_dump(), **guidance.model_dump()},
+        "ends_at_timestep": sampling_timesteps(views)[-1],
         **judge.about,
     }
     figures = _figures(judge, rows)
@@ -310,7 +312,7 @@ def _as_text(
     lines = [
         f"{name}: one factor at a time, {about['objects']} objects in {about['poses']} poses, "
         f"{about['steps']} steps",
-        f"as configured: {first['solver']} to timestep {first['last_timestep']}, gamma "
+        f"as configured: {first['solver']} to timestep {about['ends_at_timestep']}, gamma "
         f"{first['gamma']:g}",
         "near: share of views in the requested pose or a neighbor; nn_distance: 1 as far from real",
         "images as they are from each other; consistency: 0 unrelated objects, 1 real ones;",

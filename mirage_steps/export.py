@@ -21,6 +21,7 @@ from mirage_steps.files.names import not_a
 from mirage_steps.files.pack import require_pack, write_pack
 from mirage_steps.files.pose_names import NAMES, read_pose_names
 from mirage_steps.files.records import read_json, read_metrics, read_text
+from mirage_steps.method.diffusion import sampling_timesteps
 from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.run import stored_sampling
 
@@ -83,6 +84,7 @@ def _card(trained: Path, about: dict, backbone: str, cameras: dict) -> str:
     preset, size, batch = (training.get(key, "?") for key in ("preset", "image_size", "batch_size"))
     sampling = stored_sampling(trained)
     views, guidance = sampling.views, sampling.guidance
+    last = sampling_timesteps(views)[-1]  # of DPM-Solver++ not the configured 0
     guided = f"guidance with gamma {guidance.gamma:g}" if guidance.hard else "no guidance"
     return f"""# Diffusion model of the run {trained.name}
 
@@ -91,7 +93,7 @@ Pose-conditioned U-Net (preset {preset}, {about["parameters"] / 1e6:.1f} M param
 
 - Trained for {about["iterations"]} steps of {batch} images on {images} crops,
   {_hours(trained)} hours on {record.get("device", "?")}.
-- Samples in {views.steps} steps of `{views.solver}` to timestep {views.last_timestep}, {guided}
+- Samples in {views.steps} steps of `{views.solver}` to timestep {last}, {guided}
   (`training/sampling.json`).
 - Poses are found with the backbone `{backbone}`, which is not in this folder.
 {_about_cameras(cameras)}

@@ -97,6 +97,16 @@ def test_a_half_finished_run_says_which_command_makes_the_rest(run):
     assert "warning: far from every pose" in html
 
 
+@pytest.mark.parametrize("guided", [True, False])
+def test_views_are_shown_only_with_their_row(run, guided):
+    for name in ("mv-bg-hag", "mv-bg-no-hag"):
+        tiles.save_image(run / f"sets/{name}/images.png", _views()[0])
+    rows = ["mv-bg-no-hag", *(["mv-bg-hag"] if guided else [])]
+    write_json(run / "metrics.json", {"rows": [{"row": row} for row in rows]})
+    html = _html(run)
+    assert "Views without guidance" in html and ("Guided views: the row" in html) == guided
+
+
 def test_names_and_settings_are_escaped(run):
     html = _html(run)
     assert html.count("&lt;script&gt;document.title") >= 4  # photo, log, table, settings
