@@ -217,12 +217,43 @@ def test_sigterm_to_all_processes_saves_once_and_leaves(data, tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGTERM)
     output = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in output
+    assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in output, output
     last = read_metrics(tmp_path / "checkpoints")[-1]["step"]
     saved = [path.name for path in (tmp_path / "checkpoints").glob("step-*.pt")]
     assert saved == [f"step-{last:07d}.pt"], output
     assert not (tmp_path / "checkpoints/lock.json").exists()
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_never_ends_in_an_abort(tmp_path):
+    """Where torchrun's thread is inside its store at that moment; here it always is."""
+    (tmp_path / "signalled.py").write_text("""
+import threading
+from torch.distributed import TCPStore, run
+from torch.distributed.elastic.multiprocessing import SignalException
+from mirage_steps.method.processes import launch
+
+server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+client = TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+entered = threading.Event()
+
+def heartbeat():
+    while True:
+        client.compare_set("key", "value", "value")
+        entered.set()
+
+def signalled(_):
+    threading.Thread(target=heartbeat, daemon=True).start()
+    entered.wait()
+    raise SignalException("as torchrun's handler does", sigval=15)
+
+run.run = signalled
+raise SystemExit(launch(2, "cpu"))
+""")
+    words = [sys.executable, tmp_path / "signalled.py"]
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
 
 
 @pytest.mark.parametrize(("codes", "expected"), [((143, 75), 75), ((143, 143), 143), ((1, 143), 1)])

@@ -22,7 +22,7 @@ def launched() -> bool:
 
 
 def launch(count: int, device: str) -> int:
-    """Run this process's command in several processes; gives the exit code.
+    """Run this process's command in several processes; gives the exit code, but exits on a signal.
 
     Args:
         count: of processes.
@@ -49,7 +49,11 @@ def launch(count: int, device: str) -> int:
     try:
         run(parse_args(words))
     except SignalException as error:
-        return 128 + error.sigval
+        # After a signal torchrun leaves the thread of its rendezvous running. If the interpreter
+        # ends while that thread is inside the store, C++ aborts the process (exit code -6).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + error.sigval)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         for rank, code in codes.items():
