@@ -8,16 +8,16 @@ Unreliable results carry a :class:`PhotoWarning`.
 import contextlib
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import scipy
 import torch
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
 from mirage_steps.errors import UserError, errors_at, rerun
@@ -52,7 +52,14 @@ from mirage_steps.method.unet import UNet, UNetConfig
 from mirage_steps.networks.backbone import Backbone, load_backbone
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.references import References
-from mirage_steps.settings import Guidance, NovelViews, Sampling, Views, require_invertible
+from mirage_steps.settings import (
+    Guidance,
+    NovelViews,
+    Sampling,
+    Views,
+    explain_argument,
+    require_invertible,
+)
 
 if TYPE_CHECKING:
     from mirage_steps.files.meshes import PhotoMesh
@@ -73,6 +80,11 @@ _FAR_VIEWS = 0.9  # share that is far from every pose
 # Largest feature maps (pixels a side) that a single image is better sampled on one thread with.
 _LITTLE = 32
 _MAX_PSNR = 99.0  # dB; equal images have no finite ratio
+
+
+# Some settings of a section by their keys.
+Changes = Mapping[str, object]
+_Section = TypeVar("_Section", bound=BaseModel)
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,6 +125,7 @@ class Run:
         given = Path(folder).expanduser()
         folder = run_folder(given)
         if wrong := not_a("folder", folder):
+            wrong = wrong.replace("no such folder", "no such file or folder")
             raise UserError(f"run {folder}: {wrong}; give one such as results/demo")
         if (home := home_of(folder)) != folder:
             raise UserError(
@@ -217,11 +230,14 @@ class Run:
         *,
         box: Box | None = None,
         poses: Sequence[int] | None = None,
-        views: Views | None = None,
-        guidance: Guidance | None = None,
-        novel_views: NovelViews | None = None,
+        views: Views | Changes | None = None,
+        guidance: Guidance | Changes | None = None,
+        novel_views: NovelViews | Changes | None = None,
     ) -> PhotoViews:
-        """Show a photo's object in all poses; sections that are not given are the run's.
+        """Show a photo's object in all poses.
+
+        The settings are the run's (:attr:`sampling`), except those that are given: in a dict, such
+        as ``views={"steps": 20}``, or a whole section.
 
         Args:
             photo: as in :meth:`locate`.
@@ -233,12 +249,12 @@ class Run:
             novel_views: inversion, the initial noise of the other poses, and the largest photo.
 
         Raises:
-            UserError: as in :meth:`locate`, or there is no such pose.
+            UserError: as in :meth:`locate`, or there is no such pose or setting.
         """
         wanted = self._places("poses", poses)
-        views = views or self.sampling.views
-        guidance = guidance or self.sampling.guidance
-        novel_views = novel_views or self.sampling.novel_views
+        views = _changed("views", self.sampling.views, views)
+        guidance = _changed("guidance", self.sampling.guidance, guidance)
+        novel_views = _changed("novel_views", self.sampling.novel_views, novel_views)
         started = time.perf_counter()
         located = self.locate(photo, box, novel_views.max_pixels)
         seconds = {"locate": round(time.perf_counter() - started, 3)}
@@ -286,6 +302,8 @@ class Run:
             found = [operator.index(pose) for pose in poses]
             if found and len(set(found)) == len(found) and set(found) <= set(range(k)):
                 return found
+        if what == "reference":
+            raise UserError(f"reference {poses[0]}: give the number of a pose, 0 to {k - 1}")
         raise UserError(f"{what} {poses}: give numbers of poses, 0 to {k - 1}, each once")
 
     def sample(
@@ -295,11 +313,11 @@ class Run:
         poses: Sequence[int] | None = None,
         reference: int | None = None,
         seed: int = 0,
-        views: Views | None = None,
-        guidance: Guidance | None = None,
+        views: Views | Changes | None = None,
+        guidance: Guidance | Changes | None = None,
         progress: bool = False,
     ) -> GeneratedObjects:
-        """Generate objects in all poses; sections that are not given are the run's.
+        """Generate objects in all poses; settings as in :meth:`novel_views`.
 
         Noise is keyed by seed and object, so the first objects of a larger call are the same. The
         run's contact sheet has those of the seed ``run.sampling.views.seed + 1``.
@@ -316,14 +334,15 @@ class Run:
             progress: whether to show a bar on stderr.
 
         Raises:
-            UserError: there is no such pose, number or seed, or too little memory.
+            UserError: there is no such pose, number, seed or setting, or too little memory.
         """
         for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
             if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
-                raise UserError(f"{name} {value}: give an integer of at least {least}")
+                raise UserError(f"{name} {value!r}: give an integer of at least {least}")
         wanted = self._places("poses", poses)
         columns = self._places("reference", None if reference is None else [reference])
-        views, guidance = views or self.sampling.views, guidance or self.sampling.guidance
+        views = _changed("views", self.sampling.views, views)
+        guidance = _changed("guidance", self.sampling.guidance, guidance)
         chooser = References(self.model, views, self.estimator, self.backbone)
         made = generated_objects(chooser, objects, seed, guidance, columns, wanted)
         made = list(tqdm(made, total=objects, unit="object", disable=not progress))
@@ -349,9 +368,13 @@ class Run:
             number: of the generated object, its row.
 
         Raises:
-            UserError: the run has no cameras, there is no such object, or the views' masks show too
-                little.
+            UserError: the views are no result of a run, the run has no cameras, there is no such
+                object, or the views' masks show too little.
         """
+        if not isinstance(views, (PhotoViews, GeneratedObjects)):
+            raise UserError(
+                f"mesh of {type(views).__name__}: give what run.novel_views or run.sample returned"
+            )
         # Slow to import, and no edit there makes views stale (files/step_code.py).
         from mirage_steps.files.cameras import CAMERAS, read_cameras
         from mirage_steps.files.meshes import PhotoMesh
@@ -368,7 +391,17 @@ class Run:
             return PhotoMesh.of(images, masks / 255, cameras)
 
     def masks(self, images: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """Masks (n, S, S) uint8 of images (n, S, S, 3), 255 where there is an object."""
+        """Masks (n, S, S) uint8 of images (n, S, S, 3) uint8, 255 where there is an object.
+
+        Raises:
+            UserError: the images have another shape or type.
+        """
+        for image in map(np.asarray, images):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise UserError(
+                    f"images: one is {image.shape} {image.dtype}; give "
+                    "(n, height, width, 3) uint8, such as the views of a photo or objects.images[0]"
+                )
         return np.stack([mask for *_, mask in self._seen(images)])
 
     def _seen(
@@ -393,6 +426,19 @@ class Run:
             near = Image.fromarray(grown).resize(size, Image.Resampling.NEAREST)
             mask = (np.asarray(fine) > self.estimator.foreground.threshold) & np.asarray(near)
             yield color, int(found.poses[0]), float(found.distances[0]), np.uint8(255) * mask
+
+
+def _changed(name: str, own: _Section, given: _Section | Changes | None) -> _Section:
+    """A section of the run's settings with those that the argument ``name`` gives."""
+    if given is None or isinstance(given, type(own)):
+        return own if given is None else given
+    if not isinstance(given, Mapping):
+        keys = ", ".join(type(own).model_fields)
+        raise UserError(f"{name} {given!r}: give a dict with some of the keys {keys}")
+    try:
+        return type(own).model_validate({**dict(own), **given})
+    except ValidationError as error:
+        raise UserError("; ".join(explain_argument(name, one) for one in error.errors())) from None
 
 
 def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iterator[PhotoWarning]:

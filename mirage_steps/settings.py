@@ -1059,6 +1059,18 @@ def _explain(problem: Mapping, names: list[str]) -> str:
     return f"{message} (got {_short(given)}{quotes})"
 
 
+def explain_argument(name: str, problem: Mapping) -> str:
+    """A validation error of the section ``name`` that was given to a function, as one line.
+
+    Args:
+        name: of the section and the argument.
+        problem: as pydantic describes it.
+    """
+    place = ("datasets", "", name)  # where the configuration has such a section
+    text = _explain({**problem, "loc": (*place, *problem["loc"])}, [])
+    return text.removeprefix("config: datasets..")
+
+
 def explain_flag(problem: Mapping) -> str:
     """A validation error of a section that was given as flags, as one line.
 

@@ -106,15 +106,49 @@ def test_a_chosen_reference_is_that_of_all_objects(run, two):
         ({"poses": []}, "each once"),
         ({"poses": 3}, "poses 3: give"),
         ({"poses": [0.5]}, "0 to 11"),
-        ({"reference": -1}, r"reference \[-1\]: give"),
+        ({"reference": -1}, "reference -1: give the number of a pose, 0 to 11"),
         ({"objects": 0}, "objects 0: give an integer of at least 1"),
         ({"objects": 1.5}, "objects 1.5"),
+        ({"objects": "2"}, "objects '2'"),
         ({"seed": -1}, "seed -1: give an integer of at least 0"),
     ],
 )
 def test_numbers_that_are_not_there_are_one_line(run, change, told):
     with pytest.raises(UserError, match=told):
         run.sample(**{"objects": 1, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"guidance": 1.5}, "guidance 1.5: give a dict with some of the keys gamma, attention"),
+        ({"views": {"step": 5}}, r"^views.step is not a key; did you mean 'steps'\?$"),
+        ({"views": {"steps": 0}}, r"^views.steps: .* \(got 0\)$"),
+        ({"views": {1: 2}}, "views.1: keys should be strings"),
+        ({"novel_views": {"phase_cutoff": -1}}, "novel_views.phase_cutoff"),
+    ],
+)
+def test_wrong_settings_are_one_line(run, change, told):
+    with pytest.raises(UserError, match=told):
+        run.novel_views(GREEN, **change)
+
+
+def test_settings_of_a_dict_change_those_of_the_run(run):
+    changed = run.novel_views(GREEN, poses=[0], views={"steps": 2}, guidance={"gamma": 2})
+    whole = run.sampling.views.model_copy(update={"steps": 2})
+    same = run.novel_views(GREEN, poses=[0], views=whole, guidance=settings.Guidance(gamma=2))
+    assert changed.settings == same.settings and changed.inversion_evaluations == 2
+    np.testing.assert_array_equal(changed.views, same.views)
+    made = run.sample(1, poses=[0], views={"steps": 2}, seed=4)
+    assert made.settings["steps"] == 2 and made.settings["seed"] == 4
+
+
+def test_what_cannot_be_a_mesh_or_masked_is_one_line(run, two):
+    with pytest.raises(UserError, match="mesh of str: give what run.novel_views or run.sample"):
+        run.mesh(str(GREEN))
+    for images in (two.images, two.images[0, 0], two.images[0] / 255):
+        with pytest.raises(UserError, match=r"^images: one is .* give \(n, height, width, 3\)"):
+            run.masks(images)
 
 
 def test_a_library_prints_nothing_unless_asked(run, capfd):

@@ -40,6 +40,11 @@ class LocatedPhoto:
     foreground_separation: float
     warnings: tuple[PhotoWarning, ...]  # reasons not to trust all this
 
+    def __repr__(self) -> str:
+        box = ", ".join(f"{side:.0f}" for side in self.box)
+        found = f"pose {self.pose}, distance {self.distance:.2f}, box ({box})"
+        return f"{type(self).__name__}({self.photo}: {found}; {len(self.warnings)} warnings)"
+
 
 @dataclass(frozen=True, repr=False)
 class CropViews:
@@ -164,7 +169,7 @@ def require_name(stem: str) -> None:
     """
     usual = Path(stem).name == stem and not stem.startswith(".")
     if not stem or not usual or len(os.fsencode(stem)) > _MOST_BYTES:
-        raise UserError(f"{stem!r}: not a name for outputs; give one by --name")
+        raise UserError(f"{stem!r}: not a name for outputs; give another (--name)")
 
 
 def require_no_other_mesh(folder: Path, stem: str) -> None:
