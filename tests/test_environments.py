@@ -130,3 +130,18 @@ def test_files_for_github_are_yaml():
 def test_snakemake_lint_is_clean():
     done = subprocess.run(["snakemake", "--lint"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_rule_that_requests_a_gpu_can_do_without_by_the_profile():
+    """The commented lines of the SLURM profile, for a cluster that has none."""
+    profile = (ROOT / "profiles/slurm/profile.yaml").read_text()
+    profile = re.sub(r"# (\w+: \{gpu: 0\}|gpu: 0)$", r"\1", profile, flags=re.MULTILINE)
+    without = yaml.safe_load(profile)["set-resources"]
+    bodies: dict[str, str] = {}
+    for path in (ROOT / "rules").glob("*.smk"):
+        for part in re.split(r"^(?=rule |use rule )", path.read_text(), flags=re.MULTILINE)[1:]:
+            name = re.match(r"(?:rule (\w+)|use rule (\w+) as (\w+))", part)
+            bodies[name[3] or name[1]] = bodies.get(name[2], "") + part
+    found = {name for name, body in bodies.items() if re.search(r"^\s+gpu=", body, re.MULTILINE)}
+    assert len(found) > 10
+    assert {name for name, resources in without.items() if resources.get("gpu") == 0} == found

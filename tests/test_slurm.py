@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 ONE_THREAD = ("--max-threads", "1")
 # The users' profile, and what a cluster of one small node without accounting needs besides.
 ON_SLURM = (
-    "--workflow-profile", "profiles/slurm", *ONE_THREAD, "--slurm-no-account",
+    "--workflow-profile", "profiles/slurm", *ONE_THREAD,
     "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5",
 )  # fmt: skip
 MODEL = "results/mini/training/model.safetensors"
