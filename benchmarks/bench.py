@@ -42,6 +42,7 @@ from mirage_steps.files.h5 import by_image, create_h5, open_h5, slices
 from mirage_steps.files.text_table import aligned
 from mirage_steps.masks import segment
 from mirage_steps.method import diffusion
+from mirage_steps.method.device import has_bfloat16
 from mirage_steps.method.foreground import Region
 from mirage_steps.method.inversion import invert
 from mirage_steps.method.multiview import sample_views
@@ -53,6 +54,7 @@ from mirage_steps.method.unet import UNet, preset
 from mirage_steps.networks.backbone import Backbone
 
 CPU = torch.device("cpu")
+PRECISIONS = ("float32", "bfloat16") if has_bfloat16(CPU) else ("float32",)
 Work = Callable[[], object]
 
 
@@ -89,6 +91,8 @@ def main(*, only: tuple[str, ...] = (), pairs: int = 5, out: Path = Path("result
     found = []
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"{machine}; ratios above 1: ours is faster", flush=True)
+    if len(PRECISIONS) == 1:
+        print("this CPU has no bfloat16, left out")
     with tempfile.TemporaryDirectory() as folder:
         for make in (training, tokens, pca, kmeans, views, photo, masks, reading):
             if not only or make.__name__ in only:
@@ -159,7 +163,7 @@ def picture(path: Path, found: list[dict]) -> None:
 def training(_: Path) -> Iterator[Comparison]:
     """A step of the preset ``paper`` against other U-Nets at 64 pixels, per operation."""
     images, poses = torch.rand(8, 3, 64, 64) * 2 - 1, torch.arange(8) % 5
-    for precision in ("float32", "bfloat16"):
+    for precision in PRECISIONS:
         ours = settings.Training(preset="paper", precision=precision, batch_size=8, dropout=0.0)
         trainer = Trainer(preset("paper", 64, 5, 0.0), ours, Processes(CPU))
         own = functools.partial(trainer.step, images, poses)
@@ -242,7 +246,7 @@ def tokens(folder: Path) -> Iterator[Comparison]:
         with torch.inference_mode():
             model(pixels)
 
-    for precision in ("float32", "bfloat16"):
+    for precision in PRECISIONS:
         network = Backbone.load(chosen.model_copy(update={"token_precision": precision}), CPU)
         ours = functools.partial(network.half_tokens, images)
         name = f"tokens of 8 images, DINOv2-base, {precision}"
@@ -335,7 +339,7 @@ def masks(_: Path) -> Iterator[Comparison]:
         predictor.set_image(images[0])
         predictor.predict(box=np.array([16, 16, 48, 48]), multimask_output=False)
 
-    for precision in ("float32", "bfloat16"):
+    for precision in PRECISIONS:
         chosen = settings.Masks(sam_precision=precision)
         ours = functools.partial(segment, sam, images, [region], chosen)
         name = f"mask of an image, SAM ViT-B, {precision}"

@@ -102,13 +102,14 @@ def memory_advice(key: str, value: object, remedy: str | None = None) -> Iterato
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Arithmetic for a network: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 if native)."""
     if precision == "auto":
-        precision = "bfloat16" if _has_bfloat16(device) else "float32"
+        precision = "bfloat16" if has_bfloat16(device) else "float32"
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def _has_bfloat16(device: torch.device) -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16; where it does not, that is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
