@@ -251,7 +251,7 @@ class Run:
         Raises:
             UserError: as in :meth:`locate`, or there is no such pose or setting.
         """
-        wanted = self._places("poses", poses)
+        wanted = self._places(poses)
         views = _changed("views", self.sampling.views, views)
         guidance = _changed("guidance", self.sampling.guidance, guidance)
         novel_views = _changed("novel_views", self.sampling.novel_views, novel_views)
@@ -289,7 +289,7 @@ class Run:
             "names": tuple(self.names[pose] for pose in made.poses),
         }
 
-    def _places(self, what: str, poses: Sequence[int] | None) -> list[int] | None:
+    def _places(self, poses: Sequence[int] | None) -> list[int] | None:
         """Places of chosen poses in a category; None for all of them.
 
         Raises:
@@ -297,14 +297,12 @@ class Run:
         """
         if poses is None:
             return None
-        k = self.model.config.poses // self.model.config.categories
+        k = len(self.model.config.siblings(0))
         with contextlib.suppress(TypeError):
             found = [operator.index(pose) for pose in poses]
             if found and len(set(found)) == len(found) and set(found) <= set(range(k)):
                 return found
-        if what == "reference":
-            raise UserError(f"reference {poses[0]}: give the number of a pose, 0 to {k - 1}")
-        raise UserError(f"{what} {poses}: give numbers of poses, 0 to {k - 1}, each once")
+        raise UserError(f"poses {poses}: give numbers of poses, 0 to {k - 1}, each once")
 
     def sample(
         self,
@@ -339,8 +337,13 @@ class Run:
         for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
             if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
                 raise UserError(f"{name} {value!r}: give an integer of at least {least}")
-        wanted = self._places("poses", poses)
-        columns = self._places("reference", None if reference is None else [reference])
+        wanted = self._places(poses)
+        k = len(self.model.config.siblings(0))
+        if reference is not None and (
+            not isinstance(reference, (int, np.integer)) or not 0 <= reference < k
+        ):
+            raise UserError(f"reference {reference!r}: give the number of a pose, 0 to {k - 1}")
+        columns = None if reference is None else [reference]
         views = _changed("views", self.sampling.views, views)
         guidance = _changed("guidance", self.sampling.guidance, guidance)
         chooser = References(self.model, views, self.estimator, self.backbone)
