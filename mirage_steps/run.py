@@ -344,6 +344,8 @@ class Run:
         ):
             raise UserError(f"reference {reference!r}: give the number of a pose, 0 to {k - 1}")
         columns = None if reference is None else [reference]
+        if isinstance(views, Mapping) and "seed" in views:
+            raise UserError(f"views.seed is not used here; give seed={views['seed']!r}")
         views = _changed("views", self.sampling.views, views)
         guidance = _changed("guidance", self.sampling.guidance, guidance)
         chooser = References(self.model, views, self.estimator, self.backbone)
@@ -399,13 +401,16 @@ class Run:
         Raises:
             UserError: the images have another shape or type.
         """
-        for image in map(np.asarray, images):
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        arrays = [np.asarray(image) for image in images]
+        for image in arrays:
+            if not image.size or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise UserError(
                     f"images: one is {image.shape} {image.dtype}; give "
                     "(n, height, width, 3) uint8, such as the views of a photo or objects.images[0]"
                 )
-        return np.stack([mask for *_, mask in self._seen(images)])
+        if len({image.shape for image in arrays}) != 1:
+            raise UserError("images: there are none, or they have different sizes")
+        return np.stack([mask for *_, mask in self._seen(arrays)])
 
     def _seen(
         self, images: Sequence[np.ndarray] | np.ndarray

@@ -110,6 +110,7 @@ def test_a_chosen_reference_is_that_of_all_objects(run, two):
         ({"objects": 0}, "objects 0: give an integer of at least 1"),
         ({"objects": 1.5}, "objects 1.5"),
         ({"objects": "2"}, "objects '2'"),
+        ({"views": {"seed": 7}}, "views.seed is not used here; give seed=7"),
         ({"seed": -1}, "seed -1: give an integer of at least 0"),
     ],
 )
@@ -125,6 +126,7 @@ def test_numbers_that_are_not_there_are_one_line(run, change, told):
         ({"views": {"step": 5}}, r"^views.step is not a key; did you mean 'steps'\?$"),
         ({"views": {"steps": 0}}, r"^views.steps: .* \(got 0\)$"),
         ({"views": {1: 2}}, "views.1: keys should be strings"),
+        ({"views": settings.Guidance()}, "give a dict with some of the keys solver"),
         ({"novel_views": {"phase_cutoff": -1}}, "novel_views.phase_cutoff"),
     ],
 )
@@ -148,6 +150,9 @@ def test_what_cannot_be_a_mesh_or_masked_is_one_line(run, two):
         run.mesh(str(GREEN))
     for images in (two.images, two.images[0, 0], two.images[0] / 255):
         with pytest.raises(UserError, match=r"^images: one is .* give \(n, height, width, 3\)"):
+            run.masks(images)
+    for images in ([], [two.images[0, 0], two.images[0, 0, :32]]):
+        with pytest.raises(UserError, match="there are none, or they have different sizes"):
             run.masks(images)
 
 

@@ -700,7 +700,7 @@ def test_a_missing_or_damaged_file_is_one_line(bare, name):
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="run .*absent: no such folder"):
+    with pytest.raises(UserError, match="run .*absent: no such file or folder"):
         Run.load(tmp_path / "absent")
     with pytest.raises(UserError, match="training/config.json: no such file"):
         Run.load(tmp_path)

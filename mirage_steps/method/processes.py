@@ -51,8 +51,9 @@ def launch(count: int, device: str) -> int:
     except SignalException as error:
         # After a signal torchrun leaves the thread of its rendezvous running. If the interpreter
         # ends while that thread is inside the store, C++ aborts the process (exit code -6).
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # its reader may be gone
+                stream.flush()
         os._exit(128 + error.sigval)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
