@@ -337,8 +337,7 @@ class Run:
         for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
             if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
                 raise UserError(f"{name} {value!r}: give an integer of at least {least}")
-        wanted = self._places(poses)
-        k = len(self.model.config.siblings(0))
+        wanted, k = self._places(poses), len(self.model.config.siblings(0))
         if reference is not None and (
             not isinstance(reference, (int, np.integer)) or not 0 <= reference < k
         ):
@@ -438,8 +437,10 @@ class Run:
 
 def _changed(name: str, own: _Section, given: _Section | Changes | None) -> _Section:
     """A section of the run's settings with those that the argument ``name`` gives."""
-    if given is None or isinstance(given, type(own)):
-        return own if given is None else given
+    if given is None:
+        return own
+    if isinstance(given, type(own)):
+        return given
     if not isinstance(given, Mapping):
         keys = ", ".join(type(own).model_fields)
         raise UserError(f"{name} {given!r}: give a dict with some of the keys {keys}")
