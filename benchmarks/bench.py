@@ -52,6 +52,7 @@ from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Trainer
 from mirage_steps.method.unet import UNet, preset
 from mirage_steps.networks.backbone import Backbone
+from mirage_steps.networks.sam import fuse_attention
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float32", "bfloat16") if has_bfloat16(CPU) else ("float32",)
@@ -328,12 +329,13 @@ def photo(_: Path) -> Iterator[Comparison]:
 
 def masks(_: Path) -> Iterator[Comparison]:
     """SAM ViT-B, an image of 64 pixels with box and points, against its own predictor."""
-    sam = sam_model_registry["vit_b"]().eval().requires_grad_(False)
+    sam, own = (sam_model_registry["vit_b"]().eval().requires_grad_(False) for _ in range(2))
+    fuse_attention(sam)
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     inside = np.zeros((16, 16), bool)
     inside[4:12, 4:12] = True
     region = Region(box=(0.25, 0.25, 0.75, 0.75), mask=inside)
-    predictor = SamPredictor(sam)
+    predictor = SamPredictor(own)
 
     def other() -> None:
         predictor.set_image(images[0])

@@ -29,6 +29,7 @@ from mirage_steps import masks, settings
 from mirage_steps.errors import UserError
 from mirage_steps.files.estimator import ESTIMATOR, save_estimator
 from mirage_steps.files.h5 import open_h5
+from mirage_steps.method.device import autocast
 from mirage_steps.method.foreground import ForegroundModel, Region
 from mirage_steps.method.pca import Pca
 from mirage_steps.method.pose_estimator import PoseEstimator
@@ -345,6 +346,25 @@ def test_architecture_follows_from_the_width(width, name):
         published = loading.sam_model_registry[name](checkpoint=None)
     assert published.image_encoder.pos_embed.shape[-1] == width
     assert loading._ARCHITECTURES[width] == name
+
+
+@pytest.mark.parametrize("precision, most", [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_fused_attention_is_that_of_segment_anything(precision, most):
+    torch.manual_seed(2)
+    model = build_tiny_sam()
+    model.image_encoder = ImageEncoderViT(
+        img_size=80, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, out_chans=8,
+        use_rel_pos=True, window_size=4, global_attn_indexes=(1,),
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn_like(parameter)
+    images = torch.randn(2, 3, 80, 80)  # 10 x 10 patches: the windows of 4 x 4 are padded
+    with torch.inference_mode():
+        expected = model.image_encoder(images)
+        loading.fuse_attention(model)
+        with autocast(CPU, precision):
+            found = model.image_encoder(images)
+    assert (found - expected).norm() < most * expected.norm()
 
 
 def test_a_checkpoint_gives_its_own_weights(tmp_path, monkeypatch):
