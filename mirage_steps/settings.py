@@ -363,7 +363,7 @@ class Training(Settings):
 
     untracked = (
         "log_every", "checkpoint_every", "sample_every", "scored_objects", "processes",
-        "accumulation",
+        "accumulation", "compile",
     )  # fmt: skip
 
     preset: Literal["paper", "small"] = stated(
@@ -415,6 +415,11 @@ class Training(Settings):
     )
     accumulation: int = Field(
         1, ge=1, description="Gradient accumulation: micro-batches per process and step."
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the network by torch.compile, which takes minutes at the start and "
+        "needs a C++ compiler on the CPU; the result is the same up to rounding.",
     )
     seed: Seed = Field(0, description="Seed of weights, noise, timesteps and data order.")
 

@@ -34,7 +34,7 @@ from mirage_steps.files.lock import Lock
 from mirage_steps.files.records import BUDGET, read_json, read_metrics
 from mirage_steps.files.tables import read_labels, read_pose_counts
 from mirage_steps.files.terminal import progress
-from mirage_steps.method.device import autocast, choose_threads, memory_advice
+from mirage_steps.method.device import autocast, choose_threads, compile_advice, memory_advice
 from mirage_steps.method.diffusion import ddim_timesteps, keyed_noise, to_pixels
 from mirage_steps.method.multiview import sample_single
 from mirage_steps.method.processes import Processes, launch, launched
@@ -98,6 +98,8 @@ def main(
             )
         remedy = "raise it, which splits the batch into smaller micro-batches"
         stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))
+        if training.compile:
+            stack.enter_context(compile_advice("training.compile"))
         lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
         batches = Batches(images, labels, training, copy_images(images, processes.device))
         if training.hours != "none":
@@ -107,6 +109,7 @@ def main(
         if not _resume(trainer, store):
             _start_from_pretrained(trainer)
             _use_threads(trainer, batches)
+        _compile(trainer)
         scores = _scores(trainer, estimator, crops, poses, device)
         hooks = Outputs(trainer, store, lock, 60 * runtime, scores)
         stack.enter_context(hooks.bar)
@@ -329,6 +332,7 @@ def _within_hours(
     if not iterations:
         trial = Trainer(config, training, processes)
         _use_threads(trial, batches)
+        _compile(trial)
         microseconds = processes.largest(round(1e6 * seconds_per_step(trial, batches)))
         iterations = max(1, int(_TRAINING * hours * 3600e6 / microseconds))
         if processes.first:
@@ -350,6 +354,14 @@ def _use_threads(trainer: Trainer, batches: Batches) -> None:
             "using %d of %d threads, which is faster while other processes use the CPU",
             chosen, most,
         )  # fmt: skip
+
+
+def _compile(trainer: Trainer) -> None:
+    """Compile the network where the settings say so."""
+    if trainer.training.compile:
+        if trainer.processes.first:
+            log.info("training.compile: the first step compiles the network, which takes minutes")
+        trainer.compile()
 
 
 def _resume(trainer: Trainer, store: Checkpoints) -> int:

@@ -36,7 +36,7 @@ from mirage_steps.method.training import (
     make_optimizers,
     orthogonalize,
 )
-from mirage_steps.method.unet import UNetConfig, build, preset
+from mirage_steps.method.unet import UNet, UNetConfig, build, preset
 from mirage_steps.networks.diffusion_model import load_model, save_model
 from mirage_steps.run import crop_views
 from mirage_steps.settings import Guidance, NovelViews, Training, Views
@@ -64,6 +64,38 @@ def run(data, folder: Path, training: Training) -> dict[str, torch.Tensor]:
 
 def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("step-*.pt"))
+
+
+def compile_by(monkeypatch, backend) -> list[UNet]:
+    """Let torch.compile trace as always, and call another backend; gives what is compiled."""
+    compiled = []
+
+    def compile_it(self):
+        compiled.append(self)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend)
+
+    monkeypatch.setattr(UNet, "compile", compile_it)
+    return compiled
+
+
+def test_a_compiled_network_trains_to_the_same_weights(data, tmp_path, monkeypatch):
+    plain = SETTINGS.model_copy(update={"dropout": 0.0})
+    expected = run(data, tmp_path / "plain", plain)
+    compiled = compile_by(monkeypatch, "aot_eager")
+    found = run(data, tmp_path / "compiled", plain.model_copy(update={"compile": True}))
+    assert len(compiled) == 1
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(data, tmp_path, monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("no compiler found")
+
+    compile_by(monkeypatch, fail)
+    with pytest.raises(UserError, match="training.compile true: .*no compiler found.*false"):
+        run(data, tmp_path, SETTINGS.model_copy(update={"compile": True}))
 
 
 def stop_after(monkeypatch, steps: int) -> None:

@@ -99,6 +99,26 @@ def memory_advice(key: str, value: object, remedy: str | None = None) -> Iterato
         raise UserError(f"{problem}; {remedy or smaller}") from None
 
 
+@contextlib.contextmanager
+def compile_advice(key: str) -> Iterator[None]:
+    """Name the setting where torch cannot compile the network in the block.
+
+    Args:
+        key: of the configuration.
+
+    Raises:
+        UserError: torch.compile failed.
+    """
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        raise UserError(
+            f"{key} true: torch.compile failed ({first_line(cause, 200)}); set it to false, or "
+            "install what it needs (a C++ compiler, on CUDA Triton)"
+        ) from None
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
     """Arithmetic for a network: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 if native)."""
     if precision == "auto":

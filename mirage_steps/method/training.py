@@ -123,6 +123,10 @@ class Trainer:
         """The rows of every batch that are this process's."""
         return share(self.training.batch_size, self.processes.rank, self.processes.count)
 
+    def compile(self) -> None:
+        """Compile the trained network, at its next step; checkpoints and EMA remain as they are."""
+        self.model.compile()
+
     def step(self, images: Tensor, poses: Tensor) -> Tensor:
         """One optimizer step on this process's share of a batch, (b, 3, S, S) and (b,).
 
