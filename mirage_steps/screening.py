@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mirage_steps.errors import parsing
 from mirage_steps.files import plots
-from mirage_steps.files.atomic import atomic, read_csv, write_csv, write_json
+from mirage_steps.files.atomic import atomic, csv_rows, write_csv, write_json
 from mirage_steps.files.command import log, run
 from mirage_steps.files.estimator import load_estimator
 from mirage_steps.files.manifest import BOX, Entry, read_manifest
@@ -48,17 +48,20 @@ def main(
     """
     entries = {one.image: one for one in read_manifest(manifest)}
     far = load_estimator(estimator, "far").far
-    found, repeats = {row["image"]: row for row in read_csv(windows)}, read_duplicates(duplicates)
+    repeats = read_duplicates(duplicates)
     with parsing(f"{poses}", "not a table of poses", "poses"):
-        distances = {row["image"]: float(row["distance"]) for row in read_csv(poses)}
+        distances = {row["image"]: float(row["distance"]) for row in csv_rows(poses)}
     fits = "does not fit the manifest", "foreground", "duplicates"
+    warnings, boxes, seen = {}, {}, 0
     with parsing(f"{windows} or {duplicates}", *fits):
-        warnings = {
-            image: list(_warnings(entry, found[image], distances.get(image), far))
-            for image, entry in entries.items()
-        }
+        for row in csv_rows(windows):
+            image, seen = row["image"], seen + 1
+            if own := list(_warnings(entries[image], row, distances.get(image), far)):
+                warnings[image], boxes[image] = own, _box(row)
+        if seen != len(entries):
+            raise ValueError(f"{seen} rows for {len(entries)} images")
         groups = _groups(entries, repeats)
-    warnings, usual = _unusual(warnings)
+    warnings, usual = _unusual(warnings, len(entries))
     rows = [
         (image, one.reason, one.measure, f"{one.value:.4g}", f"{one.limit:.4g}")
         for image, own in warnings.items()
@@ -68,7 +71,7 @@ def main(
     excess = {image: sum(one.excess for one in own) for image, own in warnings.items()}
     worst = sorted(excess, key=excess.get, reverse=True)[:_SHOWN]
     shown = [
-        (entries[image], _box(found[image]), "; ".join(one.reason for one in warnings[image]))
+        (entries[image], boxes[image], "; ".join(one.reason for one in warnings[image]))
         for image in worst
     ]
     plots.screening(out / "screening.png", shown, groups[:_GROUPS])
@@ -96,12 +99,11 @@ def _groups(entries: Mapping[str, Entry], repeats: Mapping[str, str]) -> list[li
 
 
 def _unusual(
-    warnings: Mapping[str, list[PhotoWarning]],
+    warnings: Mapping[str, list[PhotoWarning]], images: int
 ) -> tuple[dict[str, list[PhotoWarning]], list[str]]:
-    """Warnings of each image without common ones, and a line about each common one."""
+    """Warnings of each image without those common among all, and a line about each common one."""
     counts = Counter(one.reason for own in warnings.values() for one in own)
     counts.pop(_NO_OBJECT, None)
-    images = len(warnings)
     usual = {reason: count for reason, count in counts.items() if count > _MANY * images}
     lines = [f"{count} of {images} images: {reason}" for reason, count in usual.items()]
     for line in lines:
