@@ -334,15 +334,10 @@ class Run:
         Raises:
             UserError: there is no such pose, number, seed or setting, or too little memory.
         """
-        for name, value, least in (("objects", objects, 1), ("seed", seed, 0)):
-            if not isinstance(value, (int, np.integer)) or not least <= value < 2**32:
-                raise UserError(f"{name} {value!r}: give an integer of at least {least}")
+        objects = _integer("objects", objects, 1, 2**32 - 1)
+        seed = _integer("seed", seed, 0, 2**32 - 1)
         wanted, k = self._places(poses), len(self.model.config.siblings(0))
-        if reference is not None and (
-            not isinstance(reference, (int, np.integer)) or not 0 <= reference < k
-        ):
-            raise UserError(f"reference {reference!r}: give the number of a pose, 0 to {k - 1}")
-        columns = None if reference is None else [reference]
+        columns = None if reference is None else [_integer("reference", reference, 0, k - 1)]
         if isinstance(views, Mapping) and "seed" in views:
             raise UserError(f"views.seed is not used here; give seed={views['seed']!r}")
         views = _changed("views", self.sampling.views, views)
@@ -358,7 +353,7 @@ class Run:
             poses=np.array(shown),
             references=tuple(config.siblings(own[0])[place] for own, place in pairs),
             numbers=numbers,
-            settings={**self.identity, **dict(views), **dict(guidance), "seed": int(seed)},
+            settings={**self.identity, **dict(views), **dict(guidance), "seed": seed},
             names=tuple(names),
         )
 
@@ -385,9 +380,8 @@ class Run:
 
         if isinstance(views, PhotoViews):
             name, poses, images, masks = views.photo, views.poses, views.views, views.masks
-        elif not 0 <= number < (count := len(views.images)):
-            raise UserError(f"number {number}: there are {count} objects, 0 to {count - 1}")
         else:
+            number = _integer("number", number, 0, len(views.images) - 1)
             name, poses, images = f"object {number}", views.poses[number], views.images[number]
             masks = self.masks(images)
         cameras = read_cameras(run_folder(self.folder) / CAMERAS, [int(pose) for pose in poses])
@@ -435,6 +429,18 @@ class Run:
             yield color, int(found.poses[0]), float(found.distances[0]), np.uint8(255) * mask
 
 
+def _integer(name: str, value: object, least: int, most: int) -> int:
+    """An argument that is an integer in a range.
+
+    Raises:
+        UserError: it is none.
+    """
+    with contextlib.suppress(TypeError):
+        if least <= (found := operator.index(value)) <= most:  # type: ignore[arg-type]
+            return found
+    raise UserError(f"{name} {value!r}: give an integer from {least} to {most}")
+
+
 def _changed(name: str, own: _Section, given: _Section | Changes | None) -> _Section:
     """A section of the run's settings with those that the argument ``name`` gives."""
     if given is None:
@@ -447,7 +453,7 @@ def _changed(name: str, own: _Section, given: _Section | Changes | None) -> _Sec
     try:
         return type(own).model_validate({**dict(own), **given})
     except ValidationError as error:
-        raise UserError("; ".join(explain_argument(name, one) for one in error.errors())) from None
+        raise UserError(explain_argument(name, error)) from None
 
 
 def _view_warnings(made: CropViews, color_drift: Sequence[float | None]) -> Iterator[PhotoWarning]:

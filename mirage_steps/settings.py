@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -997,7 +997,7 @@ def load(config: Mapping) -> Configuration:
     except ValidationError as error:
         datasets = config.get("datasets") if isinstance(config, Mapping) else None
         names = list(map(str, datasets)) if isinstance(datasets, Mapping) else []
-        problems = [_explain(one, names) for one in error.errors()]
+        problems = [_explain(one, names) for one in _problems(error)]
         if len(problems) > _MOST_PROBLEMS:
             problems[_MOST_PROBLEMS:] = [f"and {len(problems) - _MOST_PROBLEMS} more"]
         raise UserError("; ".join(problems)) from None
@@ -1016,6 +1016,17 @@ _FORMER = {
 }
 
 _KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(Source)[0])}
+
+
+def _problems(error: ValidationError) -> Iterator[dict]:
+    """Pydantic's descriptions of what is wrong; one where a number may also be ``none``."""
+    for one in error.errors():
+        last = str(one["loc"][-1]) if one["loc"] else ""
+        if last.startswith("constrained-"):
+            expected = one["msg"].partition(",")[0]
+            yield {**one, "loc": one["loc"][:-1], "msg": f"{expected}, or none"}
+        elif last != "literal['none']":  # the other half of such a pair
+            yield dict(one)
 
 
 def _explain(problem: Mapping, names: list[str]) -> str:
@@ -1064,24 +1075,24 @@ def _explain(problem: Mapping, names: list[str]) -> str:
     return f"{message} (got {_short(given)}{quotes})"
 
 
-def explain_argument(name: str, problem: Mapping) -> str:
-    """A validation error of the section ``name`` that was given to a function, as one line.
+def explain_argument(name: str, error: ValidationError) -> str:
+    """What is wrong in a section that was given to a function, as one line.
 
     Args:
         name: of the section and the argument.
-        problem: as pydantic describes it.
+        error: of the section.
     """
     place = ("datasets", "", name)  # where the configuration has such a section
-    text = _explain({**problem, "loc": (*place, *problem["loc"])}, [])
-    return text.removeprefix("config: datasets..")
+    lines = (_explain({**one, "loc": (*place, *one["loc"])}, []) for one in _problems(error))
+    return "; ".join(line.removeprefix("config: datasets..") for line in lines)
 
 
-def explain_flag(problem: Mapping) -> str:
-    """A validation error of a section that was given as flags, as one line.
+def explain_flags(error: ValidationError) -> str:
+    """What is wrong in a section that was given as flags, as one line."""
+    return "; ".join(map(_explain_flag, _problems(error)))
 
-    Args:
-        problem: as pydantic describes it.
-    """
+
+def _explain_flag(problem: Mapping) -> str:
     found = problem.get("ctx", {})
     key, shown = found.get("key", ".".join(map(str, problem["loc"]))), found.get("given", "")
     message = problem["msg"].removeprefix("Value error, ")

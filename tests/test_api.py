@@ -106,12 +106,12 @@ def test_a_chosen_reference_is_that_of_all_objects(run, two):
         ({"poses": []}, "each once"),
         ({"poses": 3}, "poses 3: give"),
         ({"poses": [0.5]}, "0 to 11"),
-        ({"reference": -1}, "reference -1: give the number of a pose, 0 to 11"),
-        ({"objects": 0}, "objects 0: give an integer of at least 1"),
+        ({"reference": -1}, "reference -1: give an integer from 0 to 11"),
+        ({"objects": 0}, "objects 0: give an integer from 1 to 4294967295"),
         ({"objects": 1.5}, "objects 1.5"),
         ({"objects": "2"}, "objects '2'"),
         ({"views": {"seed": 7}}, "views.seed is not used here; give seed=7"),
-        ({"seed": -1}, "seed -1: give an integer of at least 0"),
+        ({"seed": -1}, "seed -1: give an integer from 0 to 4294967295"),
     ],
 )
 def test_numbers_that_are_not_there_are_one_line(run, change, told):
@@ -182,7 +182,7 @@ def test_objects_are_saved_and_only_they_are_overwritten(two, tmp_path):
 def test_a_generated_object_becomes_a_mesh(run, coarse):
     made = run.sample(1, views=run.sampling.views.model_copy(update={"steps": 10}))
     assert len(run.mesh(made).mesh.faces) > 100
-    with pytest.raises(UserError, match="number 1: there are 1 objects, 0 to 0"):
+    with pytest.raises(UserError, match="number 1: give an integer from 0 to 0"):
         run.mesh(made, 1)
 
 

@@ -133,6 +133,9 @@ def test_valid_files_are_read_as_snakemake_reads_them(path):
         ({"photos": 5}, "photos: must be the text of a path (got 5; put it in quotes)"),
         ({"paper": {"fid": {"mv": True}}}, "paper.fid.mv: input should be a valid number"),
         ({"masks": {"sam": False}}, "masks.sam: is true or false to YAML"),
+        ({"novel_views": {"phase_cutoff": "all"}},
+         "novel_views.phase_cutoff: input should be a valid integer, or none (got 'all')"),
+        ({"novel_views": {"phase_cutoff": -2}}, "greater than or equal to 0, or none (got -2)"),
         ({"novel_views": {"phase_cutoff": False}}, "novel_views.phase_cutoff: is true or false"),
         ({"use": 2024}, "use: input should be a valid string (got 2024; put it in quotes)"),
         ({"training": None}, "training: input should be a valid dictionary or instance of Training "

@@ -28,7 +28,7 @@ from mirage_steps.files.process import end_imports
 from mirage_steps.files.provenance import changed_since, write_provenance
 from mirage_steps.files.terminal import end_bars, start_log
 from mirage_steps.files.terminal import log as log
-from mirage_steps.settings import explain_flag
+from mirage_steps.settings import explain_flags
 
 # From the words of a command line: defaults of arguments that depend on other arguments.
 Defaults = Callable[[Sequence[str]], Mapping[str, Any]]
@@ -126,7 +126,7 @@ def _refuse_value(event: ParseErrorEvent) -> None:
     if isinstance(event, InstantiationFailure):
         cause = sys.exception().__context__
         if isinstance(cause, ValidationError):
-            raise UserError("; ".join(map(explain_flag, cause.errors())))
+            raise UserError(explain_flags(cause))
         lowered = event.argument and event.argument.lowered
         name = (*lowered.name_or_flags, lowered.metavar)[0] if lowered else "command line"
         raise UserError(f"{name}: {event.message.splitlines()[0]}")
