@@ -380,8 +380,8 @@ class Training(Settings):
     )
     pretrained: FileName = Field(
         "none",
-        description="Initial weights: model.safetensors of a run with the same preset, image size "
-        "and number of poses; none: random.",
+        description="Initial weights: model.safetensors of a run with the same preset and image "
+        "size; with another number of poses, their embeddings start at random. none: random.",
     )
     batch_size: int = stated(128, 128, "Images per step.", ge=1)
     optimizer: Literal["adam", "muon"] = stated(

@@ -245,16 +245,19 @@ def _start_from_pretrained(trainer: Trainer) -> None:
     path = pretrained(trainer.training.pretrained)
     model, ours = load_model(path.parent, trainer.device), asdict(trainer.config)
     theirs = asdict(model.config)
-    wrong = [key for key in ours if key != "dropout" and _listed(ours[key]) != _listed(theirs[key])]
+    free = ("dropout", "poses", "categories")
+    wrong = [key for key in ours if key not in free and _listed(ours[key]) != _listed(theirs[key])]
     if wrong:
         differences = ", ".join(f"{key} {theirs[key]} in place of {ours[key]}" for key in wrong)
         raise UserError(
-            f"training.pretrained {path}: has {differences}; it needs the preset, the image size "
-            "and the number of poses of this run"
+            f"training.pretrained {path}: has {differences}; it needs the preset and the image "
+            "size of this run"
         )
     trainer.start_from(model)
     if trainer.processes.first:
-        log.info("starting from the weights of %s", path)
+        other = model.config.poses != trainer.config.poses
+        without = " except the pose embeddings" if other else ""
+        log.info("starting from the weights of %s%s", path, without)
 
 
 def _listed(value: object) -> object:

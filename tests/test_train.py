@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -690,10 +691,23 @@ def test_training_starts_from_pretrained_weights(data, tmp_path):
     assert train._fingerprint(settings, **data) != before
 
 
-def test_pretrained_weights_of_another_shape_are_refused(data, tmp_path):
-    save_model(tmp_path / "other", build(tiny("small", SIZE, POSES + 1, 0.1), 0), {"seed": 0})
+def test_pretrained_weights_for_other_poses_come_without_their_embeddings(data, tmp_path):
+    other = build(tiny("small", SIZE, POSES + 1, 0.1), 7)
+    save_model(tmp_path / "other", other, {"seed": 7})
     path = tmp_path / "other/model.safetensors"
-    with pytest.raises(UserError, match=f"poses {POSES + 1} in place of {POSES}"):
+    still = {"pretrained": str(path), "learning_rate": 1e-12, "optimizer": "adam", "iterations": 1}
+    found = run(data, tmp_path, SETTINGS.model_copy(update=still))
+    own = build(tiny("small", SIZE, POSES, 0.1), SETTINGS.seed).state_dict()
+    embeddings = "pose_embedding.weight"
+    for key, value in {**other.state_dict(), embeddings: own[embeddings]}.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=1e-6)
+
+
+def test_pretrained_weights_of_another_shape_are_refused(data, tmp_path):
+    config = replace(tiny("small", SIZE, POSES, 0.1), embedding=48)
+    save_model(tmp_path / "other", build(config, 0), {"seed": 0})
+    path = tmp_path / "other/model.safetensors"
+    with pytest.raises(UserError, match="embedding 48 in place of"):
         run(data, tmp_path, SETTINGS.model_copy(update={"pretrained": str(path)}))
     with pytest.raises(UserError, match=r"training\.pretrained .*: no such file"):
         run(data, tmp_path, SETTINGS.model_copy(update={"pretrained": str(tmp_path / "none")}))

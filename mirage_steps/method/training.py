@@ -209,9 +209,15 @@ class Trainer:
         }
 
     def start_from(self, model: UNet) -> None:
-        """Take the weights of a trained network of the same shape, before the first step."""
-        self.model.load_state_dict(model.state_dict())
-        self.ema.load_state_dict(model.state_dict())
+        """Take the weights of a trained network of the same shape, before the first step.
+
+        With another number of poses, their embeddings remain at random.
+        """
+        weights = model.state_dict()
+        if model.config.poses != self.config.poses:
+            del weights["pose_embedding.weight"]
+        for own in (self.model, self.ema):
+            own.load_state_dict({**own.state_dict(), **weights})
 
     def restore(self, state: dict) -> None:
         """Continue from what :meth:`state` returned."""
