@@ -436,7 +436,8 @@ def _integer(name: str, value: object, least: int, most: int) -> int:
         UserError: it is none.
     """
     with contextlib.suppress(TypeError):
-        if least <= (found := operator.index(value)) <= most:  # type: ignore[arg-type]
+        found = operator.index(value)  # type: ignore[arg-type]
+        if least <= found <= most and not isinstance(value, bool):
             return found
     raise UserError(f"{name} {value!r}: give an integer from {least} to {most}")
 

@@ -52,14 +52,15 @@ def main(
     with parsing(f"{poses}", "not a table of poses", "poses"):
         distances = {row["image"]: float(row["distance"]) for row in csv_rows(poses)}
     fits = "does not fit the manifest", "foreground", "duplicates"
-    warnings, boxes, seen = {}, {}, 0
+    warnings, boxes, seen = {}, {}, set()
     with parsing(f"{windows} or {duplicates}", *fits):
         for row in csv_rows(windows):
-            image, seen = row["image"], seen + 1
+            image = row["image"]
+            seen.add(image)
             if own := list(_warnings(entries[image], row, distances.get(image), far)):
                 warnings[image], boxes[image] = own, _box(row)
-        if seen != len(entries):
-            raise ValueError(f"{seen} rows for {len(entries)} images")
+        if missing := entries.keys() - seen:
+            raise LookupError(min(missing))
         groups = _groups(entries, repeats)
     warnings, usual = _unusual(warnings, len(entries))
     rows = [
@@ -129,7 +130,7 @@ def _warnings(
         LookupError, ValueError: the row is damaged.
     """
     if row["found"] == "0":
-        if not row["left_out"].startswith("repeats"):
+        if not (row["left_out"] or "").startswith("repeats"):
             yield PhotoWarning(_NO_OBJECT, "foreground patches", 0, 1)
         return
     if entry.box is None:

@@ -418,8 +418,8 @@ class Training(Settings):
     )
     compile: bool = Field(
         False,
-        description="Compile the network by torch.compile, which takes minutes at the start and "
-        "needs a C++ compiler on the CPU; the result is the same up to rounding.",
+        description="Compile the network by torch.compile, which needs a C++ compiler and takes "
+        "minutes at each start; the result is the same up to rounding.",
     )
     seed: Seed = Field(0, description="Seed of weights, noise, timesteps and data order.")
 
@@ -1020,13 +1020,14 @@ _KINDS = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(
 
 def _problems(error: ValidationError) -> Iterator[dict]:
     """Pydantic's descriptions of what is wrong; one where a number may also be ``none``."""
-    for one in error.errors():
-        last = str(one["loc"][-1]) if one["loc"] else ""
-        if last.startswith("constrained-"):
-            expected = one["msg"].partition(",")[0]
-            yield {**one, "loc": one["loc"][:-1], "msg": f"{expected}, or none"}
-        elif last != "literal['none']":  # the other half of such a pair
+    found = error.errors()
+    pairs = {one["loc"][:-1] for one in found if one["loc"][-1:] == ("literal['none']",)}
+    for one in found:
+        place, expected = one["loc"][:-1], one["msg"].partition(",")[0]
+        if one["type"] == "extra_forbidden" or place not in pairs:
             yield dict(one)
+        elif one["type"] != "literal_error":
+            yield {**one, "loc": place, "msg": f"{expected}, or none"}
 
 
 def _explain(problem: Mapping, names: list[str]) -> str:

@@ -11,6 +11,7 @@ is divided among them.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import math
@@ -100,6 +101,8 @@ def main(
         stack.enter_context(memory_advice("training.accumulation", training.accumulation, remedy))
         if training.compile:
             stack.enter_context(compile_advice("training.compile"))
+            if processes.first:
+                log.info("training.compile: compiling at the first step, which takes minutes")
         lock = stack.enter_context(Lock(checkpoints, "training")) if processes.first else None
         batches = Batches(images, labels, training, copy_images(images, processes.device))
         if training.hours != "none":
@@ -109,7 +112,8 @@ def main(
         if not _resume(trainer, store):
             _start_from_pretrained(trainer)
             _use_threads(trainer, batches)
-        _compile(trainer)
+        if training.compile:
+            trainer.compile()
         scores = _scores(trainer, estimator, crops, poses, device)
         hooks = Outputs(trainer, store, lock, 60 * runtime, scores)
         stack.enter_context(hooks.bar)
@@ -335,8 +339,11 @@ def _within_hours(
     if not iterations:
         trial = Trainer(config, training, processes)
         _use_threads(trial, batches)
-        _compile(trial)
+        if training.compile:
+            trial.compile()
         microseconds = processes.largest(round(1e6 * seconds_per_step(trial, batches)))
+        del trial
+        gc.collect()  # a compiled network refers to itself
         iterations = max(1, int(_TRAINING * hours * 3600e6 / microseconds))
         if processes.first:
             found = {"iterations": iterations, "step_seconds": microseconds / 1e6}
@@ -357,14 +364,6 @@ def _use_threads(trainer: Trainer, batches: Batches) -> None:
             "using %d of %d threads, which is faster while other processes use the CPU",
             chosen, most,
         )  # fmt: skip
-
-
-def _compile(trainer: Trainer) -> None:
-    """Compile the network where the settings say so."""
-    if trainer.training.compile:
-        if trainer.processes.first:
-            log.info("training.compile: the first step compiles the network, which takes minutes")
-        trainer.compile()
 
 
 def _resume(trainer: Trainer, store: Checkpoints) -> int:

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from segment_anything.modeling.image_encoder import Attention
 from workflow import ROOT
 
 from mirage_steps import settings
@@ -17,7 +18,7 @@ from mirage_steps.masks import segment
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.training import Batches, Trainer, copy_images
 from mirage_steps.method.unet import preset
-from mirage_steps.networks.sam import load_sam
+from mirage_steps.networks.sam import attend, load_sam
 from mirage_steps.run import Run
 
 CPU, DEVICE = torch.device("cpu"), torch.device(os.environ.get("TEST_DEVICE", "cuda"))
@@ -73,6 +74,17 @@ def test_masks():
         for where in (CPU, DEVICE)
     )
     assert (found != expected).mean() < 0.005
+
+
+def test_the_attention_of_sam():
+    """Of published networks, which the stand-in has not, in segment-anything's own words."""
+    torch.manual_seed(0)
+    layer = Attention(96, 2, use_rel_pos=True, input_size=(14, 14)).requires_grad_(False)
+    for parameter in layer.parameters():
+        parameter.normal_(std=0.2)
+    tokens = torch.randn(3, 14, 14, 96)
+    own = copy.deepcopy(layer).to(DEVICE)
+    assert relative(attend(own, tokens.to(DEVICE)), layer(tokens)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["small", "paper"])

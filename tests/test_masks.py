@@ -348,22 +348,33 @@ def test_architecture_follows_from_the_width(width, name):
     assert loading._ARCHITECTURES[width] == name
 
 
-@pytest.mark.parametrize("precision, most", [("float32", 1e-5), ("bfloat16", 0.03)])
-def test_fused_attention_is_that_of_segment_anything(precision, most):
+def _relative_sam() -> Sam:
+    """A segment-anything with relative positions, like those that are published."""
     torch.manual_seed(2)
-    model = build_tiny_sam()
+    model = _tiny_sam()
     model.image_encoder = ImageEncoderViT(
         img_size=80, patch_size=8, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2, out_chans=8,
         use_rel_pos=True, window_size=4, global_attn_indexes=(1,),
     ).eval()  # fmt: skip
     for parameter in model.parameters():
         parameter.data = 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("precision, most", [("float32", 1e-5), ("bfloat16", 0.03)])
+def test_loaded_networks_attend_as_segment_anything(tmp_path, monkeypatch, precision, most):
+    model = _relative_sam()
     images = torch.randn(2, 3, 80, 80)  # 10 x 10 patches: the windows of 4 x 4 are padded
     with torch.inference_mode():
         expected = model.image_encoder(images)
-        loading.fuse_attention(model)
-        with autocast(CPU, precision):
-            found = model.image_encoder(images)
+    monkeypatch.setitem(loading._ARCHITECTURES, 32, "tiny")
+    monkeypatch.setitem(loading.sam_model_registry, "tiny", lambda checkpoint: _relative_sam())
+    torch.save(model.state_dict(), tmp_path / "sam.pth")
+    loaded = loading.load_sam(str(tmp_path / "sam.pth"), CPU)
+    # What adds the positions to the matrix of all pairs is not called any more.
+    monkeypatch.delattr("segment_anything.modeling.image_encoder.add_decomposed_rel_pos")
+    with torch.inference_mode(), autocast(CPU, precision):
+        found = loaded.image_encoder(images)
     assert (found - expected).norm() < most * expected.norm()
 
 

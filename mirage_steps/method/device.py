@@ -111,11 +111,16 @@ def compile_advice(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch._dynamo.exc.TorchDynamoException as error:
-        cause = getattr(error, "inner_exception", error)
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        cause = error.inner_exception
+        cause = getattr(cause, "inner_exception", cause)
+        if out_of_memory(cause) or isinstance(cause, OSError):
+            raise cause from None
+        lines = str(getattr(cause, "output", cause)).splitlines()  # of the C++ compiler, if it ran
+        told = next((line for line in lines if "error:" in line), first_line(cause, 200))
         raise UserError(
-            f"{key} true: torch.compile failed ({first_line(cause, 200)}); set it to false, or "
-            "install what it needs (a C++ compiler, on CUDA Triton)"
+            f"{key} true: torch.compile failed ({told}); set it to false, or install a C++ "
+            "compiler and Python's headers"
         ) from None
 
 

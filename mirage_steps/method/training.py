@@ -124,8 +124,11 @@ class Trainer:
         return share(self.training.batch_size, self.processes.rank, self.processes.count)
 
     def compile(self) -> None:
-        """Compile the trained network, at its next step; checkpoints and EMA remain as they are."""
-        self.model.compile()
+        """Compile the trained network, at its next step; checkpoints and EMA remain as they are.
+
+        With torch's own random numbers, so that dropout does not change.
+        """
+        self.model.compile(options={"fallback_random": True})
 
     def step(self, images: Tensor, poses: Tensor) -> Tensor:
         """One optimizer step on this process's share of a batch, (b, 3, S, S) and (b,).

@@ -70,10 +70,10 @@ def fuse_attention(model: Sam) -> None:
     """Compute the attention of published image encoders in a faster way, equal up to rounding."""
     for block in model.image_encoder.blocks:
         if block.attn.use_rel_pos:
-            block.attn.forward = partial(_attend, block.attn)
+            block.attn.forward = partial(attend, block.attn)
 
 
-def _attend(layer: Attention, x: Tensor) -> Tensor:
+def attend(layer: Attention, x: Tensor) -> Tensor:
     """An attention layer of segment-anything, without its matrix of all pairs of patches.
 
     It adds to the logit of a query and a key two products of the query with relative position
