@@ -75,7 +75,7 @@ _COLOR_DRIFT = 80.0
 # Of the views in other poses than the photo's, by the estimator of the run. Thresholds are between
 # held-out cars and photos unlike the training data (docs/novel_views.md).
 _TURNED = 0.2  # share in the requested or an adjacent pose, from that by chance (0) to all (1)
-_SHOWN = 0.25  # of the poses, that they show; fewer are nearly the same outline in all views
+_SHOWN = 0.25  # of the poses, that they show; fewer speak for the same outline in all views
 _FAR_VIEWS = 0.9  # share that is far from every pose
 # Largest feature maps (pixels a side) that a single image is better sampled on one thread with.
 _LITTLE = 32
@@ -490,11 +490,14 @@ def _pose_warnings(
         reason = "few views show the requested pose or an adjacent one"
         yield PhotoWarning(reason, "their share", share, limit)
     if poses <= _SHOWN * k:
-        reason = f"the views of all {k} poses have nearly the same outline"
+        reason = f"the pose estimator sees few different poses in the views of all {k}"
         yield PhotoWarning(reason, "poses shown", poses, _SHOWN * k)
     share = float((distances > far).mean())
     if share > _FAR_VIEWS:
-        reason = "the views are far from every pose; 99% of the training images are nearer to one"
+        reason = (
+            "the views are far from every pose, so the pose estimator says little about them; 99% "
+            "of the training images are nearer to one"
+        )
         yield PhotoWarning(reason, "their share", share, _FAR_VIEWS)
 
 

@@ -311,7 +311,7 @@ def test_views_that_do_not_turn_are_warned_of():
     assert not _pose_reasons(circle, (circle[1:] + 1) % 12)
     # Two next to the photo's pose are right by chance.
     few, same = _pose_reasons(circle, np.full(11, 4))
-    assert "few views show the requested pose" in few and "nearly the same outline" in same
+    assert "few views show the requested pose" in few and "few different poses in the views" in same
     (few,) = _pose_reasons(circle, (circle[1:] + 6) % 12)
     assert "few views" in few
     # The same numbers of another category are no right poses.
@@ -345,7 +345,7 @@ def test_a_model_that_does_not_turn_the_object_is_told(run, monkeypatch):
 
     monkeypatch.setattr(mirage_steps.run, "crop_views", stuck)
     told = " ".join(warning.reason for warning in run.novel_views(GREEN, views=FAST).warnings)
-    assert "few views show the requested pose" in told and "nearly the same outline" in told
+    assert "few views show the requested pose" in told and "few different poses" in told
 
 
 def test_too_little_memory_names_the_batch(run, monkeypatch):
