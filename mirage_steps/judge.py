@@ -23,6 +23,7 @@ from mirage_steps.files.terminal import progress
 from mirage_steps.method.boxes import crop
 from mirage_steps.method.evidence import Consistency, in_pose, mean_interval, reference_scores
 from mirage_steps.method.foreground import TokenBatch
+from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.run import Run
 
@@ -152,8 +153,9 @@ class Judge:
         }
 
     def see(self, images: np.ndarray) -> Seen:
-        """What is in images (m, S, S, 3) uint8."""
-        parts = list(self._seen(images))
+        """What is in images (m, S, S, 3) uint8, of all poses about equally often."""
+        estimator = self.run.estimator.recentered(batch for _, batch in self._tokens(images))
+        parts = list(self._seen(images, estimator))
         features = {
             kind: np.concatenate([part.features[kind] for part in parts]) for kind in self.kinds
         }
@@ -166,12 +168,16 @@ class Judge:
         flat = self.see(views.reshape(-1, *views.shape[2:]))
         return flat[np.arange(len(flat.poses)).reshape(views.shape[:2])]
 
-    def _seen(self, images: np.ndarray) -> Iterator[Seen]:
-        estimator, side, network = self.run.estimator, images.shape[1], self.network
+    def _tokens(self, images: np.ndarray) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+        """Images of each batch, and their tokens."""
         for rows in slices(len(images), _BATCH):
             pixels = images[rows]
-            tokens = self.run.backbone.half_tokens(pixels)
-            found = estimator.estimate(TokenBatch.of_crops(*tokens))
+            yield pixels, TokenBatch.of_crops(*self.run.backbone.half_tokens(pixels))
+
+    def _seen(self, images: np.ndarray, estimator: PoseEstimator) -> Iterator[Seen]:
+        side, network = images.shape[1], self.network
+        for pixels, batch in self._tokens(images):
+            found = estimator.estimate(batch)
             masks = np.stack([_enlarged(shown, side) for shown in found.shown])
             # Where no object is seen, the whole image stands for it.
             masks[~masks.any((1, 2))] = True

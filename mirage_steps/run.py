@@ -270,7 +270,7 @@ class Run:
     def _judged(self, located: LocatedPhoto, made: CropViews, whole: bool) -> dict[str, object]:
         """What the run's estimator sees in a photo's views, ``whole`` if in all poses."""
         colors, poses, distances, masks = map(
-            np.array, zip(*self._seen([located.crop, *made.views]), strict=True)
+            np.array, zip(*self._seen([located.crop, *made.views], whole), strict=True)
         )
         gaps = np.linalg.norm(colors[1:] - colors[0], axis=1).round(1).tolist()
         drift = tuple(None if np.isnan(gap) else gap for gap in gaps)
@@ -406,18 +406,24 @@ class Run:
         return np.stack([mask for *_, mask in self._seen(arrays)])
 
     def _seen(
-        self, images: Sequence[np.ndarray] | np.ndarray
+        self, images: Sequence[np.ndarray] | np.ndarray, all_poses: bool = False
     ) -> Iterator[tuple[np.ndarray, int, float, np.ndarray]]:
         """Mean color (3,) of the foreground of each image (S, S, 3), NaN where there is none.
 
         And its pose, with the distance to it, and a mask (S, S) uint8: the scores of the patches,
         interpolated and cut, where they are connected with the object.
+
+        Args:
+            images: of the same size.
+            all_poses: whether all but the first show the same object in all poses.
         """
-        for pixels in images:
-            size, grid = pixels.shape[1::-1], self.backbone.grid
-            whole = crop(Image.fromarray(pixels), (0.0, 0.0, *size), self.backbone.resolution)
-            tokens = self._tokens(whole)
-            found = self.estimator.estimate(tokens)
+        size, grid, side = images[0].shape[1::-1], self.backbone.grid, self.backbone.resolution
+        squares = (crop(Image.fromarray(one), (0.0, 0.0, *size), side) for one in images)
+        batches, estimator = list(map(self._tokens, squares)), self.estimator
+        if all_poses:
+            estimator = estimator.recentered(batches[1:])
+        for pixels, tokens in zip(images, batches, strict=True):
+            found = estimator.estimate(tokens)
             shown = found.shown.reshape(grid, grid)
             patches = np.asarray(Image.fromarray(shown).resize(size, Image.Resampling.NEAREST))
             color = pixels[patches].mean(0) if shown.any() else np.full(3, np.nan)

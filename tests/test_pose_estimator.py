@@ -182,6 +182,28 @@ def test_poses_of_a_graph_survive_their_file(fitted, tmp_path):
             np.testing.assert_array_equal(one, other)
 
 
+def test_a_shift_of_all_maps_is_undone_by_centering_on_the_images_themselves(fitted):
+    """As in less sharp images; without it nearly all have the pose that the shift looks like."""
+    assert fitted.recentered(iter(())) is fitted  # it centers nothing
+    batches = [one._replace(content=np.tile([0, 0, 1, 1], (len(one[1]), 1))) for one in _batches()]
+    none = np.zeros(COUNT, np.int64)
+    space = settings.PoseSpace(mask_background=False, center=True, components=4)
+    estimator = replace(fitted, categories=None).fit_pose_space(batches, none, space)
+    maps, valid = _maps(estimator, batches, none)
+    estimator = estimator.fit_poses(maps, valid, none, settings.Poses(k=6, method="spectral"))
+    expected = np.concatenate([estimator.estimate(batch).poses for batch in batches])
+    assert len(set(expected)) == 6
+    # Along the components, alike for all images and another for each patch.
+    way = np.random.default_rng(1).normal(size=(GRID**2, 4)) @ estimator.pcas[0].components
+    moved = [b._replace(tokens=(b.tokens + 20 * way).astype(np.float32)) for b in batches]
+    estimator = replace(estimator, foreground=replace(fitted.foreground, threshold=-1e9))
+    shifted = np.concatenate([estimator.estimate(batch).poses for batch in moved])
+    assert (shifted == expected).mean() < 0.5
+    recentered = estimator.recentered(moved)
+    found = np.concatenate([recentered.estimate(batch).poses for batch in moved])
+    assert (found == expected).mean() > 0.95
+
+
 def test_a_file_without_later_fields_has_one_cluster_for_each_pose(fitted, tmp_path):
     save_estimator(tmp_path / ESTIMATOR, fitted)
     arrays, configuration = read_tensors(tmp_path / ESTIMATOR)

@@ -291,6 +291,26 @@ def test_spectral_clustering_tells_front_from_rear_where_k_means_does_not():
     assert scores["share_within_30_deg"] > 0.9
 
 
+def test_a_map_unlike_all_is_assigned_by_its_direction():
+    """Of mean maps with the lengths of means the shortest would be nearest, whatever the map."""
+    maps, angles = _doubled_circle(600, 0)
+    spread = 0.15 * (angles < 180)[:, None, None]  # the mean maps of these sides are shorter
+    maps += (spread * np.random.default_rng(0).normal(size=maps.shape)).astype(np.float32)
+    maps /= np.linalg.norm(maps, axis=(1, 2), keepdims=True)
+    seen = np.ones(maps.shape[:2], bool)
+    means = PoseModel.fit(maps.copy(), seen, 6, 10, 0, "spectral")
+    model = PoseModel.fit(maps.copy(), seen, 6, 10, 0, "spectral", normalized=True)
+    lengths = np.linalg.norm(means.centroids, axis=1)
+    assert lengths.max() > 1.05 * lengths.min()
+    np.testing.assert_allclose(np.linalg.norm(model.centroids, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(model.centroids * lengths[:, None], means.centroids, atol=1e-6)
+    blurred = 0.05 * maps[::10]
+    found, _ = _nearest(model, blurred)
+    cosines = blurred.reshape(len(blurred), -1) @ model.centroids.T
+    np.testing.assert_array_equal(found, model.pose[cosines.argmax(1)])
+    np.testing.assert_array_equal(found, _nearest(model, maps[::10])[0])
+
+
 def test_few_new_maps_are_farther_than_those_that_poses_were_fitted_to():
     maps = _doubled_circle(240, 4)[0]
     for model in (_fit(maps, k=12), _spectral(maps, 12)):

@@ -201,11 +201,36 @@ class PoseEstimator:
             poses[index] = nearest + category * self.k
         return poses, distances
 
+    def recentered(self, batches: Iterable[TokenBatch]) -> "PoseEstimator":
+        """This with maps centered on the mean of other images, if it centers them at all.
+
+        Generated and small images are less sharp than the photos, which shifts all their maps by
+        more than poses differ; the shift is in their mean. All poses should be equally frequent.
+
+        Args:
+            batches: tokens of all these images.
+        """
+        if self.centers is None:
+            return self
+        raw, means = replace(self, centers=None, normalize=False), [PatchMeans() for _ in self.pcas]
+        for batch in batches:
+            categories = self._categories_of(batch)
+            maps, valid, shown = raw.maps(batch, categories)
+            kept = shown if self.mask_background else valid
+            for category, mean in enumerate(means):
+                own = categories == category
+                mean.add(maps[own], kept[own])
+        centers = zip(means, self.centers, strict=True)
+        return replace(self, centers=tuple(mean.mean(former) for mean, former in centers))
+
+    def _categories_of(self, batch: TokenBatch) -> np.ndarray:
+        if self.categories is None:
+            return np.zeros(len(batch.tokens), np.int64)
+        return self.categories.assign(self.features(batch, self.categories.token))[0]
+
     def estimate(self, batch: TokenBatch) -> Estimate:
         """Category and pose of each crop of a batch."""
-        categories = np.zeros(len(batch.tokens), np.int64)
-        if self.categories is not None:
-            categories, _ = self.categories.assign(self.features(batch, self.categories.token))
+        categories = self._categories_of(batch)
         maps, valid, shown = self.maps(batch, categories)
         return Estimate(categories, *self.assign(maps, valid, categories), shown)
 
@@ -273,7 +298,7 @@ class PoseEstimator:
                     "images; lower poses.k or add images"
                 )
             words = settings.model_dump(exclude={"edits", "fitted_images"})
-            models.append(PoseModel.fit(mine, valid[own], **words))
+            models.append(PoseModel.fit(mine, valid[own], **words, normalized=self.normalize))
         used = min(model.k for model in models)
         fitted = replace(self, poses=tuple(models))
         if used == settings.k:

@@ -99,6 +99,7 @@ class PoseModel:
         starts: int,
         seed: int,
         method: str = "kmeans",
+        normalized: bool = False,
     ) -> "PoseModel":
         """Cluster maps by Euclidean distance and number the poses around the circle.
 
@@ -111,6 +112,8 @@ class PoseModel:
             method: ``kmeans`` (paper), or ``spectral``, K-Means in :func:`graph_embedding`. Then
                 each pose is described by up to ten clusters of its maps, to which new maps are
                 compared, since poses of a graph need not be round.
+            normalized: whether the maps have length 1. The mean maps of those clusters then get it
+                too: shorter ones, of mixed maps, would be nearest to whatever is unlike all.
         """
         from sklearn.metrics import pairwise_distances_argmin
 
@@ -130,7 +133,11 @@ class PoseModel:
             if len(mine := flat[labels == one])
         ]
         pose = np.repeat(np.arange(len(parts)), [len(one) for one in parts])
-        return cls(np.concatenate(parts), means, pose)
+        centroids = np.concatenate(parts)
+        if normalized:
+            lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
+            centroids /= np.maximum(lengths, np.finfo(np.float32).tiny)
+        return cls(centroids, means, pose)
 
     def edited(self, into: np.ndarray) -> "PoseModel":
         """This without the clusters of poses that are dropped, and with poses merged.
