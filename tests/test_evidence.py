@@ -415,6 +415,22 @@ def test_images_without_an_object_are_in_no_pose(finished, tmp_path, caplog):
     assert "no object is found in 15 of 15 images" in caplog.text
 
 
+def test_a_wrong_center_of_the_maps_changes_nothing_that_is_judged(finished, tmp_path):
+    """Where maps are centered, those of judged images are on their own mean."""
+    run = Run.load(finished[""], device="cpu")
+    shape = (run.backbone.grid**2, len(run.estimator.pcas[0].components))
+    found = []
+    for center in (np.zeros(shape), np.full(shape, 50.0)):
+        estimator = replace(run.estimator, centers=(center.astype(np.float32),))
+        judge = Judge.load(replace(run, estimator=estimator), settings.Evidence(), tmp_path)
+        with open_h5(finished["crops/crops.h5"], "images") as file:
+            images = file["images"][:20]
+        seen = list(judge.run._seen(images, all_poses=True))
+        found.append([judge.see(images).poses, np.array([pose for _, pose, *_ in seen])])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert len(set(found[0][0])) > 1 and len(set(found[0][1])) > 1
+
+
 def test_a_pose_with_one_image_is_left_out_with_a_warning(finished, tmp_path, caplog):
     lines = finished["poses/poses.csv"].read_text().splitlines()
     head, rows = lines[0], [line.split(",") for line in lines[1:]]
