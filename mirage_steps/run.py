@@ -500,10 +500,7 @@ def _pose_warnings(
         yield PhotoWarning(reason, "poses shown", poses, _SHOWN * k)
     share = float((distances > far).mean())
     if share > _FAR_VIEWS:
-        reason = (
-            "the views are far from every pose, so the pose estimator says little about them; 99% "
-            "of the training images are nearer to one"
-        )
+        reason = "the views are far from every pose; 99% of the training images are nearer to one"
         yield PhotoWarning(reason, "their share", share, _FAR_VIEWS)
 
 
