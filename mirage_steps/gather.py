@@ -1,7 +1,8 @@
 """Join the shards of a step into one file.
 
 Reads ``NAME.1-of-N.h5`` ... ``NAME.N-of-N.h5`` and writes ``NAME.h5``, the same as a single job
-would have written, its record, and for generated images ``images.png``.
+would have written, its record, and the pictures and counts that a single job writes of generated
+images and of masks.
 """
 
 import json
@@ -12,25 +13,30 @@ from mirage_steps.files.atomic import require_disk, write_json
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
 from mirage_steps.files.image_set import write_preview
+from mirage_steps.files.masked_set import summarize
 from mirage_steps.files.shards import ROWS, Shard
 from mirage_steps.files.terminal import progress
 
 _ROWS = 256  # copied at once
 
 
-def main(*, shards: tuple[Path, ...], out: Path) -> None:
+def main(*, shards: tuple[Path, ...], out: Path, images: Path | None = None) -> None:
     """Join the shards of a step.
 
     Args:
         shards: The HDF5 files of all jobs, in order; their records are in the same folder.
         out: Folder for the whole.
+        images: Of masks, the set with its background.
     """
     stem = _require_one_whole(shards)
     require_disk(out, sum(shard.stat().st_size for shard in shards), f"{stem}.h5")
     join(shards, out / f"{stem}.h5")
     _join_records(shards, out)
     with open_h5(out / f"{stem}.h5") as file:
-        if "columns" in file.attrs:
+        if images is not None:
+            with open_h5(images, "images") as source:
+                summarize(file, source, out)
+        elif "columns" in file.attrs:
             write_preview(out / "images.png", file)
 
 

@@ -1,12 +1,11 @@
 """Background removal of an image set: the foreground prompts segment-anything (section 4).
 
 The paper's rows "without background" compare real and generated images after SAM. Writes
-``images.h5``, the same set on white with ``mask`` (n, S, S) uint8, ``masks.json``, and
-``masks.png``, the first images as they were, with the mask's outline, and on white.
+``images.h5``, the same set on white, ``masks.json`` and ``masks.png`` (see
+:mod:`mirage_steps.files.masked_set`).
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,23 +15,18 @@ from segment_anything.utils.transforms import ResizeLongestSide
 
 from mirage_steps import settings
 from mirage_steps.errors import UserError
-from mirage_steps.files import tiles
-from mirage_steps.files.atomic import require_disk, write_json
-from mirage_steps.files.command import log, run
+from mirage_steps.files.atomic import require_disk
+from mirage_steps.files.command import run
 from mirage_steps.files.estimator import load_estimator
-from mirage_steps.files.h5 import by_image, open_h5, slices
-from mirage_steps.files.image_set import create_image_set
+from mirage_steps.files.h5 import open_h5, slices
+from mirage_steps.files.masked_set import CHECK, WHITE, create_masked_set, summarize
+from mirage_steps.files.shards import Shard
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.finite import require_finite
 from mirage_steps.method.foreground import Region, find_objects
 from mirage_steps.networks.backbone import Backbone
 from mirage_steps.networks.sam import load_sam, sam_name
-
-WHITE = 255
-_CHECK = "check backbone.model, masks.sam, and that foreground.png shows the objects"
-_FULL = 0.98  # share of the image beyond which a mask removes no background
-SHOWN, SHOWN_PER_ROW, SHOWN_SIDE = 24, 4, 96  # images in the picture, in a row, least side
 
 
 def main(
@@ -42,9 +36,10 @@ def main(
     out: Path,
     backbone: settings.Backbone = settings.Backbone(),
     masks: settings.Masks = settings.Masks(),
+    shard: str = "1-of-1",
     weights: Path = Path(settings.WEIGHTS),
     device: str = "auto",
-) -> None:
+) -> list[str]:
     """Give every image of a set a mask and a white background.
 
     Args:
@@ -53,9 +48,14 @@ def main(
         out: Folder for images.h5, masks.png and masks.json.
         backbone: The vision transformer.
         masks: segment-anything.
+        shard: Which of several jobs this is, such as 2-of-7; ``gather`` joins them.
         weights: Folder of fetched networks.
         device: auto, cpu or cuda.
+
+    Returns:
+        Name of the record.
     """
+    own = Shard.parse(shard)
     where = choose_device(device)
     model = load_estimator(estimator).foreground
     network = Backbone.load(backbone, where, weights)
@@ -64,35 +64,32 @@ def main(
             f"{estimator}: fitted on tokens of length {len(model.pca.mean)}, those of "
             f"{network.name} have {network.dim}; use the backbone it was fitted with"
         )
-    sam, name = load_sam(masks.sam, where, weights), sam_name(masks.sam)
-    found, ious = [], []  # of each image: whether it has foreground, SAM's own guess of the IoU
+    sam = load_sam(masks.sam, where, weights)
+    path = out / f"{own.name('images')}.h5"
     with open_h5(images, "images") as source:
-        count, side = source["images"].shape[:2]
-        require_disk(out, count * side * side * 4, "the masked set")
-        with create_image_set(out / "images.h5", count, side, sam=name) as target:
-            by_image(target, "mask", count, (side, side), np.uint8)
-            if "pose" in source:
-                target["pose"] = source["pose"][:]
+        total, side = source["images"].shape[:2]
+        part = own.rows(total, backbone.batch_size)
+        require_disk(out, len(part) * side * side * 4, "the masked set")
+        poses = source["pose"][part.start : part.stop] if "pose" in source else None
+        note, name = own.note(part, total), sam_name(masks.sam)
+        with create_masked_set(path, len(part), side, poses, sam=name, **note) as target:
             advice = memory_advice("backbone.batch_size", backbone.batch_size)
-            with progress(total=count, desc="masks", unit="image") as bar, advice:
-                for rows in slices(count, backbone.batch_size):
-                    pixels = source["images"][rows]
+            with progress(total=len(part), desc="masks", unit="image") as bar, advice:
+                for rows in slices(len(part), backbone.batch_size):
+                    names = [f"{images}, image {n}" for n in part[rows]]
+                    pixels = source["images"][part.start + rows.start : part[rows].stop]
                     scores = model.scores(network.tokens(pixels)[0].cpu().numpy())
                     regions = find_objects(scores, model.threshold)
-                    mask, predicted = segment(sam, pixels, regions, masks)
-                    names = [f"{images}, image {n}" for n in range(rows.start, rows.stop)]
-                    require_finite(names, "scores", _CHECK, scores, predicted)
+                    mask, ious = segment(sam, pixels, regions, masks)
+                    require_finite(names, "scores", CHECK, scores, ious)
                     target["images"][rows] = np.where(mask[..., None], pixels, WHITE)
                     target["mask"][rows] = mask
-                    found += [region is not None for region in regions]
-                    ious += predicted.tolist()
+                    target["has_foreground"][rows] = [region is not None for region in regions]
+                    target["predicted_iou"][rows] = ious
                     bar.update(len(pixels))
-            shares = np.array([one.mean() for one in target["mask"]])
-            if not shares.any():
-                raise UserError(f"{images}: all {count} masks are empty; {_CHECK}")
-            first = (source["images"], target["images"], target["mask"])
-            tiles.save_image(out / "masks.png", draw(*(dataset[:SHOWN] for dataset in first)))
-    report(out / "masks.json", name, np.array(found), np.array(ious), shares)
+            if own.of == 1:
+                summarize(target, source, out)
+    return [own.name("masks")]
 
 
 def inside_points(mask: np.ndarray) -> np.ndarray:
@@ -176,59 +173,6 @@ def segment(
         found += [answer["masks"][0, 0].cpu().numpy() for answer in answers]
         ious += [float(answer["iou_predictions"][0, 0]) for answer in answers]
     return np.stack(found), np.array(ious, np.float32)
-
-
-def draw(images: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """A picture of triples: the image, the same with the mask's outline, and without background.
-
-    Args:
-        images: (n, S, S, 3) uint8, n > 0.
-        masked: (n, S, S, 3) uint8.
-        masks: (n, S, S), 1 on the object.
-    """
-    scale = -(-SHOWN_SIDE // images.shape[1])
-    images, masked, masks = (
-        array.repeat(scale, 1).repeat(scale, 2) for array in (images, masked, masks.astype(bool))
-    )
-    inner = ndimage.binary_erosion(masks, np.ones((1, 3, 3)), iterations=2)
-    outlined = np.where((masks & ~inner)[..., None], np.array([255, 0, 0], np.uint8), images)
-    triples = np.concatenate([images, outlined, masked], axis=2)
-    return tiles.tile(triples, min(SHOWN_PER_ROW, len(triples)))
-
-
-def report(path: Path, sam: str, found: np.ndarray, ious: np.ndarray, shares: np.ndarray) -> None:
-    """Write what happened as JSON, and what speaks against the masks, which is logged too.
-
-    Args:
-        path: of the JSON file.
-        sam: name of the model.
-        found: bool (n,), whether an image has foreground.
-        ious: (n,) predicted by the model.
-        shares: (n,) of the image inside the mask.
-    """
-    content: dict[str, Any] = {
-        "sam": sam,
-        "images": (count := len(found)),
-        "images_without_foreground": (missing := int((~found).sum())),
-        "images_with_empty_mask": (empty := int((shares == 0).sum())),
-        "images_filled_by_their_mask": (full := int((shares > _FULL).sum())),
-        "mean_predicted_iou": float(ious.mean()),
-        "mean_mask_share": float(shares.mean()),
-    }
-    log.info(", ".join(f"{key} {value}" for key, value in content.items()))
-    reasons = {
-        "have no foreground and were prompted with the whole image": missing,
-        "have an empty mask and become white": empty,
-        "are nearly covered by their mask, so no background was removed": full,
-    }
-    content["warnings"] = [
-        f"{number} of {count} images ({number / count:.0%}) {reason}"
-        for reason, number in reasons.items()
-        if number
-    ]
-    for warning in content["warnings"]:
-        log.warning("%s", warning)
-    write_json(path, content)
 
 
 if __name__ == "__main__":

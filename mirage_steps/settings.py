@@ -836,8 +836,8 @@ class Configuration(Settings):
         1,
         ge=1,
         le=1000,
-        description="Number of jobs into which features and generated images are split; the "
-        "results are the same. Set it before the first run: a change makes outputs stale.",
+        description="Number of jobs into which features, generated images and masks are split; "
+        "the results are the same. Set it before the first run: a change makes outputs stale.",
     )
     targets: tuple[str, ...] | None = Field(
         None, description="Data sets that `snakemake` makes without a target; default: all."

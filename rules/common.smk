@@ -82,7 +82,7 @@ NAMED = 100  # files that a command names: the words of a command must not be lo
 FILES = FileCache(Path(configuration.results, CACHE))
 # Photos that were asked for and cannot be shown, with the reason.
 UNUSABLE = {}
-# Features and generated images may be sharded: each job writes its own file.
+# Features, generated images and masks may be sharded: each job writes its own file.
 SHARD = "" if configuration.shards == 1 else ".{shard}"
 SHARDS = [f"{n}-of-{configuration.shards}" for n in range(1, configuration.shards + 1)]
 
@@ -342,6 +342,11 @@ def shared(file):
 def of_set(wildcards, name, file):
     """A file of an evaluation set, where it is made."""
     return f"<results>/{configuration.makers(wildcards.dataset)[name]}/sets/{name}/{file}"
+
+
+def unmasked(wildcards):
+    """Input function: the images of a set before its background is removed."""
+    return f"<results>/{wildcards.dataset}/sets/{evaluation_set(wildcards).unmasked}/images.h5"
 
 
 def final(name):

@@ -1,4 +1,4 @@
-# Joins the shards of features and generated images (`shards` in the configuration).
+# Joins the shards of features, generated images and masks (`shards` in the configuration).
 if configuration.shards > 1:
 
     rule gather_features:
@@ -41,3 +41,17 @@ if configuration.shards > 1:
             "<results>/{dataset}/logs/gather_views-{set}.log",
         wildcard_constraints:
             set=names("single", "multi-view"),
+
+    use rule gather_features as gather_masks with:
+        input:
+            shards=shards_of("<results>/{dataset}/sets/{set}/images", ".h5"),
+            records=shards_of("<results>/{dataset}/sets/{set}/masks", ".run.json"),
+            images=unmasked,
+        output:
+            **MASKS_SUMMARY,
+            whole="<results>/{dataset}/sets/{set}/images.h5",
+            run="<results>/{dataset}/sets/{set}/masks.run.json",
+        log:
+            "<results>/{dataset}/logs/gather_masks-{set}.log",
+        wildcard_constraints:
+            set=names("masked"),

@@ -1,22 +1,26 @@
 # Background removal, features of all sets, the metrics table (paper, section 4).
 # Before the training if possible: a missing network fails early.
+MASKS_SUMMARY = {
+    "picture": shown("<results>/{dataset}/sets/{set}/masks.png", "Generated images"),
+    "summary": "<results>/{dataset}/sets/{set}/masks.json",
+}
+
+
 rule masks:
     input:
-        images=lambda wildcards: (
-            f"<results>/{wildcards.dataset}/sets/{evaluation_set(wildcards).unmasked}/images.h5"
-        ),
+        images=unmasked,
         estimator=shared("foreground/pose_estimator.safetensors"),
         network=network("backbone.model"),
         sam=network("masks.sam"),
     output:
-        images="<results>/{dataset}/sets/{set}/images.h5",
-        picture=shown("<results>/{dataset}/sets/{set}/masks.png", "Generated images"),
-        summary="<results>/{dataset}/sets/{set}/masks.json",
-        run="<results>/{dataset}/sets/{set}/masks.run.json",
+        # Shards have no summary.
+        **({} if SHARD else MASKS_SUMMARY),
+        images=sharded("<results>/{dataset}/sets/{set}/images.h5", kept=True),
+        run=record("<results>/{dataset}/sets/{set}/masks"),
     log:
-        "<results>/{dataset}/logs/masks-{set}.log",
+        f"<results>/{{dataset}}/logs/masks-{{set}}{SHARD}.log",
     benchmark:
-        "<results>/{dataset}/benchmarks/masks-{set}.tsv"
+        f"<results>/{{dataset}}/benchmarks/masks-{{set}}{SHARD}.tsv"
     wildcard_constraints:
         set=names("masked"),
     priority: 10
@@ -27,7 +31,7 @@ rule masks:
         gpu=1,
         accelerator=1,
     params:
-        **step("masks"),
+        **step("masks", shard=shard),
     message:
         "{wildcards.dataset}: removing the background, {wildcards.set}"
     shell:

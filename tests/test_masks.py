@@ -27,6 +27,7 @@ from workflow import ROOT
 
 from mirage_steps import masks, settings
 from mirage_steps.errors import UserError
+from mirage_steps.files import masked_set
 from mirage_steps.files.estimator import ESTIMATOR, save_estimator
 from mirage_steps.files.h5 import open_h5
 from mirage_steps.method.device import autocast
@@ -224,7 +225,7 @@ def test_masked_set_is_white_outside_and_untouched_inside(tmp_path, backbone, mo
 
 def test_report_counts_empty_masks(tmp_path, caplog):
     shares, found = np.array([0.0, 0.5, 0.0]), np.array([False, False, True])
-    masks.report(tmp_path / "masks.json", "sam", found, np.array([0.5, 1.0, 0.0]), shares)
+    masked_set.report(tmp_path / "masks.json", "sam", found, np.array([0.5, 1.0, 0.0]), shares)
     report = json.loads((tmp_path / "masks.json").read_text())
     assert (report["images_without_foreground"], report["images_with_empty_mask"]) == (2, 2)
     assert (report["mean_predicted_iou"], report["mean_mask_share"]) == (0.5, 0.5 / 3)
@@ -233,7 +234,9 @@ def test_report_counts_empty_masks(tmp_path, caplog):
 
 def test_report_warns_of_masks_that_remove_nothing(tmp_path):
     found = np.ones(4, bool)
-    masks.report(tmp_path / "m.json", "sam", found, np.ones(4), np.array([1.0, 0.99, 0.5, 0.9]))
+    masked_set.report(
+        tmp_path / "m.json", "sam", found, np.ones(4), np.array([1.0, 0.99, 0.5, 0.9])
+    )
     report = json.loads((tmp_path / "m.json").read_text())
     assert report["images_filled_by_their_mask"] == 2
     assert [warning[:21] for warning in report["warnings"]] == ["2 of 4 images (50%) a"]
@@ -328,7 +331,7 @@ def test_picture_outlines_the_mask_in_red_between_the_image_and_its_masked_versi
     mask = np.zeros((1, 96, 96), np.uint8)
     mask[:, 20:60, 30:80] = 1
     white = np.where(mask[..., None] == 1, images, np.uint8(255))
-    sheet = masks.draw(images, white, mask)[2:, 2:]
+    sheet = masked_set.draw(images, white, mask)[2:, 2:]
     np.testing.assert_array_equal(sheet[:96, :96], images[0])
     np.testing.assert_array_equal(sheet[:96, 192:288], white[0])
     red = (sheet[:96, 96:192] == (255, 0, 0)).all(-1)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from workflow import Project
 
-from mirage_steps import features, gather, settings, views
+from mirage_steps import features, gather, masks, settings, views
 from mirage_steps.errors import UserError
 from mirage_steps.evaluation_sets import evaluation_sets
 from mirage_steps.files.shards import Shard
@@ -103,6 +103,35 @@ def test_generated_images_are_the_same(finished, tmp_path, name, of):
     assert record["settings"] == {"seed": 3, "shard": f"all of {of}"}
 
 
+@pytest.mark.parametrize("of", [2, 7])
+def test_masks_are_the_same(finished, tmp_path, of):
+    chosen = settings.load(yaml.safe_load((finished.folder / "mini.yaml").read_text()))
+    chosen, images = chosen.dataset("mini"), finished["sets/mv-bg-hag/images.h5"]
+    shards = []
+    for number in range(1, of + 1):
+        shard = f"{number}-of-{of}"
+        named = masks.main(
+            images=images,
+            estimator=finished["foreground/pose_estimator.safetensors"],
+            out=tmp_path,
+            backbone=chosen.backbone.model_copy(update={"batch_size": 4}),
+            masks=chosen.masks,
+            shard=shard,
+            device="cpu",
+        )
+        assert named == [f"masks.{shard}"]
+        shards.append(tmp_path / f"images.{shard}.h5")
+    assert not (tmp_path / "masks.json").exists()
+    gather.main(shards=tuple(shards), out=tmp_path, images=images)
+    made = finished["sets/mv-nobg-hag"]
+    for file in ("masks.json", "masks.png"):
+        assert (tmp_path / file).read_bytes() == (made / file).read_bytes(), file
+    one, two = _content(tmp_path / "images.h5"), _content(made / "images.h5")
+    assert one.keys() == two.keys() and one["attributes"] == two["attributes"]
+    for name in one.keys() - {"attributes"}:
+        np.testing.assert_array_equal(one[name][2], two[name][2])
+
+
 @pytest.fixture
 def pieces(tmp_path) -> tuple[Path, ...]:
     paths = tuple(tmp_path / f"tokens.{number}-of-2.h5" for number in (1, 2))
@@ -149,6 +178,7 @@ def test_the_whole_graph_gives_the_same_poses_and_table(finished, tmp_path):
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "shards": 7}))
     planned = project.planned("results/mini/fid.txt")
     assert planned["features"] == planned["crop_features"] == 7 and planned["views"] == 28
+    assert planned["masks"] == 28 and planned["gather_masks"] == 4
     project.run("--", "results/mini/fid.txt")
     for file in ("poses/poses.csv", "poses/poses.json", "fid.txt"):
         assert project[file].read_bytes() == finished[file].read_bytes(), file

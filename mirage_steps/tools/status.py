@@ -134,7 +134,7 @@ def look(
     Args:
         folder: of its results.
         dataset: its settings.
-        shards: of features and generated images.
+        shards: of features, generated images and masks.
         own_sets: evaluation sets that it makes; all by default.
     """
     checkpoints, iterations = folder / "training/checkpoints", dataset.training.iterations
