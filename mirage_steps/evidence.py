@@ -94,6 +94,9 @@ def main(
             log.warning("no object is found in %d of %d views, %s", absent, one.poses.size, kind)
     found: dict[str, object] = {
         "pose_control": _pose_control(judge, seen, judged, real),
+        "pose_strength": {
+            kind: mean_interval(judge.strength(seen[kind], views)) for kind, views in judged.items()
+        },
         "consistency": _consistency(judge, seen, judged),
     }
     found["references"], scores = _references(judge, seen["generated"], generated)
@@ -356,6 +359,8 @@ def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
         real = row.get("real_objects", row["training_crops"])
         yield [names[name], f"{row['generated']}", f"{row['photos']}", f"{row['chance']:.2f}",
                f"{real}"]  # fmt: skip
+    row = found["pose_strength"]
+    yield ["strength of the pose", f"{row['generated']}", f"{row['photos']}", "0", "1"]
     for feature, row in found["consistency"].items():
         top = row["ceiling_similarity"]
         label = f"consistency, {feature}"

@@ -21,7 +21,13 @@ from mirage_steps.files.h5 import open_h5, slices
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.boxes import crop
-from mirage_steps.method.evidence import Consistency, in_pose, mean_interval, reference_scores
+from mirage_steps.method.evidence import (
+    Consistency,
+    in_pose,
+    mean_interval,
+    pose_strength,
+    reference_scores,
+)
 from mirage_steps.method.foreground import TokenBatch
 from mirage_steps.method.pose_estimator import PoseEstimator
 from mirage_steps.networks.backbone import Backbone
@@ -77,17 +83,21 @@ class Seen:
         poses: (m,) int, assigned by the run's estimator; -1 where it finds no object.
         distances: (m,) from the mean maps of these poses.
         masks: bool (m, S, S), the object by the run's foreground component.
+        maps: (m, T * c) float32 in pose space, neither centered nor scaled.
         features: by their kind, (m, d) float32.
     """
 
     poses: np.ndarray
     distances: np.ndarray
     masks: np.ndarray
+    maps: np.ndarray
     features: dict[str, np.ndarray]
 
     def __getitem__(self, rows: Any) -> "Seen":
         features = {kind: values[rows] for kind, values in self.features.items()}
-        return Seen(self.poses[rows], self.distances[rows], self.masks[rows], features)
+        return Seen(
+            self.poses[rows], self.distances[rows], self.masks[rows], self.maps[rows], features
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ class Judge:
         features = {
             kind: np.concatenate([part.features[kind] for part in parts]) for kind in self.kinds
         }
-        keys = ("poses", "distances", "masks")
+        keys = ("poses", "distances", "masks", "maps")
         arrays = {key: np.concatenate([getattr(part, key) for part in parts]) for key in keys}
         return Seen(**arrays, features=features)
 
@@ -178,6 +188,7 @@ class Judge:
         side, network = images.shape[1], self.network
         for pixels, batch in self._tokens(images):
             found = estimator.estimate(batch)
+            maps = estimator.raw.maps(batch, found.categories)[0]
             masks = np.stack([_enlarged(shown, side) for shown in found.shown])
             # Where no object is seen, the whole image stands for it.
             masks[~masks.any((1, 2))] = True
@@ -186,7 +197,9 @@ class Judge:
             if network is not None:
                 bare = np.where(masks[..., None], pixels, _GRAY).astype(np.uint8)
                 features[network.name] = network.feature(bare, "cls")
-            yield Seen(found.seen_poses, found.distances, masks, features)
+            yield Seen(
+                found.seen_poses, found.distances, masks, maps.reshape(len(maps), -1), features
+            )
 
     def calibrated(
         self,
@@ -235,6 +248,12 @@ class Judge:
     def shows(self, seen: Seen, poses: np.ndarray, within: int = 1) -> np.ndarray:
         """Whether views show the requested poses (n, v) or adjacent ones, bool (n, v)."""
         return in_pose(poses, seen.poses, self.k, within)
+
+    def strength(self, seen: Seen, views: Views) -> np.ndarray:
+        """How strongly the views of each object show their poses, (n,), as real images do: 1."""
+        made = np.arange(views.poses.shape[1]) != views.given[:, None]
+        shown = seen.poses // self.k == views.poses // self.k  # the category, and an object at all
+        return pose_strength(seen.maps, views.poses, made, shown, self.real.maps, self.labels)
 
     def reference_scores(self, seen: Seen, views: Views) -> np.ndarray:
         """Scores (n,) of the references of generated objects, 0 is best."""

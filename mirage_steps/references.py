@@ -5,8 +5,8 @@ of the training images, and whether it shows the requested pose.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from mirage_steps.networks.backbone import Backbone, load_backbone
 from mirage_steps.settings import Views
 
 BLOCK = 16  # objects that are kept of one choice, so that shards choose alike
+_CENTERING = 64  # references, at least, whose mean replaces that of the training images
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,24 @@ class References:
         """
         if not self.views.reject:
             return list(objects)
+        chooser = self._recentered()
         several, found = math.ceil(BLOCK / (1 - self.views.reject)), []
         for block in range(objects.start // BLOCK, -(-objects.stop // BLOCK)):
             numbers = list(range(block * several, (block + 1) * several))
-            scores = self._scores(seed, numbers, [reference(number) for number in numbers])
+            scores = chooser._scores(seed, numbers, [reference(number) for number in numbers])
             best = np.sort(np.argsort(scores, kind="stable")[:BLOCK])
             found += [numbers[place] for place in best]
         skipped = objects.start % BLOCK
         return found[skipped : skipped + len(objects)]
+
+    def _recentered(self) -> "References":
+        """This with maps centered on references in all poses, if they are centered at all."""
+        if self.estimator is None or self.estimator.centers is None:
+            return self
+        poses = np.arange(self.model.config.poses)
+        poses = np.tile(poses, -(-_CENTERING // len(poses)))
+        batches = (batch for _, batch in self._tokens(self.views.seed, range(len(poses)), poses))
+        return replace(self, estimator=self.estimator.recentered(batches))
 
     def _scores(self, seed: int, numbers: Sequence[int], poses: Sequence[int]) -> np.ndarray:
         """Scores (n,) of the references of objects, 0 is best.
@@ -89,21 +100,26 @@ class References:
             numbers: (n,) of the objects.
             poses: (n,) of their references.
         """
+        found, far, k = [], self.estimator.far, self.estimator.k
+        for asked, batch in self._tokens(seed, numbers, np.array(poses)):
+            seen = self.estimator.estimate(batch)
+            found.append(reference_scores(asked, seen.seen_poses, seen.distances, far, k))
+        return np.concatenate(found)
+
+    def _tokens(
+        self, seed: int, numbers: Sequence[int], poses: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+        """Poses and tokens of each batch of the references; arguments as for :meth:`_scores`."""
         side, device = self.model.config.image_size, next(self.model.parameters()).device
-        found = []
         for rows in slices(len(numbers), self.views.batch_size):
             noise = keyed_noise(seed, list(numbers[rows]), (3, side, side)).to(device)
-            asked = np.array(poses[rows])
             with autocast(device, self.views.precision):
                 images = sample_single(
                     self.model,
                     noise,
-                    torch.from_numpy(asked).to(device),
+                    torch.from_numpy(poses[rows]).to(device),
                     sampling_timesteps(self.views),
                     self.views.solver,
                 )
             tokens = self.backbone.half_tokens(to_pixels(images))
-            seen = self.estimator.estimate(TokenBatch.of_crops(*tokens))
-            far, k = self.estimator.far, self.estimator.k
-            found.append(reference_scores(asked, seen.seen_poses, seen.distances, far, k))
-        return np.concatenate(found)
+            yield poses[rows], TokenBatch.of_crops(*tokens)

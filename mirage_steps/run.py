@@ -281,10 +281,11 @@ class Run:
                 np.roll(one, -own) for one in (np.array(made.poses), poses[1:], distances[1:])
             )
             warnings += _pose_warnings(asked, shown[1:], distances[1:], self.estimator.far)
+        known = whole or self.estimator.centers is None
         return {
             "warnings": tuple(warnings),
             "color_drift": drift,
-            "view_poses": tuple(poses[1:].tolist()),
+            "view_poses": tuple(poses[1:].tolist()) if known else None,
             "masks": masks[1:],
             "names": tuple(self.names[pose] for pose in made.poses),
         }

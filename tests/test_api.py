@@ -215,6 +215,15 @@ def test_a_photo_is_shown_in_chosen_poses(run, tmp_path):
         run.novel_views(GREEN, poses=["front"])
 
 
+def test_poses_of_some_views_are_unknown_where_maps_are_centered(run):
+    """They are centered on the mean over all poses."""
+    pca = run.estimator.pcas[0]
+    center = np.zeros((run.backbone.grid**2, len(pca.components)), np.float32)
+    centering = replace(run, estimator=replace(run.estimator, centers=(center,)))
+    assert len(centering.novel_views(GREEN).view_poses) == 12
+    assert centering.novel_views(GREEN, poses=[1, 2]).view_poses is None
+
+
 # Photos of all types
 
 

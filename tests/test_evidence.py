@@ -23,6 +23,7 @@ from mirage_steps.method.evidence import (
     mean_interval,
     nn_distance,
     paired_difference,
+    pose_strength,
     rank_correlation,
     reference_scores,
 )
@@ -317,6 +318,58 @@ def test_few_modes_have_precision_but_no_coverage():
         coverage(real[:5], same)
 
 
+def _views_of(means, weights, noise=0.0):
+    """Maps of views with so much of the poses' means, poses in another order for each object."""
+    poses = np.stack([RNG.permutation(len(means)) for _ in weights])
+    own = RNG.normal(size=(len(weights), 1, means.shape[1]))  # what all views of an object share
+    maps = np.asarray(weights)[:, None, None] * means[poses] + own
+    return maps + noise * RNG.normal(size=maps.shape), poses
+
+
+def test_strength_of_the_pose_is_the_slope_of_a_regression():
+    means = RNG.normal(size=(5, 7))
+    real, labels = np.repeat(means, 3, axis=0), np.repeat(np.arange(5), 3)
+    maps, poses = _views_of(means, [1.0, 0.3, 0.01, 0.0, -1.0], noise=0.1)
+    every = np.ones(poses.shape, bool)
+    found = pose_strength(maps, poses, every, every, real, labels)
+    for own, asked, value in zip(maps, poses, found, strict=True):
+        x, y = (values - values.mean(0) for values in (means[asked], own))
+        assert value == pytest.approx(np.polyfit(x.ravel(), y.ravel(), 1)[0])
+    np.testing.assert_allclose(found, [1.0, 0.3, 0.01, 0.0, -1.0], atol=0.1)
+
+
+def test_views_in_the_wrong_pose_and_without_an_object_are_weak():
+    means = RNG.normal(size=(6, 50))
+    real, labels = np.repeat(means, 2, axis=0), np.repeat(np.arange(6), 2)
+    maps, poses = _views_of(means, np.ones(40))
+    every = np.ones(poses.shape, bool)
+    mixed = maps[np.arange(40)[:, None], RNG.permuted(np.tile(np.arange(6), (40, 1)), axis=1)]
+    assert abs(pose_strength(mixed, poses, every, every, real, labels).mean()) < 0.1
+    nothing = pose_strength(maps, poses, every, ~every, real, labels)
+    np.testing.assert_array_equal(nothing, 0)
+    # A view that does not count changes nothing, whatever it shows.
+    counted = every.copy()
+    counted[:, 2] = False
+    without = pose_strength(maps, poses, counted, every, real, labels)
+    maps[:, 2] = 100
+    np.testing.assert_allclose(pose_strength(maps, poses, counted, every, real, labels), without)
+    # Neither does a pose of one real image.
+    one = np.concatenate([real[:-1], means[:1] + 9]), np.concatenate([labels[:-1], [0]])
+    assert np.isfinite(pose_strength(maps, poses, counted, every, *one)).all()
+
+
+def test_real_images_have_strength_one_however_few_and_noisy_they_are():
+    means = RNG.normal(size=(8, 30))
+    found = []
+    for _ in range(200):
+        labels = np.repeat(np.arange(8), 3)
+        real = means[labels] + RNG.normal(size=(24, 30))
+        maps, poses = _views_of(means, np.ones(3), noise=1.0)
+        every = np.ones(poses.shape, bool)
+        found.append(pose_strength(maps, poses, every, every, real, labels).mean())
+    assert np.mean(found) == pytest.approx(1, abs=0.02)  # 0.75 if the noise of means were ignored
+
+
 # References
 
 
@@ -351,6 +404,20 @@ def test_the_worst_references_are_left_out_in_blocks(monkeypatch):
     assert References(None, settings.Views()).chosen(range(2, 5), 3, None) == [2, 3, 4]
     with pytest.raises(UserError, match="views.reject 0.5: give --estimator"):
         References.load(None, settings.Views(reject=0.5), None)
+
+
+def test_references_are_scored_by_maps_centered_on_references(finished):
+    """A center that is far from all of them changes nothing."""
+    run = Run.load(finished[""], device="cpu")
+    shape = (run.backbone.grid**2, len(run.estimator.pcas[0].components))
+    found = []
+    for center in (np.zeros(shape), np.full(shape, 50.0)):
+        estimator = replace(run.estimator, centers=(center.astype(np.float32),))
+        chooser = References(
+            run.model, settings.Views(steps=2, reject=0.4), estimator, run.backbone
+        )
+        found.append(chooser.chosen(range(16), 0, lambda number: number % 5))
+    assert found[0] == found[1] and max(found[0]) > 15
 
 
 def test_sets_and_sheets_leave_references_out(finished, tmp_path):

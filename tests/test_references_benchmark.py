@@ -29,7 +29,8 @@ def _judge(network) -> SimpleNamespace:
     def see_views(views: np.ndarray) -> Seen:
         assert views.shape[0] == K - 1  # all poses but the reference's
         flat = views.reshape(*views.shape[:2], -1).astype(np.float32)
-        return Seen(np.zeros(views.shape[:2], int), np.zeros(0), np.zeros(0), {"pixels": flat})
+        nothing = np.zeros(0)
+        return Seen(np.zeros(views.shape[:2], int), nothing, nothing, nothing, {"pixels": flat})
 
     views = Views(steps=2)
     sampling = SimpleNamespace(views=views, guidance=Guidance())

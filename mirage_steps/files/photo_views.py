@@ -66,7 +66,9 @@ class PhotoViews(LocatedPhoto, CropViews):
     # Of each view, the Euclidean distance in 0..255 of the mean color of its foreground from that
     # of the crop; None where either shows no foreground.
     color_drift: tuple[float | None, ...]
-    view_poses: tuple[int, ...]  # of each view, the pose that the run's estimator sees in it
+    # Of each view, the pose that the run's estimator sees in it; None where it centers its maps and
+    # only some poses are shown, since those of views are centered on their mean over all poses.
+    view_poses: tuple[int, ...] | None
     settings: dict[str, object]  # that made the views
     masks: np.ndarray  # (k, S, S) uint8, 255 where the foreground model sees the object in a view
     names: tuple[str, ...] = ()  # of the poses, by poses.edits; pose N where one has none

@@ -278,7 +278,7 @@ def evidence(path: Path, found: dict, about: dict) -> None:
 
     Args:
         path: of the picture.
-        found: ``pose_control`` and ``consistency`` of the evidence step.
+        found: ``pose_control``, ``pose_strength`` and ``consistency`` of the evidence step.
         about: numbers of objects.
     """
     control, names = found["pose_control"], {"exact": "in its pose", "near": "in it or a neighbor"}
@@ -286,6 +286,7 @@ def evidence(path: Path, found: dict, about: dict) -> None:
         (names[name], row, row["chance"], row.get("real_objects", row["training_crops"]).value)
         for name, row in control.items()
     ]
+    rows.append(("strength of the pose", found["pose_strength"], 0.0, 1.0))
     rows += [
         (f"consistency:\n{feature}", row, 0.0, 1.0 if row["ceiling_similarity"] else None)
         for feature, row in found["consistency"].items()

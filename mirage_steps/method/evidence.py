@@ -113,6 +113,52 @@ def in_pose(asked: np.ndarray, shown: np.ndarray, k: int, within: int = 0) -> np
     return (asked // k == shown // k) & (np.minimum(steps, k - steps) <= within)
 
 
+def pose_strength(
+    maps: np.ndarray,
+    poses: np.ndarray,
+    counted: np.ndarray,
+    shown: np.ndarray,
+    real: np.ndarray,
+    labels: np.ndarray,
+) -> np.ndarray:
+    """How strongly the views of each object show their poses, (n,): 1 as real images, 0 not at all.
+
+    The slope of the regression of an object's maps, less their mean, on the mean maps of real
+    images in the requested poses, less theirs. An assignment to the nearest pose counts a faint
+    difference between views as much as a clear one; this does not.
+
+    Args:
+        maps: (n, v, d) in pose space, neither centered nor scaled.
+        poses: int (n, v) that were asked for.
+        counted: bool (n, v), views that count.
+        shown: bool (n, v), views that show an object; others count as showing no pose.
+        real: (m, d) maps of real images.
+        labels: (m,) their poses; those with fewer than two images do not count.
+    """
+    count = max(int(poses.max()), int(labels.max())) + 1
+    means, noise = np.zeros((count, real.shape[1])), np.full(count, np.nan)
+    for pose in range(count):
+        group = real[labels == pose].astype(np.float64)
+        if len(group) > 1:
+            means[pose] = group.mean(0)
+            noise[pose] = group.var(0, ddof=1).sum() / len(group)  # of this mean
+    counted = counted & ~np.isnan(noise[poses])
+    number = np.maximum(counted.sum(1), 1)
+    expected = _centered(means[poses], counted)
+    products = (_centered(maps.astype(np.float64), counted & shown) * expected).sum((1, 2))
+    # Means of few images are farther apart than those of many, by their noise.
+    noisy = np.where(counted, noise[poses], 0).sum(1) * (1 - 1 / number)
+    squares = np.square(expected).sum((1, 2)) - noisy
+    return products / max(squares.mean(), np.finfo(float).tiny)
+
+
+def _centered(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Values (n, v, d) less their mean over the views that count, bool (n, v); others are zero."""
+    weights = counted[..., None]
+    means = (values * weights).sum(1, keepdims=True) / np.maximum(weights.sum(1), 1)[:, None]
+    return (values - means) * weights
+
+
 def reference_scores(
     asked: np.ndarray, shown: np.ndarray, distances: np.ndarray, far: float, k: int
 ) -> np.ndarray:

@@ -201,6 +201,11 @@ class PoseEstimator:
             poses[index] = nearest + category * self.k
         return poses, distances
 
+    @property
+    def raw(self) -> "PoseEstimator":
+        """This with maps neither centered nor scaled."""
+        return replace(self, centers=None, normalize=False)
+
     def recentered(self, batches: Iterable[TokenBatch]) -> "PoseEstimator":
         """This with maps centered on the mean of other images, if it centers them at all.
 
@@ -212,7 +217,7 @@ class PoseEstimator:
         """
         if self.centers is None:
             return self
-        raw, means = replace(self, centers=None, normalize=False), [PatchMeans() for _ in self.pcas]
+        raw, means = self.raw, [PatchMeans() for _ in self.pcas]
         for batch in batches:
             categories = self._categories_of(batch)
             maps, valid, shown = raw.maps(batch, categories)
