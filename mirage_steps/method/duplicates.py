@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import scipy  # loads its parts on their first use
 
 SIDE = 16  # pixels of a thumbnail
 # Root mean square in gray levels of 0..255. Copies, smaller copies and JPEG are below it, other
@@ -10,12 +11,16 @@ SIDE = 16  # pixels of a thumbnail
 MOST = 4.0
 _SHARE = 0.25  # of the usual distance to the nearest other image
 _ROWS = 1024  # compared at once, so that memory grows by the thumbnails alone
+_QUERIES = 64  # answered at once: many images that are all alike are all near to each other
+_DIMENSIONS = 8
 
 
 def near_duplicates(thumbnails: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each image the first one that it repeats, itself where it repeats none.
+    """For each image the nearest one that it repeats, itself where it repeats none.
 
-    Images are compared with the first of each group only, so a slow turn makes no chain.
+    Images are compared with the first of each group only, so a slow turn makes no chain. Only those
+    that a tree finds near in the leading principal components are compared: an orthogonal
+    projection makes no distance larger, so none is missed.
 
     Args:
         thumbnails: (n, SIDE, SIDE, 3) uint8.
@@ -24,24 +29,20 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> tuple[np.ndarray, n
     Returns:
         (n,) indices; (n,) correlation with that image, in [-1, 1].
     """
-    of = np.arange(len(thumbnails))
-    firsts: list[int] = []
-    for rows in _slices(len(thumbnails)):
-        block, start = _vectors(thumbnails[rows]), rows.start
-        nearest, own = np.full(len(block), np.inf), _distances(block, block)
-        for part in _slices(len(firsts)):
-            before = np.array(firsts[part])
-            distances = _distances(block, _vectors(thumbnails[before]))
-            closest = distances.argmin(1)
-            found = distances[np.arange(len(block)), closest]
-            closer = found < nearest
-            of[rows][closer], nearest[closer] = before[closest[closer]], found[closer]
-        for place in range(len(block)):
-            if nearest[place] > limit:
-                of[start + place] = start + place
-                firsts.append(start + place)
-                closer = np.flatnonzero(own[place, place + 1 :] < nearest[place + 1 :]) + place + 1
-                of[start + closer], nearest[closer] = start + place, own[place, closer]
+    of, basis = np.arange(len(thumbnails)), _components(thumbnails)
+    places = np.concatenate(
+        [_vectors(thumbnails[rows]) @ basis for rows in _slices(len(thumbnails))]
+    )
+    tree = scipy.spatial.cKDTree(places)
+    for rows in _slices(len(thumbnails), _QUERIES):
+        near = tree.query_ball_point(places[rows], limit * (1 + 1e-4), return_sorted=True)
+        for index, found in enumerate(map(np.array, near), rows.start):
+            firsts = found[(found < index) & (of[found] == found)]
+            if len(firsts):
+                gaps = _vectors(thumbnails[firsts]) - _vectors(thumbnails[[index]])
+                distances = np.linalg.norm(gaps, axis=1)
+                if distances.min() <= limit:
+                    of[index] = firsts[distances.argmin()]
     return of, _correlations(thumbnails, of)
 
 
@@ -51,18 +52,29 @@ def duplicate_limit(thumbnails: np.ndarray) -> float:
     Args:
         thumbnails: (n, SIDE, SIDE, 3) uint8.
     """
-    count = len(thumbnails)
-    sample = np.unique(np.linspace(0, count - 1, _ROWS).astype(int))
-    some, nearest = _vectors(thumbnails[sample]), np.full(len(sample), np.inf)
-    for rows in _slices(count):
+    some = _sample(thumbnails)
+    nearest = np.full(len(some), np.inf)
+    for rows in _slices(len(thumbnails)):
         distances = _distances(some, _vectors(thumbnails[rows]))
         other = np.where(distances > MOST, distances, np.inf)  # however often each is repeated
         nearest = np.minimum(nearest, other.min(1))
     return float(min(MOST, _SHARE * np.median(nearest)))
 
 
-def _slices(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS))
+def _slices(count: int, size: int = _ROWS) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _sample(thumbnails: np.ndarray) -> np.ndarray:
+    """Vectors of some thumbnails, evenly spaced."""
+    rows = np.linspace(0, len(thumbnails) - 1, _ROWS).astype(int)
+    return _vectors(thumbnails[np.unique(rows)])
+
+
+def _components(thumbnails: np.ndarray) -> np.ndarray:
+    """Leading principal components of some thumbnails' vectors, (SIDE * SIDE * 3, _DIMENSIONS)."""
+    some = _sample(thumbnails).astype(np.float64)
+    return np.linalg.eigh(some.T @ some)[1][:, -_DIMENSIONS:]
 
 
 def _vectors(thumbnails: np.ndarray) -> np.ndarray:
