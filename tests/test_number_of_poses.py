@@ -64,6 +64,13 @@ def test_on_an_even_circle_the_error_falls_as_that_of_equal_parts():
     assert "median_error_deg" not in judge_number(_maps(angles), 6, **HOW)
 
 
+def test_poses_are_fitted_as_the_pipeline_fits_them(monkeypatch):
+    maps, fit, asked = _maps(np.arange(0, 360, 3.0)), PoseModel.fit, []
+    monkeypatch.setattr(PoseModel, "fit", lambda *args: asked.append(args[3:]) or fit(*args))
+    judge_number(maps, 6, **HOW, method="spectral", normalized=True)
+    assert set(asked) == {(3, 0, "spectral", True)}
+
+
 def test_noise_is_not_stable():
     noise = np.random.default_rng(3).normal(size=(300, 75)).astype(np.float32)
     assert judge_number(noise, 8, **HOW)["stability"] < 0.1

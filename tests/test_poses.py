@@ -212,8 +212,7 @@ def _fit(maps: np.ndarray, seed: int = 0, k: int = 6) -> PoseModel:
 
 def _nearest(model: PoseModel, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     seen = np.ones(maps.shape[1], bool)
-    poses, distances = zip(*(model.nearest(one, seen) for one in maps), strict=True)
-    return np.array(poses), np.array(distances)
+    return model.nearest(maps, np.tile(seen, (len(maps), 1)))
 
 
 def test_poses_are_the_clusters_of_scikit_learn_in_circular_order():
@@ -246,8 +245,21 @@ def test_what_lies_on_padding_says_nothing_about_the_pose():
     other = np.where(valid[..., None], maps, 1e3).astype(np.float32)
     again = PoseModel.fit(other.copy(), valid, 6, 3, 0)
     np.testing.assert_array_equal(again.centroids, model.centroids)
-    for one, two, usable in zip(maps, other, valid, strict=True):
-        assert model.nearest(one, usable) == model.nearest(two, usable)
+    for one, two in zip(model.nearest(maps, valid), model.nearest(other, valid), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("method", ["kmeans", "spectral"])
+def test_the_nearest_centroid_is_that_of_all_differences(method):
+    maps = _doubled_circle(300, 7)[0]
+    valid = np.random.default_rng(3).random(maps.shape[:2]) < 0.9
+    model = PoseModel.fit(maps.copy(), valid, 6, 3, 0, method)
+    poses, distances = model.nearest(maps, valid)
+    filled = np.where(valid[..., None], maps, model.means).reshape(300, -1)
+    gaps = np.linalg.norm(filled[:, None] - model.centroids, axis=2)
+    expected = gaps.argmin(1)
+    np.testing.assert_array_equal(poses, expected if method == "kmeans" else model.pose[expected])
+    np.testing.assert_allclose(distances, gaps.min(1), atol=1e-6)
 
 
 def test_the_seed_fixes_the_poses():

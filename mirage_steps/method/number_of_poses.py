@@ -20,6 +20,7 @@ def judge_number(
     seed: int,
     azimuths: np.ndarray | None = None,
     method: str = "kmeans",
+    normalized: bool = False,
 ) -> dict:
     """What speaks for ``k`` poses of these maps, and what against.
 
@@ -31,6 +32,7 @@ def judge_number(
         seed: of K-Means and of the halves.
         azimuths: (n,) true ones in degrees, NaN where unknown; None where all are.
         method: of clustering.
+        normalized: whether the maps have length 1.
 
     Returns:
         ``stability``, the adjusted mutual information in [-1, 1] of the poses that two halves of
@@ -41,15 +43,19 @@ def judge_number(
     """
     from sklearn.metrics import adjusted_mutual_info_score, silhouette_score
 
+    def fit(part: np.ndarray) -> PoseModel:
+        whole = np.ones((len(part), 1), bool)
+        return PoseModel.fit(part[:, None].copy(), whole, k, starts, seed, method, normalized)
+
     agreements, breaks = [], []
     for number in range(halves):
         order = np.random.default_rng([seed, number]).permutation(len(maps))
         parts = order[: len(order) // 2], order[len(order) // 2 :]
-        one, other = (nearest(maps, _fit(maps[part], k, starts, seed, method)) for part in parts)
+        one, other = (nearest(maps, fit(maps[part])) for part in parts)
         agreements.append(adjusted_mutual_info_score(one, other))
         means = [circular_mean(one[other == pose] * 360 / k) for pose in np.unique(other)]
         breaks.append(order_errors(np.array(means), tolerance=360 / k))
-    model = _fit(maps, k, starts, seed, method)
+    model = fit(maps)
     labels = nearest(maps, model)
     counts = np.bincount(labels, minlength=k)
     sample = min(len(maps), _SILHOUETTE_SAMPLE)
@@ -107,13 +113,5 @@ def _around(centroids: np.ndarray) -> np.ndarray:
 
 def nearest(maps: np.ndarray, model: PoseModel) -> np.ndarray:
     """Pose of each map (n, d), (n,) int64."""
-    from sklearn.metrics import pairwise_distances_argmin
-
-    found = pairwise_distances_argmin(maps, model.centroids)
-    return found if model.pose is None else model.pose[found]
-
-
-def _fit(maps: np.ndarray, k: int, starts: int, seed: int, method: str) -> PoseModel:
-    """Poses of maps (n, d), in circular order."""
-    whole = np.ones((len(maps), 1), bool)
-    return PoseModel.fit(maps[:, None].copy(), whole, k, starts, seed, method)
+    maps = maps.reshape(len(maps), *model.means.shape)
+    return model.nearest(maps, np.ones(maps.shape[:2], bool))[0]

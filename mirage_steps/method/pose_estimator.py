@@ -196,9 +196,10 @@ class PoseEstimator:
             map of a cluster of that pose.
         """
         poses, distances = np.empty(len(maps), np.int64), np.empty(len(maps))
-        for index, category in enumerate(categories):
-            nearest, distances[index] = self.poses[category].nearest(maps[index], valid[index])
-            poses[index] = nearest + category * self.k
+        for category in np.unique(categories):
+            own = categories == category
+            nearest, distances[own] = self.poses[category].nearest(maps[own], valid[own])
+            poses[own] = nearest + category * self.k
         return poses, distances
 
     @property

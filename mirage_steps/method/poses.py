@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 # farther from all clusters than the maps that these were fitted to.
 _NEIGHBORS, _GRAPH = 10, 20_000
 _PARTS, _OF_PART = 10, 20
+_ROWS = 256  # maps compared at once
 
 
 def object_maps(
@@ -150,17 +151,24 @@ class PoseModel:
         pose = np.unique(found[kept], return_inverse=True)[1]
         return PoseModel(self.centroids[kept], self.means, pose)
 
-    def nearest(self, values: np.ndarray, valid: np.ndarray) -> tuple[int, float]:
-        """Pose of the nearest centroid to a map (T, c), and the distance to it.
+    def nearest(self, maps: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pose of the nearest centroid to each map, (n,) int, and the distances to them, (n,).
 
         Args:
-            values: the map.
-            valid: bool (T,), False on padding.
+            maps: (n, T, c).
+            valid: bool (n, T), False on padding.
         """
-        filled = np.where(valid[:, None], values, self.means).ravel()
-        gaps = np.linalg.norm(self.centroids - filled, axis=1)
-        nearest = int(gaps.argmin())
-        return nearest if self.pose is None else int(self.pose[nearest]), float(gaps[nearest])
+        poses, distances = np.empty(len(maps), np.int64), np.empty(len(maps))
+        centroids = self.centroids.astype(np.float64)
+        lengths = np.square(centroids).sum(1)
+        for start in range(0, len(maps), _ROWS):
+            rows = slice(start, start + _ROWS)
+            filled = np.where(valid[rows, :, None], maps[rows], self.means).astype(np.float64)
+            flat = filled.reshape(len(filled), -1)
+            squares = np.square(flat).sum(1)[:, None] + lengths - 2 * flat @ centroids.T
+            poses[rows] = squares.argmin(1)
+            distances[rows] = np.sqrt(np.maximum(squares.min(1), 0))
+        return poses if self.pose is None else self.pose[poses], distances
 
 
 def graph_embedding(flat: np.ndarray, dimensions: int, seed: int) -> np.ndarray:

@@ -69,7 +69,7 @@ def main(
         curve = [
             judge_number(
                 maps[rows], one, starts=dataset.poses.starts, halves=halves, seed=seed,
-                method=dataset.poses.method,
+                method=dataset.poses.method, normalized=model.normalize,
                 azimuths=None if given is None or np.isnan(given).all() else given,
             )
             for one in progress(numbers, unit="number")
