@@ -1,8 +1,8 @@
 """A set of generated images (paper, sections 3.3 and 4).
 
 - ``single``: single images with self-attention, poses sampled by their frequency in the data;
-- ``multi-view``: for each initial noise a random reference pose and three other poses; only the
-  latter are kept.
+- ``multi-view``: for each initial noise a reference pose and three other poses, all different and
+  drawn by their frequency too; only the latter are kept.
 
 Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (n,) the number of
 the noise; and ``images.png``, the first of them.
@@ -178,9 +178,10 @@ def _multi_view(
 def _poses_of_object(
     network: UNet, frequencies: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Distinct poses of one object, the reference's first; categories as often as in the data.
+    """Distinct poses of one object, the reference's first, drawn by their frequency in the data.
 
-    Poses without images, which the model never saw, are left out.
+    As single images are, so that no row of the table has the data's poses more than another. Poses
+    without images, which the model never saw, are left out.
     """
     config, category = network.config, 0
     if config.categories > 1:
@@ -193,7 +194,8 @@ def _poses_of_object(
             f"only {len(poses)} poses of category {category} have images, an object needs "
             f"{1 + NOVEL_VIEWS}; lower poses.k and train again"
         )
-    return poses[rng.choice(len(poses), 1 + NOVEL_VIEWS, replace=False)]
+    shares = frequencies[poses] / frequencies[poses].sum()
+    return poses[rng.choice(len(poses), 1 + NOVEL_VIEWS, replace=False, p=shares)]
 
 
 def _reference(network: UNet, frequencies: np.ndarray, views: settings.Views, number: int) -> int:
