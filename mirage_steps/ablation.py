@@ -77,7 +77,7 @@ def main(
         out: Folder for ablation.json, ablation.txt and ablation.png.
         turntables: turntables.h5 with objects from all sides, for the ceiling.
         dataset: Its name for the head of the table; the run's by default.
-        ablation: Objects, steps and values of gamma.
+        ablation: Objects and values of gamma.
         evidence: How views are judged.
         views: Sampler of the first row.
         guidance: Attention and guidance of the first row.
@@ -86,13 +86,12 @@ def main(
     """
     loaded = Run.load(run, device=device)
     judge, _, _ = calibrated_judge(loaded, evidence, crops, poses, turntables, weights)
-    views = views.model_copy(update={"steps": ablation.ablation_steps})
     variants = _variants(views, guidance, ablation)
     rows, shown = _rows(judge, variants, ablation.ablated_objects, views.seed + 1)
     about = {
         "objects": ablation.ablated_objects,
         "poses": judge.k,
-        "steps": ablation.ablation_steps,
+        "steps": views.steps,
         "first_row": {**views.model_dump(), **guidance.model_dump()},
         "ends_at_timestep": sampling_timesteps(views)[-1],
         **judge.about,
@@ -245,18 +244,14 @@ def _claims(rows: Mapping[str, Row], gamma: float) -> list[dict[str, Any]]:
     kinds = [key for key in rows[_BASE].values if key not in ("near", "nn_distance")]
     larger = [float(name.split()[1]) for name in rows if name.startswith("gamma")]
     largest = f"gamma {max(larger):g}" if max(larger, default=0) > gamma else _BASE
+    # Attention is taken away from the row with the same noise.
+    without = _NO_ATTENTION if _OWN_NOISE in rows else _NEITHER
     guided, alone = _BASE, "attention and guidance alone do so"
     if gamma == 1:
         guided, alone = f"gamma {settings.Guidance().gamma:g}", "attention alone does so"
     asked = [
         ("shared noise alone makes views more similar", _NO_ATTENTION, _NEITHER, kinds, "rises"),
-        (
-            "cross-frame attention makes views more similar",
-            "gamma 1",
-            _NO_ATTENTION,
-            kinds,
-            "rises",
-        ),
+        ("cross-frame attention makes views more similar", "gamma 1", without, kinds, "rises"),
         (alone, _OWN_NOISE, _NEITHER, kinds, "rises"),
         ("attention in the encoder has no effect", _ENCODER, _BASE, kinds, "same"),
         ("guidance makes views more similar", guided, "gamma 1", kinds, "rises"),

@@ -32,6 +32,10 @@ from mirage_steps.method.visual_hull import LEAST_VIEWS
 
 _ASIDE = 45  # degrees
 _BATCH = 256  # maps in memory
+_OTHERS = (
+    "{}: cameras need maps that are zero off the object and not centered; set pose_space."
+    "mask_background true and pose_space.center false"
+)
 _CONVENTION = (
     "azimuth 0 is front or rear, which silhouettes do not tell (cameras.front settles it), 90 the "
     "object's left if 0 is its front; cameras look down (unless cameras.left tells another sense "
@@ -47,6 +51,7 @@ def main(
     manifest: Path,
     out: Path,
     labels: Path | None = None,
+    pose_space: settings.PoseSpace = settings.PoseSpace(),
     cameras: settings.Cameras = settings.Cameras(),
 ) -> None:
     """Find the camera of every pose.
@@ -57,8 +62,11 @@ def main(
         manifest: The data set's manifest.csv; its azimuths only tell the error.
         out: Folder for cameras.json.
         labels: CSV file with image and azimuth_deg, likewise.
+        pose_space: How the maps were made.
         cameras: What the data cannot tell.
     """
+    if pose_space.center:
+        raise UserError(_OTHERS.format("pose_space.center true"))
     names, assigned = read_poses(poses)
     count, categories = read_pose_counts(poses)
     for key, given in cameras:
@@ -121,10 +129,7 @@ def _means(
             sums[half, pose] += np.column_stack(one)
             images[half, pose] += 1
     if not background:
-        raise UserError(
-            f"{maps}: cameras need maps that are zero off the object; set pose_space."
-            "mask_background true and pose_space.center false"
-        )
+        raise UserError(_OTHERS.format(maps))
     single = images[1] == 0
     sums[1, single], images[1, single] = sums[0, single], images[0, single]
     sums, images = np.stack([sums.sum(0), *sums]), np.stack([images.sum(0), *images])

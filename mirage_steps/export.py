@@ -124,7 +124,7 @@ def _about_cameras(cameras: dict) -> str:
 def _hours(trained: Path) -> str:
     """Time that the training took; interruptions do not count."""
     records = read_metrics(trained / "training/checkpoints")
-    times = [one["time"] for one in records if "time" in one]
+    times = [one["time"] for one in records if "near" not in one]  # no scores
     gaps = [after - before for before, after in pairwise(times)]
     return f"{median(gaps) * len(times) / 3600:.1f}" if gaps else "?"
 

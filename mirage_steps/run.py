@@ -385,7 +385,14 @@ class Run:
             number = _integer("number", number, 0, len(views.images) - 1)
             name, poses, images = f"object {number}", views.poses[number], views.images[number]
             masks = self.masks(images)
-        cameras = read_cameras(run_folder(self.folder) / CAMERAS, [int(pose) for pose in poses])
+        path = run_folder(self.folder) / CAMERAS
+        model = self.estimator
+        if not (path.is_file() or (model.mask_background and model.centers is None)):
+            raise UserError(
+                f"{path}: not there, and cannot be made: a mesh needs poses found with pose_space."
+                "mask_background true and pose_space.center false"
+            )
+        cameras = read_cameras(path, [int(pose) for pose in poses])
         with errors_at(f"{name}: "):
             return PhotoMesh.of(images, masks / 255, cameras)
 

@@ -440,8 +440,10 @@ def test_runs_without_cameras_are_told_why(run):
         # The background kept, but for the padding of one crop.
         file["maps"][...] = 1
         file["maps"][3, :32], file["valid"][3, :32] = 0, False
-    with pytest.raises(UserError, match="maps that are zero off the object; set pose_space"):
+    with pytest.raises(UserError, match="maps that are zero off the object and not centered; set"):
         cameras.main(**run)
+    with pytest.raises(UserError, match="^pose_space.center true: cameras need maps"):
+        cameras.main(**run, pose_space=settings.PoseSpace(center=True))
     assert not run["out"].exists()
 
 

@@ -92,6 +92,22 @@ def test_cameras_of_other_poses_are_left_out_with_the_remedy(tmp_path, caplog):
     assert "the poses were changed since" in told and f"results/NAME/{CAMERAS}" in told
 
 
+@pytest.mark.parametrize("log_every", [100, 1000, 5000])
+def test_hours_of_a_training_do_not_depend_on_how_often_it_logs(tmp_path, log_every):
+    """A second a step, for ten hours; every 1000 steps, samples and scores take 20 s."""
+    lines = []
+    for step in range(100, 36_001, 100):
+        seconds = step + 20 * ((step - 1) // 1000)
+        if step % log_every == 0:
+            lines.append({"step": step, "loss": 1.0, "time": seconds})
+        if step % 1000 == 0:
+            lines.append({"step": step, "near": 0.5, "time": seconds + 20})
+    folder = tmp_path / "training/checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert float(export._hours(tmp_path)) == pytest.approx(10.1, abs=0.2)
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path):
     for folder, told in ((tmp_path / "no", "no such folder"), (tmp_path, "no such file")):
         with pytest.raises(UserError, match=told):

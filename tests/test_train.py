@@ -322,9 +322,13 @@ def test_changed_settings_restart_the_training(data, tmp_path, monkeypatch, capl
         stop_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             run(data, tmp_path / "run", SETTINGS)
+    stale = tmp_path / "run/checkpoints/samples/9999999.png"  # of the training before
+    stale.parent.mkdir(exist_ok=True)
+    stale.touch()
     changed = SETTINGS.model_copy(update={"learning_rate": 1e-4})
     found = run(data, tmp_path / "run", changed)
     assert "restarting: learning_rate changed; the old checkpoint is" in caplog.text
+    assert not stale.exists()
     expected = run(data, tmp_path / "fresh", changed)
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name

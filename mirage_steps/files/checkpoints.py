@@ -1,5 +1,6 @@
 """Checkpoints of a long training: atomic, two kept, never resumed with other settings."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -85,6 +86,9 @@ class Checkpoints:
                 damaged.replace(self.folder / "damaged.pt")
             return state
         kept = newest.replace(self.folder / f"previous-{newest.name}")
+        # Sample grids and their curve would be taken for those of the new training.
+        shutil.rmtree(self.folder / "samples", ignore_errors=True)
+        (self.folder / "loss.png").unlink(missing_ok=True)
         for other in self._files():
             other.unlink()
         what = ", ".join(changed)

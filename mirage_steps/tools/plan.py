@@ -90,7 +90,7 @@ def main(
     print("\n".join([f"{name}: at most {count} images{shared}", "", *table, ""]))
     work = list(operations(configuration, name, count, vit, network))
     work.append(("all", sum(flops for _, flops, _ in work), ""))
-    table = [(step, f"{flops / 1e12:,.1f}", runs) for step, flops, runs in work]
+    table = [(step, f"{flops / 1e12:,.1f}" if flops else "-", runs) for step, flops, runs in work]
     print("\n".join(aligned([("operations", "TFLOP", ""), *table], "<><")))
     with errors_of(name):
         require_samples(count, samples if dataset.is_evaluated else 0)
@@ -256,6 +256,19 @@ def operations(
         yield "masks", masked * samples * flops, f"{masked} x {samples} images"
     flops = vit.flops + (_INCEPTION if dataset.embed.inception != "none" else 0)
     yield "embed", len(sets) * samples * flops, f"{len(sets)} x {samples} images"
+    k, hard = dataset.poses.k, encoder + 2 * decoder
+    judged, view = (
+        dataset.evidence.judged_objects,
+        hard if dataset.guidance.hard else encoder + decoder,
+    )
+    objects = max(dataset.sheet.objects, judged) + judged  # generated, and photos
+    flops = steps * (objects * k * view + 2 * judged * (encoder + decoder))  # inverted, and back
+    flops += (objects + dataset.evidence.real_images) * k * vit.flops
+    yield "sheet, evidence", flops, f"{objects} objects in {k} poses"
+    ablation = dataset.ablation
+    rows, count = 5 + len(ablation.gammas), ablation.ablated_objects * k
+    flops = rows * count * (steps * hard + vit.flops)
+    yield "ablation", flops, f"at most {rows} x {count} images, {steps} steps"
 
 
 if __name__ == "__main__":
