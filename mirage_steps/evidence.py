@@ -6,11 +6,13 @@ FID measures neither. Generated objects and photos in all poses are judged
 - *pose control*: share of views in the requested pose, or in that or an adjacent one;
 - *consistency*: similarity of the views of an object, from 0 (unrelated objects) to 1 (real
   objects seen from all sides, if available); views in another pose count as unrelated;
+- *copies*: how far generated views are from the nearest training crop, as small thumbnails, and
+  how many are as near to it as copies of photos are;
 - *truth*, for rendered data: views of a photo compared with renderings of the same object, next to
   two baselines, the photo itself and the mean image of the pose.
 
 Intervals are 95 % bootstraps over objects. Writes ``evidence.json``, ``evidence.txt`` and
-``evidence.png``, ``references.png``, and where the truth is known ``truth.png``.
+``evidence.png``, ``references.png``, ``copies.png``, and where the truth is known ``truth.png``.
 """
 
 from collections.abc import Iterator
@@ -26,12 +28,13 @@ from mirage_steps.errors import UserError
 from mirage_steps.files import plots, tiles
 from mirage_steps.files.atomic import atomic, write_json
 from mirage_steps.files.command import log, run
-from mirage_steps.files.h5 import open_h5
+from mirage_steps.files.h5 import open_h5, slices
 from mirage_steps.files.tables import read_labels
 from mirage_steps.files.terminal import progress
 from mirage_steps.files.text_table import aligned
 from mirage_steps.judge import Judge, Seen, Turntables, Views, calibrated_judge
 from mirage_steps.method.device import memory_advice
+from mirage_steps.method.duplicates import MOST, SIDE, nearest_images
 from mirage_steps.method.evidence import (
     Interval,
     in_pose,
@@ -46,6 +49,9 @@ from mirage_steps.run import Run, crop_views
 
 _SHOWN = 4  # objects in truth.png, best and worst ones in references.png
 _DROPPED = (0.0, 0.1, 0.25, 0.5)  # shares of references
+_NEAREST = 12  # views in copies.png
+_REAL = 200  # crops whose distance to other crops is the scale of copies
+_CROPS = 1024  # of a batch
 
 
 def main(
@@ -101,6 +107,7 @@ def main(
     }
     found["references"], scores = _references(judge, seen["generated"], generated)
     _draw_references(out / "references.png", generated, scores)
+    found["copies"] = _copies(out / "copies.png", generated, crops)
     if truth is not None:
         found["truth"] = _truth(judge, novel, seen["photos"], truth)
         _draw_truth(out / "truth.png", novel, truth)
@@ -204,6 +211,46 @@ def _consistency(
         row["ceiling_similarity"] = None if scale.ceiling is None else mean_interval(scale.ceiling)
         found[feature] = row
     return found
+
+
+def _copies(path: Path, made: Views, crops: Path) -> dict[str, object]:
+    """How far generated views and real crops are from the nearest (other) training crop.
+
+    In gray levels between thumbnails. A model that has memorized its photos scores well in all
+    other measures. Draws the generated views that are nearest to one, above it.
+    """
+    views = made.images.reshape(-1, *made.images.shape[2:])
+    with open_h5(crops, "images") as file:
+        images = file["images"]
+        parts = list(slices(len(images), _CROPS))
+        own = np.unique(np.linspace(0, len(images) - 1, _REAL).astype(int))
+        real = np.stack([images[int(row)] for row in own])
+        given = np.concatenate([_thumbnails(views), _thumbnails(real)])
+        places = np.concatenate([np.full(len(views), -1), own])
+        rows, apart = nearest_images(given, (_thumbnails(images[p]) for p in parts), places)
+        first = np.argsort(apart[: len(views)], kind="stable")[:_NEAREST]
+        pairs = np.stack([views[first], np.stack([images[int(row)] for row in rows[first]])])
+    title = "generated views that are nearest to a training crop, above it, with the distance"
+    words, labels = ("generated", "training"), [f"{value:.1f}" for value in apart[first]]
+    tiles.save_image(path, tiles.contact_sheet(pairs, [None] * 2, labels, title, labels=words))
+    distances = made.mean(apart[: len(views)].reshape(made.poses.shape))
+    share = made.mean((apart[: len(views)] <= MOST).reshape(made.poses.shape))
+    return {
+        "distance": {
+            "generated": mean_interval(distances),
+            "real": mean_interval(apart[len(views) :]),
+        },
+        "share": {
+            "generated": share_interval(share),
+            "real": share_interval((apart[len(views) :] <= MOST).astype(float)),
+        },
+        "limit": MOST,
+    }
+
+
+def _thumbnails(images: np.ndarray) -> np.ndarray:
+    """Thumbnails of images (n, S, S, 3) uint8, (n, SIDE, SIDE, 3) uint8."""
+    return np.stack([np.asarray(Image.fromarray(one).resize((SIDE, SIDE))) for one in images])
 
 
 def _references(judge: Judge, seen: Seen, made: Views) -> tuple[dict[str, object], np.ndarray]:
@@ -332,6 +379,15 @@ def _as_text(name: str, about: dict[str, object], found: dict[str, Any]) -> str:
         "in parentheses the 95 % interval over objects",
         "",
         *aligned(list(_rows(found)), "<<<<<"),
+    ]
+    copies = found["copies"]
+    lines += [
+        "",
+        "distance to the nearest (other) training crop, in gray levels of thumbnails: generated "
+        "{generated}, real crops {real}".format(**copies["distance"]),
+        "share of copies (distance at most {:g}): generated {generated}, real crops {real}".format(
+            copies["limit"], **copies["share"]
+        ),
     ]
     correlations = found["references"]["rank_correlation"]
     lines += [

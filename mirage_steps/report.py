@@ -53,7 +53,9 @@ _SECTIONS = (
          ("evidence/truth.png?", "Views of photos above renderings of the same objects",
           "Some of {photos} photos, above the renderer's own pictures of the same objects."),
          ("evidence/references.png", "Generated objects sorted by the score of their reference",
-          "The best and the worst references of {generated_objects} generated objects."))),
+          "The best and the worst references of {generated_objects} generated objects."),
+         ("evidence/copies.png", "Generated views and the nearest training crops",
+          "Views of {generated_objects} generated objects, compared as small thumbnails."))),
     ("Ablation", "Noise, attention and guidance are changed one at a time.",
      ("ablation/ablation.txt",), (
          ("ablation/ablation.png", "The same objects in all poses under each change",

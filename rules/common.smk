@@ -586,6 +586,7 @@ def pictures(wildcards):
         *([f"{folder}/comparison.png"] if dataset(wildcards).compared else []),
         f"{folder}/evidence/evidence.png",
         f"{folder}/evidence/references.png",
+        f"{folder}/evidence/copies.png",
         f"{folder}/ablation/ablation.png",
     ]
 

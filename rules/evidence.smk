@@ -45,6 +45,7 @@ rule evidence:
         table=shown("<results>/{dataset}/evidence/evidence.txt", "Evidence"),
         picture=shown("<results>/{dataset}/evidence/evidence.png", "Evidence"),
         references="<results>/{dataset}/evidence/references.png",
+        copies="<results>/{dataset}/evidence/copies.png",
         run="<results>/{dataset}/evidence/evidence.run.json",
     log:
         "<results>/{dataset}/logs/evidence.log",

@@ -7,6 +7,7 @@ import pytest
 
 from mirage_steps.errors import UserError
 from mirage_steps.files.atomic import write_json
+from mirage_steps.files.records import read_run
 from mirage_steps.tools import compare
 
 PACKAGES = {"torch": "2.14.1", "numpy": "2.4.6"}
@@ -124,6 +125,18 @@ def test_damaged_files_are_listed_and_left_out(runs, capsys):
     lines = {" ".join(line.split()) for line in text.splitlines()}
     assert "poses finished 1 -" in lines
     assert any(line.startswith("no-mv fd_backbone 200 2 -") for line in lines)
+
+
+def test_evidence_is_compared_by_its_networks(runs):
+    for run, near in zip(runs, (0.5, 0.7), strict=True):
+        one = {"value": near, "low": 0.1, "high": 0.9, "n": 24}
+        (run / "evidence").mkdir()
+        about = {"pose_estimator": "dinov2", "network": "lite0 at 128 pixels"}
+        content = {"pose_control": {"near": {"chance": 0.25, "generated": one}}, **about}
+        (run / "evidence/evidence.json").write_text(json.dumps(content))
+    key = ("pose control, near, generated", 24, "dinov2, lite0 at 128 pixels")
+    found = [compare.figures(read_run(run)) for run in runs]
+    assert [one[key] for one in found] == [0.5, 0.7]
 
 
 def test_a_folder_without_results_is_an_error_of_one_line(runs, tmp_path):

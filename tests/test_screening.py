@@ -17,7 +17,13 @@ from mirage_steps.files.estimator import ESTIMATOR, load_estimator, save_estimat
 from mirage_steps.files.h5 import create_h5, write_names
 from mirage_steps.files.manifest import Entry, read_manifest, write_manifest
 from mirage_steps.method.boxes import content_box
-from mirage_steps.method.duplicates import MOST, SIDE, duplicate_limit, near_duplicates
+from mirage_steps.method.duplicates import (
+    MOST,
+    SIDE,
+    duplicate_limit,
+    near_duplicates,
+    nearest_images,
+)
 from mirage_steps.method.foreground import choose
 from mirage_steps.method.pose_estimator import Detection
 from mirage_steps.method.reliability import Clearness
@@ -113,6 +119,21 @@ def test_a_few_images_or_only_copies_are_no_special_case(count):
     # Everything twice: the distance to the nearest image is that of two originals all the same.
     twice = _thumbnails(40).repeat(2, 0)
     assert duplicate_limit(twice) == MOST
+
+
+def test_the_nearest_of_others_is_that_of_all_differences():
+    some, others = _thumbnails(7, 1), _thumbnails(50, 2)
+    others[:7] = some  # themselves, which do not count
+    vectors = [values - values.mean((1, 2), keepdims=True) for values in (some, others)]
+    apart = np.sqrt(((vectors[0][:, None] - vectors[1]) ** 2).mean((2, 3, 4)))
+    batches = [others[:20], others[20:45], others[45:]]
+    rows, distances = nearest_images(some, batches)
+    np.testing.assert_array_equal(rows, np.arange(7))
+    np.testing.assert_allclose(distances, 0, atol=0.05)
+    apart[np.arange(7), np.arange(7)] = np.inf
+    rows, distances = nearest_images(some, batches, np.arange(7))
+    np.testing.assert_array_equal(rows, apart.argmin(1))
+    np.testing.assert_allclose(distances, apart.min(1), rtol=1e-4)
 
 
 # What is left out, and what is warned of

@@ -8,7 +8,7 @@ from mirage_steps.errors import UserError
 
 # By their folders, since searching those of 100 000 images takes long.
 _RECORDS = ("*.run.json", "*/*.run.json", "sets/*/*.run.json", "novel_views/**/*.run.json")
-_FILES = (*_RECORDS, "metrics.json", "poses/pose_eval.json")
+_FILES = (*_RECORDS, "metrics.json", "poses/pose_eval.json", "evidence/evidence.json")
 BUDGET = "budget.json"  # of training.hours, beside the checkpoints
 
 

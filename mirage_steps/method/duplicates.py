@@ -1,6 +1,6 @@
 """Near-duplicates among images, by small thumbnails: no network decides what is one photo."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import scipy  # loads its parts on their first use
@@ -44,6 +44,31 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> tuple[np.ndarray, n
                 if distances.min() <= limit:
                     of[index] = firsts[distances.argmin()]
     return of, _correlations(thumbnails, of)
+
+
+def nearest_images(
+    some: np.ndarray, batches: Iterable[np.ndarray], own: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each image the nearest of others: its index (n,), and the distance (n,) in gray levels.
+
+    Args:
+        some: (n, SIDE, SIDE, 3) uint8 thumbnails.
+        batches: the others, each (m, SIDE, SIDE, 3), one after another.
+        own: (n,) indices among the others of the images themselves, which do not count.
+    """
+    vectors, start = _vectors(some), 0
+    indices, nearest = np.full(len(some), -1), np.full(len(some), np.inf)
+    for batch in batches:
+        distances = _distances(vectors, _vectors(batch))
+        if own is not None:
+            here = (own >= start) & (own < start + len(batch))
+            distances[here, own[here] - start] = np.inf
+        closest = distances.argmin(1)
+        found = distances[np.arange(len(some)), closest]
+        closer = found < nearest
+        indices[closer], nearest[closer] = start + closest[closer], found[closer]
+        start += len(batch)
+    return indices, nearest
 
 
 def duplicate_limit(thumbnails: np.ndarray) -> float:

@@ -131,6 +131,15 @@ def figures(run: dict[str, dict]) -> dict[tuple[str, int | None, str], float]:
         found |= {
             (f"poses {key}", n, f"true {truth}"): scores[key] for key in scores if key != "images"
         }
+    seen = run.get("evidence/evidence.json", {})
+    of = f"{seen.get('pose_estimator')}, {seen.get('network')}"
+    rows = {f"pose control, {key}": row for key, row in seen.get("pose_control", {}).items()}
+    rows |= {"strength of the pose": seen.get("pose_strength", {})}
+    rows |= {f"consistency, {key}": row for key, row in seen.get("consistency", {}).items()}
+    for name, row in rows.items():
+        for kind in ("generated", "photos"):
+            one = row.get(kind, {})
+            found[f"{name}, {kind}", one.get("n"), of] = one.get("value")
     chosen = train.get("settings", {})
     of = f"U-Net {chosen.get('preset')} on {train.get('device')}"
     for key in ("seconds", "peak_memory_mb"):
