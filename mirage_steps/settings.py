@@ -282,9 +282,8 @@ class Foreground(Settings):
 class Screening(Settings):
     """Near-duplicate images."""
 
-    duplicates: Literal["list", "drop"] = Field(
-        "list",
-        description="list: only list near-duplicates; drop: use only the first of each group.",
+    duplicates: Literal["list", "drop"] = stated(
+        "list", "list", "list: only list near-duplicates; drop: use only the first of each group."
     )
 
 
@@ -325,9 +324,10 @@ class Poses(Settings):
         description="Maximum number of images that clusters are fitted on, drawn at random; limits "
         "memory. All images get a pose (paper: fitted on all).",
     )
-    edits: FileName = Field(
+    edits: FileName = stated(
         "none",
-        description="CSV file with pose, action, value; pose numbers are those before any edit. "
+        "none",
+        "CSV file with pose, action, value; pose numbers are those before any edit. "
         "Actions: merge (value: pose to merge into), drop, or name (value: name for pictures). "
         "none: no edits.",
     )
@@ -378,9 +378,10 @@ class Training(Settings):
         description="Instead of iterations: training time, converted to a number of steps at the "
         "speed measured at the start, which is kept in checkpoints/budget.json.",
     )
-    pretrained: FileName = Field(
+    pretrained: FileName = stated(
         "none",
-        description="Initial weights: model.safetensors of a run with the same preset and image "
+        "none",
+        "Initial weights: model.safetensors of a run with the same preset and image "
         "size; with another number of poses, their embeddings start at random. none: random.",
     )
     batch_size: int = stated(128, 128, "Images per step.", ge=1)
@@ -632,7 +633,6 @@ class Ablation(Settings):
     """Figure 3: the data set's settings, with one factor changed at a time."""
 
     ablated_objects: int = Field(8, ge=2, description="Objects, the same in every row.")
-    ablation_steps: int = Field(50, ge=1, le=1000, description="Sampling steps.")
     gammas: tuple[NonNegativeFloat, ...] = Field(
         (1.0, 1.25, 1.5, 2.0, 3.0, 5.0), description="Values of guidance.gamma."
     )
@@ -967,23 +967,34 @@ def sections() -> dict[str, type[Settings]]:
     }
 
 
+_ALL = 200_000  # poses.fitted_images, more than any data set of the paper has
+
+
 def differences(dataset: Dataset) -> list[str]:
     """Settings of a data set that differ from what the paper states."""
     found = deviations(dataset, "") + deviations(dataset.source, "source")
     found += [line for name in sections() for line in deviations(getattr(dataset, name), name)]
     if dataset.paper is None:
         return found
+    hours, length = dataset.training.hours, ("iterations", dataset.training.iterations)
+    if hours != "none":
+        length = "hours", hours
     values = {
         "source.kind": (dataset.source.kind, dataset.paper.kind),
         "source.category": (getattr(dataset.source, "category", None), dataset.paper.category),
         "poses.k": (dataset.poses.k, dataset.paper.k),
-        "training.iterations": (dataset.training.iterations, dataset.paper.iterations),
+        f"training.{length[0]}": (length[1], dataset.paper.iterations),
     }
-    return found + [
-        f"{path} {value} (paper: {paper})"
+    found += [
+        f"{path} {value} (paper: {paper}{' iterations' if 'hours' in path else ''})"
         for path, (value, paper) in values.items()
         if paper is not None and value != paper
     ]
+    if dataset.backbone.model == "efficientnet-lite0":
+        found.append("backbone.model efficientnet-lite0 (paper: DINOv2)")
+    if dataset.poses.fitted_images < _ALL:
+        found.append(f"poses.fitted_images {dataset.poses.fitted_images} (paper: all)")
+    return found
 
 
 def load(config: Mapping) -> Configuration:
@@ -1012,6 +1023,7 @@ _FORMER = {
     "training.record_every": "is now called log_every",
     "novel_views.kept_frequencies": "is now called phase_cutoff (all: none)",
     "novel_views.inversion_steps": "is gone: photos are inverted by the sampler of views.steps",
+    "ablation.ablation_steps": "is gone: the ablation samples with views.steps",
     "novel_views.stride": "is gone: with views.solver dpm-solver++ fewer views.steps suffice",
 }
 

@@ -588,6 +588,12 @@ def test_claims_follow_from_any_first_row(views, guidance, gammas):
     chosen = settings.Views(**views), settings.Guidance(**guidance)
     variants = ablation._variants(*chosen, settings.Ablation(gammas=gammas))
     claims = ablation._claims({name: _row(0.5, 0.5) for name in variants}, chosen[1].gamma)
+    rows = {one["claim"]: one["rows"] for one in claims}
+    noises = {
+        variants[one][0].shared_noise
+        for one in rows["cross-frame attention makes views more similar"]
+    }
+    assert len(noises) == 1  # attention is compared at the same noise
     assert len(claims) >= 4
     assert "guidance makes views more similar" in [one["claim"] for one in claims]
     assert all(set(one["rows"]) <= variants.keys() for one in claims)

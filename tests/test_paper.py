@@ -74,7 +74,25 @@ def test_what_the_paper_states_is_what_the_configurations_have():
         "views.precision auto (paper: float32)",
         "guidance.gamma 2.0 (paper: 1.5)",
         "poses.k 8 (paper: 25)",
+        "poses.fitted_images 20000 (paper: all)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "told"),
+    [
+        ("training", {"hours": 2}, "training.hours 2.0 (paper: 1000000 iterations)"),
+        ("training", {"pretrained": "a.safetensors"}, "training.pretrained a.safetensors"),
+        ("backbone", {"model": "efficientnet-lite0"}, "backbone.model efficientnet-lite0 (paper: "),
+        ("screening", {"duplicates": "drop"}, "screening.duplicates drop (paper: list)"),
+        ("poses", {"edits": "edits.csv"}, "poses.edits edits.csv (paper: none)"),
+    ],
+)
+def test_what_makes_a_run_another_than_the_paper_s_is_told(section, values, told):
+    one = PAPER["compcars"]
+    changed = {**one, section: {**one.get(section, {}), **values}}
+    found = differences(load({"datasets": {"a": changed}}).datasets["a"])
+    assert len(found) == 1 and found[0].startswith(told)
 
 
 @pytest.mark.parametrize("name", TARGETS)

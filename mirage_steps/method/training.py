@@ -26,7 +26,7 @@ from mirage_steps.method.device import autocast
 from mirage_steps.method.processes import Processes
 from mirage_steps.method.unet import UNet, UNetConfig, build
 
-# Iterations that orthogonalize an update; torch's default is 5 (docs/training.md compares).
+# Iterations that orthogonalize an update; torch's default is 5 (docs/experiments.md compares).
 _NEWTON_SCHULZ = 3
 # Of Muon (Jordan 2024): Nesterov's momentum, and the polynomial of an iteration.
 _MOMENTUM, _QUINTIC = 0.95, (3.4445, -4.7750, 2.0315)

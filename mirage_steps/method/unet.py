@@ -64,7 +64,7 @@ class UNetConfig:
 
 
 # The small network works on blocks of 4 x 4 pixels and predicts the velocity, from which shapes
-# appear in the few hundred steps that two cores can afford (docs/training.md compares).
+# appear in the few hundred steps that two cores can afford (docs/experiments.md compares).
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"widths": (64, 128, 256, 512), "layout": "simple-diffusion"},
     "small": {
