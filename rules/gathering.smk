@@ -48,7 +48,8 @@ if configuration.shards > 1:
             records=shards_of("<results>/{dataset}/sets/{set}/masks", ".run.json"),
             images=unmasked,
         output:
-            **MASKS_SUMMARY,
+            picture="<results>/{dataset}/sets/{set}/masks.png",
+            summary="<results>/{dataset}/sets/{set}/masks.json",
             whole="<results>/{dataset}/sets/{set}/images.h5",
             run="<results>/{dataset}/sets/{set}/masks.run.json",
         log:

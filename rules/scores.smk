@@ -1,11 +1,5 @@
 # Background removal, features of all sets, the metrics table (paper, section 4).
 # Before the training if possible: a missing network fails early.
-MASKS_SUMMARY = {
-    "picture": shown("<results>/{dataset}/sets/{set}/masks.png", "Generated images"),
-    "summary": "<results>/{dataset}/sets/{set}/masks.json",
-}
-
-
 rule masks:
     input:
         images=unmasked,
@@ -14,7 +8,14 @@ rule masks:
         sam=network("masks.sam"),
     output:
         # Shards have no summary.
-        **({} if SHARD else MASKS_SUMMARY),
+        **(
+            {}
+            if SHARD
+            else {
+                "picture": shown("<results>/{dataset}/sets/{set}/masks.png", "Generated images"),
+                "summary": "<results>/{dataset}/sets/{set}/masks.json",
+            }
+        ),
         images=sharded("<results>/{dataset}/sets/{set}/images.h5", kept=True),
         run=record("<results>/{dataset}/sets/{set}/masks"),
     log:

@@ -53,7 +53,7 @@ def test_overview_names_pictures_that_exist(finished):
     text = finished["overview.txt"].read_text()
     assert text.startswith(finished["fid.txt"].read_text())
     pictures = text.partition("Pictures:\n")[2].split("\n")[:-1]
-    assert len(pictures) == 14
+    assert len(pictures) == 15
     assert all((finished.folder / path.strip()).stat().st_size > 1000 for path in pictures)
 
 

@@ -204,7 +204,11 @@ def test_every_rule_that_snakemake_s_report_shows_has_a_caption():
     found = set()
     for path in (ROOT / "rules").glob("*.smk"):
         rules = re.split(r"^(?:    )?rule \w+:", path.read_text(), flags=re.MULTILINE)[1:]
-        found |= {re.search(r'step\(\s*"(\w+)"', body)[1] for body in rules if "=shown(" in body}
+        found |= {
+            re.search(r'step\(\s*"(\w+)"', body)[1]
+            for body in rules
+            if re.search("[=:] ?shown\\(", body)
+        }
     text = (ROOT / "rules/caption.rst").read_text()
     assert found == ast.literal_eval(text[text.index("{\n") : text.index("}[")] + "}").keys()
 
