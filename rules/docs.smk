@@ -7,6 +7,7 @@ PICTURES = {
     "masks.png": "sets/mv-nobg-hag/masks.png",
     "evidence.png": "evidence/evidence.png",
     "truth.png": "evidence/truth.png",
+    "copies.png": "evidence/copies.png",
 }
 
 
