@@ -128,7 +128,7 @@ def main() -> None:
         make(words.run, words.images, *words.elevation, words.rising)
     azimuths, maps, valid, kept, rng = subset(words)
     model = PoseModel.fit(maps, valid, k=words.k, starts=4, seed=0)
-    poses = np.array([model.nearest(*pair)[0] for pair in zip(maps, valid, strict=True)])
+    poses = model.nearest(maps, valid)[0]
     side = round(maps.shape[1] ** 0.5)
     maps = maps.reshape(len(maps), side, side, -1)
     shown = worse((maps != 0).any(-1), words.noise, words.grow, words.holes, rng)

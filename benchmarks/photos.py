@@ -1,4 +1,4 @@
-"""Poses of real photos with known azimuths: the tables of docs/real_photos.md.
+"""Poses of real photos with known azimuths: the tables of docs/real_cars.md.
 
     python benchmarks/photos.py PHOTOS LABELS.csv [--boxes image] [--k 12 25] [--seeds 3] [--hog]
 

@@ -100,9 +100,7 @@ def main(
             log.warning("no object is found in %d of %d views, %s", absent, one.poses.size, kind)
     found: dict[str, object] = {
         "pose_control": _pose_control(judge, seen, judged, real),
-        "pose_strength": {
-            kind: mean_interval(judge.strength(seen[kind], views)) for kind, views in judged.items()
-        },
+        "pose_strength": _pose_strength(judge, seen, judged),
         "consistency": _consistency(judge, seen, judged),
     }
     found["references"], scores = _references(judge, seen["generated"], generated)
@@ -114,6 +112,7 @@ def main(
     about = {
         "generated_objects": len(generated.images),
         "photos": len(photos),
+        "maps_centered": loaded.estimator.centers is not None,
         "photos_are": "training images" if truth is None else "objects that the model never saw",
         **judge.about,
     }
@@ -196,6 +195,17 @@ def _pose_control(
     return found
 
 
+def _pose_strength(
+    judge: Judge, seen: dict[str, Seen], judged: dict[str, Views]
+) -> dict[str, Interval] | None:
+    """How strongly views differ by pose; None where real images hardly do."""
+    found = {kind: judge.strength(seen[kind], views) for kind, views in judged.items()}
+    known = {kind: mean_interval(one) for kind, one in found.items() if one is not None}
+    if len(known) < len(found):
+        log.warning("real images hardly differ by pose: the strength of the pose is unknown")
+    return known if len(known) == len(found) else None
+
+
 def _consistency(
     judge: Judge, seen: dict[str, Seen], judged: dict[str, Views]
 ) -> dict[str, dict[str, object]]:
@@ -233,8 +243,8 @@ def _copies(path: Path, made: Views, crops: Path) -> dict[str, object]:
     title = "generated views that are nearest to a training crop, above it, with the distance"
     words, labels = ("generated", "training"), [f"{value:.1f}" for value in apart[first]]
     tiles.save_image(path, tiles.contact_sheet(pairs, [None] * 2, labels, title, labels=words))
-    distances = made.mean(apart[: len(views)].reshape(made.poses.shape))
-    share = made.mean((apart[: len(views)] <= MOST).reshape(made.poses.shape))
+    distances = apart[: len(views)].reshape(made.poses.shape).mean(1)
+    share = (apart[: len(views)] <= MOST).reshape(made.poses.shape).mean(1)
     return {
         "distance": {
             "generated": mean_interval(distances),
@@ -415,7 +425,7 @@ def _rows(found: dict[str, Any]) -> Iterator[list[str]]:
         real = row.get("real_objects", row["training_crops"])
         yield [names[name], f"{row['generated']}", f"{row['photos']}", f"{row['chance']:.2f}",
                f"{real}"]  # fmt: skip
-    row = found["pose_strength"]
+    row = found["pose_strength"] or dict.fromkeys(("generated", "photos"), "unknown")
     yield ["strength of the pose", f"{row['generated']}", f"{row['photos']}", "0", "1"]
     for feature, row in found["consistency"].items():
         top = row["ceiling_similarity"]

@@ -13,7 +13,6 @@ from mirage_steps.files.atomic import require_disk, write_json
 from mirage_steps.files.command import run
 from mirage_steps.files.h5 import create_h5, open_h5, slices
 from mirage_steps.files.image_set import write_preview
-from mirage_steps.files.masked_set import summarize
 from mirage_steps.files.shards import ROWS, Shard
 from mirage_steps.files.terminal import progress
 
@@ -34,6 +33,9 @@ def main(*, shards: tuple[Path, ...], out: Path, images: Path | None = None) -> 
     _join_records(shards, out)
     with open_h5(out / f"{stem}.h5") as file:
         if images is not None:
+            # No edit there makes all shards stale, which are gone (files/step_code.py).
+            from mirage_steps.files.masked_set import summarize
+
             with open_h5(images, "images") as source:
                 summarize(file, source, out)
         elif "columns" in file.attrs:

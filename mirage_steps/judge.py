@@ -249,8 +249,11 @@ class Judge:
         """Whether views show the requested poses (n, v) or adjacent ones, bool (n, v)."""
         return in_pose(poses, seen.poses, self.k, within)
 
-    def strength(self, seen: Seen, views: Views) -> np.ndarray:
-        """How strongly the views of each object show their poses, (n,), as real images do: 1."""
+    def strength(self, seen: Seen, views: Views) -> np.ndarray | None:
+        """How strongly the views of each object show their poses, (n,), as real images do: 1.
+
+        None where it is unknown (:func:`.pose_strength`).
+        """
         made = np.arange(views.poses.shape[1]) != views.given[:, None]
         shown = seen.poses // self.k == views.poses // self.k  # the category, and an object at all
         return pose_strength(seen.maps, views.poses, made, shown, self.real.maps, self.labels)

@@ -1,8 +1,8 @@
 """A set of generated images (paper, sections 3.3 and 4).
 
 - ``single``: single images with self-attention, poses sampled by their frequency in the data;
-- ``multi-view``: for each initial noise a reference pose and three other poses, all different and
-  drawn by their frequency too; only the latter are kept.
+- ``multi-view``: for each initial noise three poses by their frequency, and a reference in another
+  pose, which is not kept.
 
 Writes ``images.h5``: ``images`` (n, S, S, 3) uint8, ``pose`` (n,), ``object`` (n,) the number of
 the noise; and ``images.png``, the first of them.
@@ -178,10 +178,11 @@ def _multi_view(
 def _poses_of_object(
     network: UNet, frequencies: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Distinct poses of one object, the reference's first, drawn by their frequency in the data.
+    """Distinct poses of one object, the reference's first.
 
-    As single images are, so that no row of the table has the data's poses more than another. Poses
-    without images, which the model never saw, are left out.
+    The others, which are kept, are drawn by their frequency in the data, as single images are, so
+    that no row of the table has the data's poses more than another (where no pose has more than a
+    third of the images). Poses without images, which the model never saw, are left out.
     """
     config, category = network.config, 0
     if config.categories > 1:
@@ -194,8 +195,30 @@ def _poses_of_object(
             f"only {len(poses)} poses of category {category} have images, an object needs "
             f"{1 + NOVEL_VIEWS}; lower poses.k and train again"
         )
-    shares = frequencies[poses] / frequencies[poses].sum()
-    return poses[rng.choice(len(poses), 1 + NOVEL_VIEWS, replace=False, p=shares)]
+    novel = _distinct(rng, frequencies[poses], NOVEL_VIEWS)
+    reference = rng.choice(np.delete(np.arange(len(poses)), novel))
+    return poses[[reference, *novel]]
+
+
+def _distinct(rng: np.random.Generator, shares: np.ndarray, count: int) -> np.ndarray:
+    """``count`` different indices, each drawn with a probability of ``count`` times its share.
+
+    Systematic sampling (Madow 1949). Probabilities above 1 are cut, the others raised.
+
+    Args:
+        rng: of the draw.
+        shares: (n,) positive, of any sum; n > count.
+        count: how many.
+    """
+    wanted = count * shares / shares.sum()
+    while (wanted > 1 + 1e-9).any():
+        wanted = np.minimum(wanted, 1)
+        others = wanted < 1
+        wanted[others] *= (count - (~others).sum()) / wanted[others].sum()
+    order = rng.permutation(len(wanted))
+    edges = np.cumsum(wanted[order])
+    places = np.searchsorted(edges, rng.random() + np.arange(count), side="right")
+    return order[np.minimum(places, len(order) - 1)]
 
 
 def _reference(network: UNet, frequencies: np.ndarray, views: settings.Views, number: int) -> int:

@@ -156,6 +156,14 @@ def test_what_cannot_be_a_mesh_or_masked_is_one_line(run, two):
             run.masks(images)
 
 
+def test_a_run_that_centers_its_maps_has_no_cameras(run, two, tmp_path):
+    center = (np.zeros((1, 1), np.float32),)
+    for changes in ({"centers": center}, {"mask_background": False}):
+        other = replace(run, folder=tmp_path, estimator=replace(run.estimator, **changes))
+        with pytest.raises(UserError, match="cameras.json: not there, and cannot be made: a mesh"):
+            other.mesh(two)
+
+
 def test_a_library_prints_nothing_unless_asked(run, capfd):
     run.sample(1, poses=[0])
     assert capfd.readouterr() == ("", "")

@@ -577,26 +577,23 @@ def _drawn(categories: int, frequencies: np.ndarray, count: int) -> np.ndarray:
 
 
 def test_an_object_has_distinct_poses_of_one_category_as_frequent_as_in_the_data():
-    shares = np.array([0.5, 0.3, 0.2])
-    frequencies = np.repeat(shares / 5, 5) * np.tile([2, 1, 1, 0.5, 0.5], 3)
-    drawn = _drawn(3, frequencies, 2000)
+    shares, within = np.array([0.5, 0.3, 0.2]), np.array([0.3, 0.25, 0.2, 0.15, 0.1])
+    drawn = _drawn(3, (shares[:, None] * within).ravel(), 2000)
     assert drawn.shape == (2000, 4) and all(len(set(row)) == 4 for row in drawn.tolist())
     assigned = drawn // 5
     assert (assigned == assigned[:, :1]).all()
     # Four standard deviations of a share of 2000 draws.
     np.testing.assert_allclose(np.bincount(assigned[:, 0]) / 2000, shares, atol=4 * 0.0112)
-    # Within a category every pose is as likely, in every place.
-    for place in range(4):
-        counts = np.bincount(drawn[assigned[:, 0] == 0][:, place], minlength=5)
-        np.testing.assert_allclose(counts[:5] / counts.sum(), 0.2, atol=0.052)
+    # Within a category the poses that are kept are as frequent as in the data.
+    counts = np.bincount(drawn[assigned[:, 0] == 0][:, 1:].ravel(), minlength=5)
+    np.testing.assert_allclose(counts[:5] / counts.sum(), within, atol=0.03)
 
 
-def test_with_one_category_poses_are_drawn_as_ever():
-    frequencies = np.full(9, 1 / 9)
-    expected = [
-        np.random.default_rng([0, number]).choice(9, 4, replace=False) for number in range(20)
-    ]
-    np.testing.assert_array_equal(_drawn(1, frequencies, 20), expected)
+def test_a_pose_with_most_of_the_images_is_in_every_object():
+    drawn = _drawn(1, np.array([0.7, 0.15, 0.1, 0.05]), 2000)[:, 1:]
+    assert (drawn == 0).any(1).all() and all(len(set(row)) == 3 for row in drawn.tolist())
+    counts = np.bincount(drawn.ravel(), minlength=4) / 2000
+    np.testing.assert_allclose(counts, [1, 1, 2 / 3, 1 / 3], atol=0.05)
 
 
 def test_a_pose_without_images_is_never_asked_for():

@@ -134,9 +134,13 @@ def test_evidence_is_compared_by_its_networks(runs):
         about = {"pose_estimator": "dinov2", "network": "lite0 at 128 pixels"}
         content = {"pose_control": {"near": {"chance": 0.25, "generated": one}}, **about}
         (run / "evidence/evidence.json").write_text(json.dumps(content))
-    key = ("pose control, near, generated", 24, "dinov2, lite0 at 128 pixels")
+    key = ("pose control, near, generated", 24, "dinov2, lite0 at 128 pixels, chance 0.25")
     found = [compare.figures(read_run(run)) for run in runs]
     assert [one[key] for one in found] == [0.5, 0.7]
+    for changes in ({"maps_centered": True}, {"network": "x"}, {"pose_estimator": "y"}):
+        path = runs[1] / "evidence/evidence.json"
+        path.write_text(json.dumps(content | changes))
+        assert key not in compare.figures(read_run(runs[1]))
 
 
 def test_a_folder_without_results_is_an_error_of_one_line(runs, tmp_path):

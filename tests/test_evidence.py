@@ -13,7 +13,7 @@ from mirage_steps import ablation, evidence, settings, sheet, turntables, views
 from mirage_steps.demo.renderer import cars
 from mirage_steps.errors import UserError
 from mirage_steps.files.h5 import create_h5, open_h5
-from mirage_steps.judge import _GRAY, Judge, Views, read_turntables
+from mirage_steps.judge import _GRAY, Judge, Seen, Views, read_turntables
 from mirage_steps.method.evidence import (
     Consistency,
     coverage,
@@ -368,6 +368,52 @@ def test_real_images_have_strength_one_however_few_and_noisy_they_are():
         every = np.ones(poses.shape, bool)
         found.append(pose_strength(maps, poses, every, every, real, labels).mean())
     assert np.mean(found) == pytest.approx(1, abs=0.02)  # 0.75 if the noise of means were ignored
+
+
+def test_the_strength_is_unknown_where_real_images_do_not_differ_by_pose():
+    known = 0
+    for _ in range(50):
+        labels = np.repeat(np.arange(8), 3)
+        real, (maps, poses) = RNG.normal(size=(24, 30)), _views_of(RNG.normal(size=(8, 30)), [1.0])
+        every = np.ones(poses.shape, bool)
+        known += pose_strength(maps, poses, every, every, real, labels) is not None
+    assert known == 0
+
+
+def test_the_strength_leaves_out_given_views_and_those_without_an_object(finished, tmp_path):
+    run = Run.load(finished[""], device="cpu")
+    judge = Judge.load(run, settings.Evidence(judge_resolution=64), tmp_path)
+    k = judge.k
+    means, poses = RNG.normal(size=(k, 40)), np.tile(np.arange(k), (2, 1))
+    labels = np.repeat(np.arange(k), 4)
+
+    def seen(maps: np.ndarray, found: np.ndarray) -> Seen:
+        nothing = np.zeros(found.shape)
+        return Seen(found, nothing, nothing, maps, {})
+
+    judge = replace(judge, real=seen(means[labels], labels), labels=labels)
+    maps = np.tile(means, (2, 1, 1))
+    views = Views(np.zeros((2, k, 1, 1, 3), np.uint8), poses, np.array([1, 0]))
+    np.testing.assert_allclose(judge.strength(seen(maps, poses), views), 1)
+    maps[0, 1] = maps[1, 0] = 100.0  # the given views
+    np.testing.assert_allclose(judge.strength(seen(maps, poses), views), 1)
+    absent = poses.copy()
+    absent[0] = -1
+    assert judge.strength(seen(maps, absent), views).tolist() == [0, pytest.approx(1)]
+
+
+def test_copies_of_training_crops_are_told_and_shown(finished, tmp_path):
+    with open_h5(finished["crops/crops.h5"], "images") as file:
+        crops = file["images"][:6]
+    other = RNG.integers(0, 256, (2, 3, *crops.shape[1:]), dtype=np.uint8)
+    poses, given = np.tile(np.arange(3), (2, 1)), np.zeros(2, int)
+    for images, share in ((crops.reshape(2, 3, *crops.shape[1:]), 1.0), (other, 0.0)):
+        made = Views(images, poses, given)
+        found = evidence._copies(tmp_path / "copies.png", made, finished["crops/crops.h5"])
+        assert found["share"]["generated"].value == share
+        assert (found["distance"]["generated"].value < 0.1) == bool(share)
+        assert found["distance"]["real"].value > 1  # not to themselves
+        assert (tmp_path / "copies.png").is_file()
 
 
 # References

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workflow import ROOT
 
 from mirage_steps import settings
+from mirage_steps.ablation import _variants
 from mirage_steps.errors import UserError
 from mirage_steps.files.configuration import read_configuration
 from mirage_steps.method.unet import UNet, preset
@@ -105,6 +106,26 @@ def test_what_is_there_is_not_written_again(tmp_path, monkeypatch, capsys):
     (folder / "pose_space/maps.h5").touch()
     plan.main("demo", configfile=(mine,))
     assert "crop_features/tokens" not in capsys.readouterr().out.rpartition("demo:")[2]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.5, 2.5])
+@pytest.mark.parametrize("gammas", [settings.Ablation().gammas, (1.0, 3.0), (3.0, 5.0), ()])
+def test_rows_of_the_ablation_are_those_that_it_makes(gamma, gammas):
+    configuration = read_configuration([])
+    changed = configuration.dataset("demo").model_copy(
+        update={
+            "guidance": settings.Guidance(gamma=gamma),
+            "ablation": settings.Ablation(gammas=gammas),
+        }
+    )
+    names = {**configuration.datasets, "demo": changed}
+    configuration = configuration.model_copy(update={"datasets": names})
+    network = UNet(preset("small", 64, changed.poses.k, 0.0))
+    vit = plan.backbone(changed.backbone)
+    work = plan.operations(configuration, "demo", 2000, vit, network)
+    (runs,) = [runs for step, _, runs in work if step == "ablation"]
+    rows = len(_variants(changed.views, changed.guidance, changed.ablation))
+    assert runs.startswith(f"at most {rows} x ")
 
 
 def test_images_are_counted_by_name(tmp_path):

@@ -286,7 +286,8 @@ def evidence(path: Path, found: dict, about: dict) -> None:
         (names[name], row, row["chance"], row.get("real_objects", row["training_crops"]).value)
         for name, row in control.items()
     ]
-    rows.append(("strength of the pose", found["pose_strength"], 0.0, 1.0))
+    if found["pose_strength"] is not None:
+        rows.append(("strength of the pose", found["pose_strength"], 0.0, 1.0))
     rows += [
         (f"consistency:\n{feature}", row, 0.0, 1.0 if row["ceiling_similarity"] else None)
         for feature, row in found["consistency"].items()

@@ -11,8 +11,7 @@ SIDE = 16  # pixels of a thumbnail
 MOST = 4.0
 _SHARE = 0.25  # of the usual distance to the nearest other image
 _ROWS = 1024  # compared at once, so that memory grows by the thumbnails alone
-_QUERIES = 64  # answered at once: many images that are all alike are all near to each other
-_DIMENSIONS = 8
+_DIMENSIONS = 8  # of the tree
 
 
 def near_duplicates(thumbnails: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
@@ -29,20 +28,20 @@ def near_duplicates(thumbnails: np.ndarray, limit: float) -> tuple[np.ndarray, n
     Returns:
         (n,) indices; (n,) correlation with that image, in [-1, 1].
     """
-    of, basis = np.arange(len(thumbnails)), _components(thumbnails)
-    places = np.concatenate(
-        [_vectors(thumbnails[rows]) @ basis for rows in _slices(len(thumbnails))]
-    )
+    count, basis = len(thumbnails), _components(thumbnails)
+    places = np.concatenate([_vectors(thumbnails[rows]) @ basis for rows in _slices(count)])
     tree = scipy.spatial.cKDTree(places)
-    for rows in _slices(len(thumbnails), _QUERIES):
-        near = tree.query_ball_point(places[rows], limit * (1 + 1e-4), return_sorted=True)
-        for index, found in enumerate(map(np.array, near), rows.start):
-            firsts = found[(found < index) & (of[found] == found)]
-            if len(firsts):
-                gaps = _vectors(thumbnails[firsts]) - _vectors(thumbnails[[index]])
-                distances = np.linalg.norm(gaps, axis=1)
-                if distances.min() <= limit:
-                    of[index] = firsts[distances.argmin()]
+    of, nearest = np.arange(count), np.full(count, np.inf)
+    for first in range(count):
+        if nearest[first] <= limit:  # it repeats an image before it
+            continue
+        found = np.array(tree.query_ball_point(places[first], limit * (1 + 1e-4)))
+        later = found[found > first]
+        for rows in _slices(len(later)):
+            near = later[rows]
+            distances = _distances(_vectors(thumbnails[[first]]), _vectors(thumbnails[near]))[0]
+            closer = (distances <= limit) & (distances < nearest[near])
+            of[near[closer]], nearest[near[closer]] = first, distances[closer]
     return of, _correlations(thumbnails, of)
 
 
@@ -86,8 +85,8 @@ def duplicate_limit(thumbnails: np.ndarray) -> float:
     return float(min(MOST, _SHARE * np.median(nearest)))
 
 
-def _slices(count: int, size: int = _ROWS) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+def _slices(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS))
 
 
 def _sample(thumbnails: np.ndarray) -> np.ndarray:

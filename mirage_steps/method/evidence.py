@@ -120,7 +120,7 @@ def pose_strength(
     shown: np.ndarray,
     real: np.ndarray,
     labels: np.ndarray,
-) -> np.ndarray:
+) -> np.ndarray | None:
     """How strongly the views of each object show their poses, (n,): 1 as real images, 0 not at all.
 
     The slope of the regression of an object's maps, less their mean, on the mean maps of real
@@ -134,6 +134,9 @@ def pose_strength(
         shown: bool (n, v), views that show an object; others count as showing no pose.
         real: (m, d) maps of real images.
         labels: (m,) their poses; those with fewer than two images do not count.
+
+    Returns:
+        None where real images differ no more between poses than their means do by chance.
     """
     count = max(int(poses.max()), int(labels.max())) + 1
     means, noise = np.zeros((count, real.shape[1])), np.full(count, np.nan)
@@ -149,7 +152,7 @@ def pose_strength(
     # Means of few images are farther apart than those of many, by their noise.
     noisy = np.where(counted, noise[poses], 0).sum(1) * (1 - 1 / number)
     squares = np.square(expected).sum((1, 2)) - noisy
-    return products / max(squares.mean(), np.finfo(float).tiny)
+    return products / squares.mean() if squares.mean() > noisy.mean() else None
 
 
 def _centered(values: np.ndarray, counted: np.ndarray) -> np.ndarray:

@@ -197,7 +197,8 @@ class PoseEstimator:
         """
         poses, distances = np.empty(len(maps), np.int64), np.empty(len(maps))
         for category in np.unique(categories):
-            own = categories == category
+            # With one category no copy of all maps is made.
+            own = categories == category if len(self.poses) > 1 else slice(None)
             nearest, distances[own] = self.poses[category].nearest(maps[own], valid[own])
             poses[own] = nearest + category * self.k
         return poses, distances

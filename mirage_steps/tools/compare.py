@@ -132,14 +132,18 @@ def figures(run: dict[str, dict]) -> dict[tuple[str, int | None, str], float]:
             (f"poses {key}", n, f"true {truth}"): scores[key] for key in scores if key != "images"
         }
     seen = run.get("evidence/evidence.json", {})
-    of = f"{seen.get('pose_estimator')}, {seen.get('network')}"
-    rows = {f"pose control, {key}": row for key, row in seen.get("pose_control", {}).items()}
-    rows |= {"strength of the pose": seen.get("pose_strength", {})}
+    control = seen.get("pose_control", {})
+    chance = control.get("near", {}).get("chance", 0)
+    of = f"{seen.get('pose_estimator')}{', centered' * bool(seen.get('maps_centered'))}"
+    of += f", {seen.get('network')}, chance {chance:.2f}"
+    rows = {f"pose control, {key}": row for key, row in control.items()}
+    rows |= {"strength of the pose": seen.get("pose_strength") or {}}
     rows |= {f"consistency, {key}": row for key, row in seen.get("consistency", {}).items()}
     for name, row in rows.items():
-        for kind in ("generated", "photos"):
+        ceiling = ", by the ceiling" if row.get("ceiling_similarity") else ""
+        for kind, what in (("generated", ""), ("photos", f", {seen.get('photos_are')}")):
             one = row.get(kind, {})
-            found[f"{name}, {kind}", one.get("n"), of] = one.get("value")
+            found[f"{name}, {kind}", one.get("n"), f"{of}{ceiling}{what}"] = one.get("value")
     chosen = train.get("settings", {})
     of = f"U-Net {chosen.get('preset')} on {train.get('device')}"
     for key in ("seconds", "peak_memory_mb"):

@@ -266,7 +266,10 @@ def operations(
     flops += (objects + dataset.evidence.real_images) * k * vit.flops
     yield "sheet, evidence", flops, f"{objects} objects in {k} poses"
     ablation = dataset.ablation
-    rows, count = 5 + len(ablation.gammas), ablation.ablated_objects * k
+    guided = dataset.guidance.hard
+    gammas = {1.0, *ablation.gammas, *(() if guided else (settings.Guidance().gamma,))}
+    rows = 5 + guided + len(gammas - {dataset.guidance.gamma})
+    count = ablation.ablated_objects * k
     flops = rows * count * (steps * hard + vit.flops)
     yield "ablation", flops, f"at most {rows} x {count} images, {steps} steps"
 
