@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -354,7 +355,7 @@ def test_views_in_the_wrong_pose_and_without_an_object_are_weak():
     maps[:, 2] = 100
     np.testing.assert_allclose(pose_strength(maps, poses, counted, every, real, labels), without)
     # Neither does a pose of one real image.
-    one = np.concatenate([real[:-1], means[:1] + 9]), np.concatenate([labels[:-1], [0]])
+    one = real[:-1], labels[:-1]
     assert np.isfinite(pose_strength(maps, poses, counted, every, *one)).all()
 
 
@@ -380,10 +381,8 @@ def test_the_strength_is_unknown_where_real_images_do_not_differ_by_pose():
     assert known == 0
 
 
-def test_the_strength_leaves_out_given_views_and_those_without_an_object(finished, tmp_path):
-    run = Run.load(finished[""], device="cpu")
-    judge = Judge.load(run, settings.Evidence(judge_resolution=64), tmp_path)
-    k = judge.k
+def test_the_strength_leaves_out_given_views_and_those_without_an_object():
+    k = 5
     means, poses = RNG.normal(size=(k, 40)), np.tile(np.arange(k), (2, 1))
     labels = np.repeat(np.arange(k), 4)
 
@@ -391,11 +390,12 @@ def test_the_strength_leaves_out_given_views_and_those_without_an_object(finishe
         nothing = np.zeros(found.shape)
         return Seen(found, nothing, nothing, maps, {})
 
-    judge = replace(judge, real=seen(means[labels], labels), labels=labels)
+    run = SimpleNamespace(estimator=SimpleNamespace(k=k))
+    judge = Judge(run, None, {}, real=seen(means[labels], labels), labels=labels)
     maps = np.tile(means, (2, 1, 1))
-    views = Views(np.zeros((2, k, 1, 1, 3), np.uint8), poses, np.array([1, 0]))
+    views = Views(np.zeros((2, k, 1, 1, 3), np.uint8), poses, np.array([1, 1]))
     np.testing.assert_allclose(judge.strength(seen(maps, poses), views), 1)
-    maps[0, 1] = maps[1, 0] = 100.0  # the given views
+    maps[:, 1] = 100.0  # the given views
     np.testing.assert_allclose(judge.strength(seen(maps, poses), views), 1)
     absent = poses.copy()
     absent[0] = -1
