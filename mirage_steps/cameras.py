@@ -32,7 +32,7 @@ from mirage_steps.method.visual_hull import LEAST_VIEWS
 
 _ASIDE = 45  # degrees
 _BATCH = 256  # maps in memory
-_OTHERS = (
+_NEEDED = (
     "{}: cameras need maps that are zero off the object and not centered; set pose_space."
     "mask_background true and pose_space.center false"
 )
@@ -66,7 +66,7 @@ def main(
         cameras: What the data cannot tell.
     """
     if pose_space.center:
-        raise UserError(_OTHERS.format("pose_space.center true"))
+        raise UserError(_NEEDED.format("pose_space.center true"))
     names, assigned = read_poses(poses)
     count, categories = read_pose_counts(poses)
     for key, given in cameras:
@@ -129,7 +129,7 @@ def _means(
             sums[half, pose] += np.column_stack(one)
             images[half, pose] += 1
     if not background:
-        raise UserError(_OTHERS.format(maps))
+        raise UserError(_NEEDED.format(maps))
     single = images[1] == 0
     sums[1, single], images[1, single] = sums[0, single], images[0, single]
     sums, images = np.stack([sums.sum(0), *sums]), np.stack([images.sum(0), *images])

@@ -102,10 +102,10 @@ def main(
         "pose_control": _pose_control(judge, seen, judged, real),
         "pose_strength": _pose_strength(judge, seen, judged),
         "consistency": _consistency(judge, seen, judged),
+        "copies": _copies(out / "copies.png", generated, crops),
     }
     found["references"], scores = _references(judge, seen["generated"], generated)
     _draw_references(out / "references.png", generated, scores)
-    found["copies"] = _copies(out / "copies.png", generated, crops)
     if truth is not None:
         found["truth"] = _truth(judge, novel, seen["photos"], truth)
         _draw_truth(out / "truth.png", novel, truth)
@@ -243,17 +243,13 @@ def _copies(path: Path, made: Views, crops: Path) -> dict[str, object]:
     title = "generated views that are nearest to a training crop, above it, with the distance"
     words, labels = ("generated", "training"), [f"{value:.1f}" for value in apart[first]]
     tiles.save_image(path, tiles.contact_sheet(pairs, [None] * 2, labels, title, labels=words))
-    distances = apart[: len(views)].reshape(made.poses.shape).mean(1)
-    share = (apart[: len(views)] <= MOST).reshape(made.poses.shape).mean(1)
+    parted = {
+        "generated": apart[: len(views)].reshape(made.poses.shape),
+        "real": apart[len(views) :, None],
+    }
     return {
-        "distance": {
-            "generated": mean_interval(distances),
-            "real": mean_interval(apart[len(views) :]),
-        },
-        "share": {
-            "generated": share_interval(share),
-            "real": share_interval((apart[len(views) :] <= MOST).astype(float)),
-        },
+        "distance": {kind: mean_interval(one.mean(1)) for kind, one in parted.items()},
+        "share": {kind: share_interval((one <= MOST).mean(1)) for kind, one in parted.items()},
         "limit": MOST,
     }
 

@@ -976,17 +976,18 @@ def differences(dataset: Dataset) -> list[str]:
     found += [line for name in sections() for line in deviations(getattr(dataset, name), name)]
     if dataset.paper is None:
         return found
-    hours, length = dataset.training.hours, ("iterations", dataset.training.iterations)
-    if hours != "none":
-        length = "hours", hours
+    training, iterations = dataset.training, dataset.paper.iterations
+    timed = training.hours != "none" and iterations is not None
+    if timed:
+        found.append(f"training.hours {training.hours} (paper: {iterations} iterations)")
     values = {
         "source.kind": (dataset.source.kind, dataset.paper.kind),
         "source.category": (getattr(dataset.source, "category", None), dataset.paper.category),
         "poses.k": (dataset.poses.k, dataset.paper.k),
-        f"training.{length[0]}": (length[1], dataset.paper.iterations),
+        "training.iterations": (training.iterations, None if timed else iterations),
     }
     found += [
-        f"{path} {value} (paper: {paper}{' iterations' if 'hours' in path else ''})"
+        f"{path} {value} (paper: {paper})"
         for path, (value, paper) in values.items()
         if paper is not None and value != paper
     ]

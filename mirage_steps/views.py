@@ -28,7 +28,7 @@ from mirage_steps.files.tables import read_poses, require_pose_counts
 from mirage_steps.files.terminal import progress
 from mirage_steps.method.device import autocast, choose_device, memory_advice
 from mirage_steps.method.diffusion import frame_noise, keyed_noise, sampling_timesteps, to_pixels
-from mirage_steps.method.multiview import sample_single, sample_views
+from mirage_steps.method.multiview import distinct_choice, sample_single, sample_views
 from mirage_steps.method.unet import Frames, UNet
 from mirage_steps.networks.diffusion_model import load_model
 from mirage_steps.references import BLOCK, References
@@ -195,30 +195,9 @@ def _poses_of_object(
             f"only {len(poses)} poses of category {category} have images, an object needs "
             f"{1 + NOVEL_VIEWS}; lower poses.k and train again"
         )
-    novel = _distinct(rng, frequencies[poses], NOVEL_VIEWS)
+    novel = distinct_choice(rng, frequencies[poses], NOVEL_VIEWS)
     reference = rng.choice(np.delete(np.arange(len(poses)), novel))
     return poses[[reference, *novel]]
-
-
-def _distinct(rng: np.random.Generator, shares: np.ndarray, count: int) -> np.ndarray:
-    """``count`` different indices, each drawn with a probability of ``count`` times its share.
-
-    Systematic sampling (Madow 1949). Probabilities above 1 are cut, the others raised.
-
-    Args:
-        rng: of the draw.
-        shares: (n,) positive, of any sum; n > count.
-        count: how many.
-    """
-    wanted = count * shares / shares.sum()
-    while (wanted > 1 + 1e-9).any():
-        wanted = np.minimum(wanted, 1)
-        others = wanted < 1
-        wanted[others] *= (count - (~others).sum()) / wanted[others].sum()
-    order = rng.permutation(len(wanted))
-    edges = np.cumsum(wanted[order])
-    places = np.searchsorted(edges, rng.random() + np.arange(count), side="right")
-    return order[np.minimum(places, len(order) - 1)]
 
 
 def _reference(network: UNet, frequencies: np.ndarray, views: settings.Views, number: int) -> int:

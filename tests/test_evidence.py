@@ -463,6 +463,8 @@ def test_references_are_scored_by_maps_centered_on_references(finished):
             run.model, settings.Views(steps=2, reject=0.4), estimator, run.backbone
         )
         found.append(chooser.chosen(range(16), 0, lambda number: number % 5))
+        recentered = chooser._recentered().estimator.centers[0]
+        assert 0 < np.abs(recentered).max() < 50
     assert found[0] == found[1] and max(found[0]) > 15
 
 

@@ -96,7 +96,10 @@ def _sample(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _components(thumbnails: np.ndarray) -> np.ndarray:
-    """Leading principal components of some thumbnails' vectors, (SIDE * SIDE * 3, _DIMENSIONS)."""
+    """Leading principal components of some thumbnails' vectors, (SIDE * SIDE * 3, _DIMENSIONS).
+
+    About zero, not about their mean: any orthonormal directions would do.
+    """
     some = _sample(thumbnails).astype(np.float64)
     return np.linalg.eigh(some.T @ some)[1][:, -_DIMENSIONS:]
 

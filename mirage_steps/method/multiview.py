@@ -18,6 +18,7 @@ In all functions ``model`` is the network in evaluation mode, ``timesteps`` go f
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,3 +152,24 @@ def _embeddings(model: UNet, poses: Tensor, timesteps: list[int]) -> dict[int, T
     times = torch.tensor(timesteps, device=poses.device).repeat_interleave(poses.numel())
     flat = model.embed(times, poses.flatten().repeat(len(timesteps)))
     return dict(zip(timesteps, flat.unflatten(0, (len(timesteps), *poses.shape)), strict=True))
+
+
+def distinct_choice(rng: np.random.Generator, shares: np.ndarray, count: int) -> np.ndarray:
+    """``count`` different indices, each drawn with a probability of ``count`` times its share.
+
+    Systematic sampling (Madow 1949). Probabilities above 1 are cut, the others raised.
+
+    Args:
+        rng: of the draw.
+        shares: (n,) positive, of any sum; n > count.
+        count: how many.
+    """
+    wanted = count * shares / shares.sum()
+    while (wanted > 1 + 1e-9).any():
+        wanted = np.minimum(wanted, 1)
+        others = wanted < 1
+        wanted[others] *= (count - (~others).sum()) / wanted[others].sum()
+    order = rng.permutation(len(wanted))
+    edges = np.cumsum(wanted[order])
+    places = np.searchsorted(edges, rng.random() + np.arange(count), side="right")
+    return order[np.minimum(places, len(order) - 1)]

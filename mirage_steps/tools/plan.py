@@ -256,17 +256,21 @@ def operations(
         yield "masks", masked * samples * flops, f"{masked} x {samples} images"
     flops = vit.flops + (_INCEPTION if dataset.embed.inception != "none" else 0)
     yield "embed", len(sets) * samples * flops, f"{len(sets)} x {samples} images"
-    k, hard = dataset.poses.k, encoder + 2 * decoder
-    judged, view = (
-        dataset.evidence.judged_objects,
-        hard if dataset.guidance.hard else encoder + decoder,
-    )
-    objects = max(dataset.sheet.objects, judged) + judged  # generated, and photos
-    flops = steps * (objects * k * view + 2 * judged * (encoder + decoder))  # inverted, and back
+    yield from _judged(dataset, vit, encoder, decoder)
+
+
+def _judged(
+    dataset: settings.Dataset, vit: Backbone, encoder: float, decoder: float
+) -> Iterator[tuple[str, float, str]]:
+    """As :func:`operations`, of what is judged, by those of an image in the U-Net's two parts."""
+    k, steps, guided = dataset.poses.k, dataset.views.steps, dataset.guidance.hard
+    alone, hard = encoder + decoder, encoder + 2 * decoder
+    photos, ablation = dataset.evidence.judged_objects, dataset.ablation
+    objects = max(dataset.sheet.objects, photos) + photos
+    # Photos are inverted, and reconstructed.
+    flops = steps * (objects * k * (hard if guided else alone) + 2 * photos * alone)
     flops += (objects + dataset.evidence.real_images) * k * vit.flops
     yield "sheet, evidence", flops, f"{objects} objects in {k} poses"
-    ablation = dataset.ablation
-    guided = dataset.guidance.hard
     gammas = {1.0, *ablation.gammas, *(() if guided else (settings.Guidance().gamma,))}
     rows = 5 + guided + len(gammas - {dataset.guidance.gamma})
     count = ablation.ablated_objects * k
